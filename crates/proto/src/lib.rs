@@ -1,1 +1,46 @@
-//! placeholder
+//! Messages between the guest driver (`seawall-agent`) and the host service (`seawalld`).
+//!
+//! A link carries, in each direction, one fixed-layout [`Hello`] and then length-prefixed frames
+//! ([`frame`]) that each hold one message: [`ToHost`] from the driver, [`ToGuest`] from the host.
+//! This crate does no I/O: [`frame::Decoder`] takes bytes as they arrive and gives whole payloads.
+//!
+//! ```
+//! use seawall_proto::{frame, ToHost, Heartbeat};
+//!
+//! let mut wire = Vec::new();
+//! frame::encode(&ToHost::Heartbeat(Heartbeat::default()), &mut wire)?;
+//! let mut decoder = frame::Decoder::new();
+//! decoder.extend(&wire);
+//! let payload = decoder.next_payload()?.expect("the frame is whole");
+//! assert!(matches!(frame::decode(payload)?, Some(ToHost::Heartbeat(_))));
+//! # Ok::<(), frame::FrameError>(())
+//! ```
+//!
+//! Whatever comes from a guest is hostile. Lengths are checked before anything is allocated, and a
+//! value that passed this crate is well-formed, not true.
+
+pub mod frame;
+mod hello;
+mod identity;
+mod message;
+pub mod noise;
+mod types;
+
+pub use hello::{Hello, HelloError, PREFACE_LEN, Preface};
+pub use identity::{Key, Proof, RegionId};
+pub use message::{
+    Attach, Attached, Content, Coverage, ExposureReason, FailMode, FileMetadata, Heartbeat, Notice,
+    Operation, Outcome, Policy, Refusal, ScanRequest, SlotRef, ToGuest, ToHost, Uncovered, Verdict,
+};
+pub use types::{ContentHash, Decision, Generation, RequestId, VerdictKind};
+
+/// The port on which the service listens for drivers, on AF_VSOCK and on TCP alike.
+pub const PORT: u16 = 7325;
+
+/// Protocol versions, one sentence each:
+///
+/// 1. Scan requests with content in region slots, verdicts, policy, heartbeats and notices.
+pub const VERSION: u16 = 1;
+
+/// The lowest protocol version that this build still speaks.
+pub const LOWEST_VERSION: u16 = 1;

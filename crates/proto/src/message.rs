@@ -1,0 +1,377 @@
+//! The messages of protocol version 1.
+//!
+//! The order of variants and fields is the format (postcard): new variants go at the end, and
+//! [`frame::Message::KINDS`](crate::frame::Message::KINDS) grows with them.
+
+use crate::{ContentHash, Decision, Generation, Proof, RegionId, RequestId, VerdictKind};
+use serde::{Deserialize, Serialize};
+
+/// What the driver says to the host.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum ToHost {
+    /// The first message of a session: who is there, and the proof that it is the guest's root.
+    Attach(Attach),
+    /// A file access waits for a verdict.
+    ScanRequest(ScanRequest),
+    /// More content of an open request.
+    Content(Content),
+    /// The driver waits for this request no longer; its slots stay the host's until it says
+    /// [`ToGuest::Copied`] or sends the verdict.
+    Cancel(RequestId),
+    /// The driver lives; sent every [`Attached::heartbeat_ms`].
+    Heartbeat(Heartbeat),
+    /// Something that the operator may want to know.
+    Notice(Notice),
+}
+
+/// What the host says to the driver.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum ToGuest {
+    /// The session stands.
+    Attached(Attached),
+    /// The session does not stand; the host closes the connection.
+    Refused(Refusal),
+    /// The answer to a request. It also gives back whatever slots of it were not copied yet.
+    Verdict(Verdict),
+    /// The host has copied this many slots of a request so far, in the order in which they were
+    /// sent; they are free again.
+    Copied {
+        /// The request.
+        id: RequestId,
+        /// Slots copied since the request began.
+        slots: u32,
+    },
+    /// The policy changed.
+    Policy(Policy),
+    /// Engines or signatures changed: nothing remembered of an older generation counts.
+    Generation(Generation),
+}
+
+/// Opens a session.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Attach {
+    /// Shows that the sender can read the region's header.
+    pub proof: Proof,
+    /// The region that the driver has mapped.
+    pub region: RegionId,
+    /// The driver's version, for the operator.
+    pub driver_version: String,
+    /// The guest's kernel release, for the operator.
+    pub kernel: String,
+    /// The kernel's random boot id: tells a reconnect from a reboot.
+    pub boot_id: String,
+}
+
+/// The host's answer to [`Attach`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Attached {
+    /// The name by which the host knows this guest.
+    pub guest: String,
+    /// The policy to follow.
+    pub policy: Policy,
+    /// The generation of engines and signatures in use.
+    pub generation: Generation,
+    /// How often the driver sends a heartbeat, in milliseconds.
+    pub heartbeat_ms: u32,
+}
+
+/// Why a session was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Refusal {
+    /// The proof does not fit the key in the region's current header: read it again.
+    Proof,
+    /// The region named is not this guest's.
+    Region,
+    /// The first message was not [`Attach`].
+    Order,
+}
+
+/// The part of the policy that the driver carries out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    /// What happens to an open that gets no verdict.
+    pub fail_open: FailMode,
+    /// What happens to an exec that gets no verdict.
+    pub fail_exec: FailMode,
+    /// The longest that an open is held, in milliseconds.
+    pub open_deadline_ms: u32,
+    /// The longest that an exec is held, in milliseconds.
+    pub exec_deadline_ms: u32,
+    /// Added to a deadline for each 64 MiB of content, in milliseconds.
+    pub deadline_per_64_mib_ms: u32,
+    /// No deadline is longer than this, in milliseconds.
+    pub most_deadline_ms: u32,
+    /// A larger file is not scanned on access, in bytes.
+    pub whole_file_limit: u64,
+    /// Absolute path prefixes whose files are not scanned, where the path is true.
+    pub exclude_paths: Vec<serde_bytes::ByteBuf>,
+}
+
+/// What an access gets that no verdict decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum FailMode {
+    /// It goes on, and the file is scanned when that is possible again.
+    Open,
+    /// It ends with EPERM.
+    Closed,
+    /// It ends with EPERM when another user than root may write the file, else it goes on.
+    ClosedIfUserWritable,
+}
+
+impl Default for Policy {
+    /// DESIGN.md's defaults: what a driver does before it has ever met its host.
+    fn default() -> Self {
+        Self {
+            fail_open: FailMode::Open,
+            fail_exec: FailMode::ClosedIfUserWritable,
+            open_deadline_ms: 5_000,
+            exec_deadline_ms: 10_000,
+            deadline_per_64_mib_ms: 1_000,
+            most_deadline_ms: 30_000,
+            whole_file_limit: 256 << 20,
+            exclude_paths: Vec::new(),
+        }
+    }
+}
+
+/// Why the driver asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Operation {
+    /// A process opens the file and waits.
+    Open,
+    /// A process executes the file and waits.
+    Exec,
+    /// Nobody waits: the file was written, was let through unscanned before, or was running when
+    /// the driver started.
+    Background,
+}
+
+/// Asks for a verdict. What is in `content` is the file's beginning; the rest follows in
+/// [`Content`] messages.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ScanRequest {
+    /// Names this request in the session.
+    pub id: RequestId,
+    /// Why the driver asks.
+    pub operation: Operation,
+    /// How long the driver waits at most, in milliseconds.
+    pub deadline_ms: u32,
+    /// What the guest says of the file.
+    pub file: FileMetadata,
+    /// Slots with the first part of the content, in order.
+    pub slots: Vec<SlotRef>,
+    /// Whether `slots` holds all of it.
+    pub last: bool,
+}
+
+/// What the guest says of a file: for the operator's eyes and the engines' hints, never believed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct FileMetadata {
+    /// The path as the driver sees it, at most 4,096 bytes; any bytes but NUL.
+    pub path: serde_bytes::ByteBuf,
+    /// Whether opening that path without symlinks, in the driver's own namespace, gave this file.
+    pub path_is_true: bool,
+    /// Device and inode number.
+    pub inode: (u64, u64),
+    /// Size in bytes when the driver began to read.
+    pub size: u64,
+    /// The process that waits; 0 where none does.
+    pub pid: u32,
+}
+
+/// More content of an open request.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Content {
+    /// The request.
+    pub id: RequestId,
+    /// Slots with the next part, in order.
+    pub slots: Vec<SlotRef>,
+    /// Whether the content ends here.
+    pub last: bool,
+}
+
+/// Bytes in the region: the first `len` of one slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotRef {
+    /// The slot's number.
+    pub index: u16,
+    /// How many bytes of it are content.
+    pub len: u32,
+}
+
+/// The answer to a request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// The request.
+    pub id: RequestId,
+    /// What the host found.
+    pub kind: VerdictKind,
+    /// What policy decides; `None` leaves it to the fail mode.
+    pub decision: Option<Decision>,
+    /// The generation whose engines looked.
+    pub generation: Generation,
+    /// The digest of what the host copied; `None` when the content never became whole.
+    pub hash: Option<ContentHash>,
+    /// The first detection's name, or why there is no verdict.
+    pub detail: Option<String>,
+}
+
+/// Sent while the driver lives. Counters count from the worker's start.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Heartbeat {
+    /// Permission events read.
+    pub events: u64,
+    /// Answered at once: own process, excluded, empty, not a regular file.
+    pub passed: u64,
+    /// Answered from what the driver remembers.
+    pub remembered: u64,
+    /// Requests sent to the host.
+    pub requests: u64,
+    /// Accesses denied because of a verdict.
+    pub denied: u64,
+    /// Accesses answered by fail mode.
+    pub unscanned: u64,
+    /// Of these, because more were outstanding than may be.
+    pub overloaded: u64,
+    /// Files let through unscanned that still wait for their scan.
+    pub exposed: u64,
+    /// Permission events that wait for their answer now.
+    pub outstanding: u32,
+    /// Whether a supervisor would answer if the worker died.
+    pub supervised: bool,
+    /// Resident memory of worker and supervisor in KiB (PSS, without the region).
+    pub memory_kib: u32,
+    /// CPU time of worker and supervisor in milliseconds.
+    pub cpu_ms: u64,
+}
+
+/// Something that the operator may want to know.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Notice {
+    /// What became of a request that was not simply clean and allowed.
+    Outcome(Outcome),
+    /// An access was answered without a verdict.
+    Unscanned {
+        /// What the guest says of the file.
+        file: FileMetadata,
+        /// What the process wanted.
+        operation: Operation,
+        /// Why there was no verdict.
+        reason: ExposureReason,
+        /// What fail mode made of it.
+        decision: Decision,
+    },
+    /// Which file systems the driver watches; sent at attach and at each change.
+    Coverage(Coverage),
+    /// The supervisor started a new worker after the last one died.
+    WorkerRestarted {
+        /// Events that fail mode answered in its place.
+        orphans: u32,
+    },
+}
+
+/// What became of a request.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Outcome {
+    /// The request.
+    pub id: RequestId,
+    /// What the kernel was told; `None` where nobody waited any more.
+    pub decision: Option<Decision>,
+    /// The waiting process's name (`/proc/PID/comm`), any bytes.
+    pub process: serde_bytes::ByteBuf,
+    /// The waiting process's real user id.
+    pub uid: Option<u32>,
+}
+
+/// Why an access was answered without a verdict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum ExposureReason {
+    /// There was no session with the host.
+    LinkDown,
+    /// The deadline passed.
+    Deadline,
+    /// The file is larger than the whole-file limit.
+    TooLarge,
+    /// The host had no verdict: an engine failed, or it was overloaded.
+    HostError,
+    /// More events were outstanding than may be.
+    Overload,
+    /// The content changed each time it was read.
+    Changing,
+    /// The driver could not read the file.
+    Unreadable,
+    /// The worker that held the event died.
+    WorkerDied,
+}
+
+/// Which file systems the driver watches.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Coverage {
+    /// How many file systems carry marks.
+    pub covered: u32,
+    /// Those that do not.
+    pub uncovered: Vec<Uncovered>,
+}
+
+/// A file system without marks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Uncovered {
+    /// Where it is mounted, any bytes.
+    pub mount_point: serde_bytes::ByteBuf,
+    /// Its type, as in mountinfo.
+    pub fs_type: String,
+    /// Why it is not watched.
+    pub reason: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame;
+
+    /// The bytes of version 1. A change here is a new protocol version.
+    #[test]
+    fn version_1_is_pinned() {
+        let request = ToHost::ScanRequest(ScanRequest {
+            id: RequestId(300),
+            operation: Operation::Exec,
+            deadline_ms: 5,
+            file: FileMetadata {
+                path: serde_bytes::ByteBuf::from(b"/a\xff".to_vec()),
+                path_is_true: true,
+                inode: (1, 2),
+                size: 3,
+                pid: 4,
+            },
+            slots: vec![SlotRef { index: 7, len: 3 }],
+            last: true,
+        });
+        let mut wire = Vec::new();
+        frame::encode(&request, &mut wire).expect("it is short");
+        assert_eq!(
+            wire,
+            b"\x12\0\0\0\x01\xac\x02\x01\x05\x03/a\xff\x01\x01\x02\x03\x04\x01\x07\x03\x01"
+        );
+        let verdict = ToGuest::Verdict(Verdict {
+            id: RequestId(300),
+            kind: VerdictKind::Infected,
+            decision: Some(Decision::Deny),
+            generation: Generation(2),
+            hash: None,
+            detail: Some("x".into()),
+        });
+        wire.clear();
+        frame::encode(&verdict, &mut wire).expect("it is short");
+        assert_eq!(wire, b"\x0b\0\0\0\x02\xac\x02\x01\x01\x01\x02\0\x01\x01x");
+    }
+
+    #[test]
+    fn the_last_kinds_are_known() {
+        for (payload, kinds) in [
+            (postcard::to_stdvec(&ToHost::Notice(Notice::WorkerRestarted { orphans: 0 })), 6),
+            (postcard::to_stdvec(&ToGuest::Generation(Generation(0))), 6),
+        ] {
+            assert_eq!(u32::from(payload.expect("it is short")[0]) + 1, kinds);
+        }
+    }
+}

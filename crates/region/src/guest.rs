@@ -1,0 +1,309 @@
+//! The driver's side: the BAR mapped write-combining, and the pool of its slots.
+//!
+//! Owns the mapping and knows which slots are free. A [`Slot`] is taken by one request at a time;
+//! dropping it gives it back. Content goes in by pread, whose target is the mapping itself: the
+//! driver holds no copy, and reads nothing back from the slots (an uncached read costs about a
+//! microsecond per eight bytes).
+
+#![allow(unsafe_code)] // Mapping device memory and reading into it; see the SAFETY comments.
+
+use crate::layout::{ENCODED_HEADER_LEN, Geometry, HEADER_LEN, Header, LayoutError, SLOT_LEN};
+use seawall_proto::SlotRef;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::ptr::NonNull;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+/// ivshmem's PCI vendor and device (QEMU docs/specs/ivshmem-spec).
+const IVSHMEM: (&str, &str) = ("0x1af4", "0x1110");
+
+/// Why the driver cannot use a region.
+#[derive(Debug, thiserror::Error)]
+pub enum GuestRegionError {
+    /// No ivshmem device is plugged in.
+    #[error("this machine has no ivshmem device (PCI 1af4:1110)")]
+    NoDevice,
+    /// The device or file cannot be opened or mapped; EPERM under kernel lockdown.
+    #[error("{path}: cannot be {action}: {reason}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// What the system says.
+        reason: io::Error,
+    },
+    /// The length is none that a region has.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+}
+
+#[derive(Debug)]
+struct Mapping {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the mapping is plain memory that lives until drop; all access goes through raw pointers
+// within slots that one owner holds at a time, and the header is only read.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: `start` and `len` are those of the mmap that made this mapping, unmapped nowhere else.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
+    }
+}
+
+#[derive(Debug)]
+struct Pool {
+    free: Mutex<Vec<u16>>,
+    returned: Condvar,
+}
+
+/// The region as the driver sees it.
+#[derive(Debug, Clone)]
+pub struct GuestRegion {
+    mapping: Arc<Mapping>,
+    pool: Arc<Pool>,
+    geometry: Geometry,
+}
+
+impl GuestRegion {
+    /// Finds the ivshmem device in sysfs and maps its memory write-combining.
+    ///
+    /// # Errors
+    /// [`GuestRegionError::NoDevice`] without one; an I/O error where the kernel forbids it.
+    pub fn open_pci() -> Result<Self, GuestRegionError> {
+        let device = find_ivshmem(Path::new("/sys/bus/pci/devices"))?;
+        let enable = device.join("enable");
+        std::fs::write(&enable, "1").map_err(|reason| GuestRegionError::Io {
+            path: enable,
+            action: "written",
+            reason,
+        })?;
+        Self::open_file(&device.join("resource2_wc"))
+    }
+
+    /// Maps a file: the device's resource, or an ordinary file where driver and host run on one
+    /// machine.
+    ///
+    /// # Errors
+    /// As [`Self::open_pci`].
+    pub fn open_file(path: &Path) -> Result<Self, GuestRegionError> {
+        let error = |action| {
+            let path = path.to_owned();
+            move |reason| GuestRegionError::Io { path, action, reason }
+        };
+        let file = OpenOptions::new().read(true).write(true).open(path).map_err(error("opened"))?;
+        let len = file.metadata().map_err(error("examined"))?.len();
+        let geometry = Geometry::of(len)?;
+        let len = usize::try_from(len).expect("a region fits the address space");
+        // SAFETY: a new shared mapping of a file of `len` bytes at an address of the kernel's choice.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(error("mapped")(io::Error::last_os_error()));
+        }
+        let start = NonNull::new(start.cast()).expect("mmap never returns null on success");
+        let free = (0..geometry.slots()).rev().collect();
+        Ok(Self {
+            mapping: Arc::new(Mapping { start, len }),
+            pool: Arc::new(Pool { free: Mutex::new(free), returned: Condvar::new() }),
+            geometry,
+        })
+    }
+
+    /// Reads the header that the host wrote. Done once for each connection.
+    ///
+    /// # Errors
+    /// [`LayoutError`] when there is none, or one of another layout.
+    pub fn header(&self) -> Result<Header, LayoutError> {
+        let mut bytes = [0; ENCODED_HEADER_LEN];
+        for (at, byte) in bytes.iter_mut().enumerate() {
+            // SAFETY: `at` is below ENCODED_HEADER_LEN, which is below the shortest region; the
+            // volatile read makes no reference to memory that the other side may write.
+            *byte = unsafe { self.mapping.start.as_ptr().add(at).read_volatile() };
+        }
+        Header::parse(&bytes)
+    }
+
+    /// How many slots there are.
+    #[must_use]
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// A free slot, if there is one now.
+    #[must_use]
+    pub fn take_slot(&self) -> Option<Slot> {
+        let index = lock(&self.pool.free).pop()?;
+        Some(self.slot(index))
+    }
+
+    /// A free slot, waiting for one until `until`.
+    #[must_use]
+    pub fn wait_slot(&self, until: Instant) -> Option<Slot> {
+        let mut free = lock(&self.pool.free);
+        loop {
+            if let Some(index) = free.pop() {
+                return Some(self.slot(index));
+            }
+            let left = until.checked_duration_since(Instant::now()).filter(|t| !t.is_zero())?;
+            // Looks again now and then, so that a wake that goes missing costs time and not a guest.
+            let wait = left.min(Duration::from_millis(100));
+            free = self
+                .pool
+                .returned
+                .wait_timeout(free, wait)
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    fn slot(&self, index: u16) -> Slot {
+        Slot { region: self.clone(), index }
+    }
+
+    /// Makes everything written so far visible to the host before whatever is sent next.
+    /// Write-combining stores are weakly ordered: a release store is not enough (Intel SDM vol. 3,
+    /// 12.3.1 "Buffering of Write Combining Memory Locations").
+    pub fn publish(&self) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: SFENCE has no operands and exists on every x86-64 CPU.
+        unsafe {
+            std::arch::x86_64::_mm_sfence();
+        }
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+    }
+}
+
+fn lock(free: &Mutex<Vec<u16>>) -> std::sync::MutexGuard<'_, Vec<u16>> {
+    free.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// One slot, held by one request. Dropping it gives it back.
+#[derive(Debug)]
+pub struct Slot {
+    region: GuestRegion,
+    index: u16,
+}
+
+impl Slot {
+    /// The slot's number.
+    #[must_use]
+    pub fn index(&self) -> u16 {
+        self.index
+    }
+
+    /// Reads from `file` at `offset` until the slot is full or the file ends. Returns the bytes
+    /// read.
+    ///
+    /// # Errors
+    /// What pread(2) says.
+    pub fn fill(&mut self, file: &File, offset: u64) -> io::Result<u32> {
+        let slot = SlotRef { index: self.index, len: SLOT_LEN };
+        let start = self.region.geometry.offset(slot).expect("pool slots are in range");
+        let start = usize::try_from(start).expect("a region fits the address space");
+        debug_assert!(start as u64 >= HEADER_LEN);
+        let mut done = 0_u32;
+        while done < SLOT_LEN {
+            let at = i64::try_from(offset + u64::from(done))
+                .map_err(|_| io::Error::from_raw_os_error(libc::EOVERFLOW))?;
+            // SAFETY: start + SLOT_LEN is within the mapping (Geometry::offset), which lives as long
+            // as `self.region`; this slot is held by `self` alone, and no reference to it exists.
+            let read = unsafe {
+                let target = self.region.mapping.start.as_ptr().add(start + done as usize);
+                libc::pread(file.as_raw_fd(), target.cast(), (SLOT_LEN - done) as usize, at)
+            };
+            match read {
+                0 => break,
+                n if n > 0 => done += u32::try_from(n).expect("at most SLOT_LEN was asked for"),
+                _ => {
+                    let error = io::Error::last_os_error();
+                    if error.kind() != io::ErrorKind::Interrupted {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        Ok(done)
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        lock(&self.region.pool.free).push(self.index);
+        self.region.pool.returned.notify_one();
+    }
+}
+
+fn find_ivshmem(devices: &Path) -> Result<PathBuf, GuestRegionError> {
+    let entries = std::fs::read_dir(devices).map_err(|_| GuestRegionError::NoDevice)?;
+    let is_ivshmem = |device: &PathBuf| {
+        let value = |name| std::fs::read_to_string(device.join(name)).unwrap_or_default();
+        value("vendor").trim() == IVSHMEM.0 && value("device").trim() == IVSHMEM.1
+    };
+    let mut found: Vec<_> =
+        entries.filter_map(|entry| Some(entry.ok()?.path())).filter(is_ivshmem).collect();
+    found.sort();
+    found.into_iter().next().ok_or(GuestRegionError::NoDevice)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::LEN_MIN;
+    use std::io::Write;
+
+    fn region() -> (tempfile::NamedTempFile, GuestRegion) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(LEN_MIN).unwrap();
+        let region = GuestRegion::open_file(file.path()).unwrap();
+        (file, region)
+    }
+
+    #[test]
+    fn a_slot_takes_no_more_than_it_holds() {
+        let (_file, region) = region();
+        let mut content = tempfile::tempfile().unwrap();
+        content.write_all(&vec![7; SLOT_LEN as usize + 10]).unwrap();
+        let mut slot = region.take_slot().unwrap();
+        assert_eq!(slot.fill(&content, 0).unwrap(), SLOT_LEN);
+        assert_eq!(slot.fill(&content, u64::from(SLOT_LEN)).unwrap(), 10);
+        assert_eq!(slot.fill(&content, 1 << 40).unwrap(), 0);
+    }
+
+    #[test]
+    fn slots_are_held_by_one_and_come_back() {
+        let (_file, region) = region();
+        let held: Vec<_> = std::iter::from_fn(|| region.take_slot()).collect();
+        assert_eq!(held.len(), 3);
+        assert!(region.wait_slot(Instant::now() + Duration::from_millis(1)).is_none());
+        let waiter = std::thread::spawn({
+            let region = region.clone();
+            move || region.wait_slot(Instant::now() + Duration::from_secs(10)).map(|s| s.index())
+        });
+        drop(held);
+        assert!(waiter.join().unwrap().is_some_and(|index| index < 3));
+    }
+
+    #[test]
+    fn a_region_without_a_header_says_so() {
+        let (_file, region) = region();
+        assert_eq!(region.header(), Err(LayoutError::NoHeader));
+    }
+}
