@@ -1,1 +1,73 @@
-//! placeholder
+//! The security API: how content reaches an engine, and how its report comes back.
+//!
+//! An engine is a process of its own. The service starts it, hands it one end of a socket pair and,
+//! for each scan, one read-only descriptor; the engine loads its signatures, enters the sandbox and
+//! answers. Nothing else connects the two.
+//!
+//! - [`host::EngineHandle`], for the service: supervises one configured engine. It starts the
+//!   process, queues scans, keeps the time limits, replaces a process that crashed or hangs, and
+//!   brings a new signature set in beside the old one.
+//! - [`runtime::run`], for an engine's `main`: takes an implementation of [`runtime::Engine`] and
+//!   does the rest, sandbox included.
+//! - [`protocol`] is what passes between them, [`report`] the words that both use, [`content`] the
+//!   descriptor with the bytes to scan.
+//!
+//! An engine that finds one word, complete but for its `main`:
+//!
+//! ```
+//! use std::time::Duration;
+//! use seawall_engine::content::Content;
+//! use seawall_engine::runtime::{Engine, ScanError, Scanner};
+//! use seawall_engine::{Description, Detection, Generation, Metadata, Outcome, Severity};
+//!
+//! struct Word;
+//!
+//! impl Engine for Word {
+//!     fn describe(&self) -> Description {
+//!         Description {
+//!             name: "word".into(),
+//!             version: "1".into(),
+//!             generation: Generation([0; 32]),
+//!             rules: 1,
+//!             diagnostics: Vec::new(),
+//!             omitted: 0,
+//!         }
+//!     }
+//!
+//!     fn scanner(&self) -> Box<dyn Scanner + '_> {
+//!         Box::new(Find)
+//!     }
+//! }
+//!
+//! struct Find;
+//!
+//! impl Scanner for Find {
+//!     fn scan(&mut self, content: &Content, _: &Metadata, _: Duration) -> Result<Outcome, ScanError> {
+//!         let found = content.bytes()?.windows(4).position(|four| four == b"evil");
+//!         Ok(found.map_or(Outcome::Clean, |at| {
+//!             Outcome::Infected(vec![Detection {
+//!                 name: "Evil".into(),
+//!                 severity: Severity::High,
+//!                 family: None,
+//!                 offset: Some(at as u64),
+//!             }])
+//!         }))
+//!     }
+//! }
+//!
+//! // fn main() -> std::process::ExitCode { seawall_engine::runtime::run(|_| Ok(Word)) }
+//! ```
+
+pub mod content;
+pub mod host;
+pub mod protocol;
+pub mod report;
+pub mod runtime;
+mod sys;
+
+pub use report::{
+    Description, Detection, Diagnostic, Generation, Level, Metadata, Operation, Outcome, Severity,
+};
+
+/// Environment variable with the number of the inherited socket.
+pub const FD_VARIABLE: &str = "SEAWALL_ENGINE_FD";

@@ -1,0 +1,283 @@
+//! The bytes to scan: how the service makes them, and how an engine reads them.
+//!
+//! [`ContentFd`] is the service's side, [`Content`] the engine's. A sealed memfd is read in place:
+//! its seals forbid every write and every change of size, so a mapping of it can neither change
+//! under the engine nor raise SIGBUS. Everything else (a spool file) is copied, and a copy that
+//! comes out short is an error, never a shorter scan.
+
+use std::cell::OnceCell;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use crate::sys::{self, Mapping};
+
+/// Content to scan, on the service's side. Cheap to clone: give one content to several engines.
+#[derive(Clone, Debug)]
+pub struct ContentFd {
+    fd: Arc<OwnedFd>,
+    length: u64,
+}
+
+impl ContentFd {
+    /// A sealed private copy of `bytes`.
+    pub fn sealed(bytes: &[u8]) -> io::Result<Self> {
+        let mut writer = ContentWriter::new(bytes.len() as u64)?;
+        writer.append(bytes)?;
+        writer.seal()
+    }
+
+    /// The first `length` bytes of a spool file that has no name any more. A descriptor that can
+    /// write is replaced by one that cannot: the engine must not change what others read.
+    pub fn from_spool(file: File, length: u64) -> io::Result<Self> {
+        let file = if sys::is_read_only(file.as_fd())? {
+            file
+        } else {
+            File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))?
+        };
+        Ok(Self { fd: Arc::new(file.into()), length })
+    }
+
+    /// Bytes to scan.
+    pub fn len(&self) -> u64 {
+        self.length
+    }
+
+    /// True when there is nothing to scan.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+}
+
+impl AsFd for ContentFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// A private copy that is written piece by piece and then sealed: the bytes move once.
+#[derive(Debug)]
+pub struct ContentWriter {
+    file: File,
+    length: u64,
+    capacity: u64,
+}
+
+impl ContentWriter {
+    /// An empty memfd that grows to at most `capacity` bytes.
+    pub fn new(capacity: u64) -> io::Result<Self> {
+        Ok(Self { file: sys::memfd(c"seawall-content")?, length: 0, capacity })
+    }
+
+    /// Appends a piece; nothing of it counts when it does not fit.
+    pub fn append(&mut self, piece: &[u8]) -> io::Result<()> {
+        if piece.len() as u64 > self.capacity - self.length {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        // At an offset: a piece that failed half-way is written again at its own place.
+        self.file.write_all_at(piece, self.length)?;
+        self.length += piece.len() as u64;
+        Ok(())
+    }
+
+    /// Bytes written so far.
+    pub fn len(&self) -> u64 {
+        self.length
+    }
+
+    /// True when nothing was written yet.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Forbids every further change, for everyone and for good.
+    pub fn seal(self) -> io::Result<ContentFd> {
+        sys::seal(&self.file)?;
+        Ok(ContentFd { fd: Arc::new(self.file.into()), length: self.length })
+    }
+}
+
+/// Why content could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ContentError {
+    /// Somebody truncated the file.
+    #[error("the content ended after {got} of {expected} bytes")]
+    Short {
+        /// Bytes announced.
+        expected: u64,
+        /// Bytes read.
+        got: u64,
+    },
+    /// The copy does not fit into the engine's memory limit.
+    #[error("no memory for {length} bytes of content")]
+    Memory {
+        /// Bytes needed.
+        length: u64,
+    },
+    /// The system said no.
+    #[error("cannot read the content")]
+    Io(#[from] io::Error),
+}
+
+/// Content to scan, on the engine's side.
+pub struct Content {
+    file: File,
+    length: u64,
+    bytes: OnceCell<Bytes>,
+}
+
+enum Bytes {
+    Mapped(Mapping),
+    Copied(Vec<u8>),
+}
+
+impl Content {
+    /// Content behind a received descriptor.
+    pub(crate) fn new(fd: OwnedFd, length: u64) -> Self {
+        Self { file: File::from(fd), length, bytes: OnceCell::new() }
+    }
+
+    /// Empty content, to warm a scanner up.
+    pub(crate) fn empty() -> io::Result<Self> {
+        let file = sys::memfd(c"seawall-warm-up")?;
+        sys::seal(&file)?;
+        Ok(Self::new(file.into(), 0))
+    }
+
+    /// Bytes to scan.
+    pub fn len(&self) -> u64 {
+        self.length
+    }
+
+    /// True when there is nothing to scan.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// The whole content: in place when it is sealed, else a copy made at the first call.
+    pub fn bytes(&self) -> Result<&[u8], ContentError> {
+        if self.bytes.get().is_none() {
+            // A second value is impossible: `Content` is not Sync.
+            let _ = self.bytes.set(self.load()?);
+        }
+        match self.bytes.get() {
+            Some(Bytes::Mapped(mapping)) => Ok(mapping),
+            Some(Bytes::Copied(copy)) => Ok(copy),
+            None => Ok(&[]),
+        }
+    }
+
+    /// Reads at an offset; fewer bytes than asked for only at the end of the content.
+    pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<usize, ContentError> {
+        let left = self.length.saturating_sub(offset);
+        let wanted = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+        let mut got = 0;
+        while got < wanted {
+            match self.file.read_at(&mut buffer[got..wanted], offset + got as u64) {
+                Ok(0) => {
+                    let got = offset + got as u64;
+                    return Err(ContentError::Short { expected: self.length, got });
+                }
+                Ok(count) => got += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(got)
+    }
+
+    fn load(&self) -> Result<Bytes, ContentError> {
+        let memory = || ContentError::Memory { length: self.length };
+        let length = usize::try_from(self.length).map_err(|_| memory())?;
+        if sys::is_sealed(self.file.as_fd()) {
+            let size = sys::file_size(self.file.as_fd())?;
+            if size < self.length {
+                return Err(ContentError::Short { expected: self.length, got: size });
+            }
+            return Ok(Bytes::Mapped(Mapping::new(self.file.as_fd(), length)?));
+        }
+        let mut copy = Vec::new();
+        copy.try_reserve_exact(length).map_err(|_| memory())?;
+        copy.resize(length, 0);
+        self.read_at(0, &mut copy)?;
+        Ok(Bytes::Copied(copy))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn received(content: &ContentFd) -> Content {
+        Content::new(content.fd.try_clone().unwrap(), content.len())
+    }
+
+    #[test]
+    fn sealed_content_is_read_in_place_and_cannot_change() {
+        let sealed = ContentFd::sealed(b"some bytes").unwrap();
+        let content = received(&sealed);
+        assert_eq!(content.bytes().unwrap(), b"some bytes");
+        assert!(matches!(content.bytes.get(), Some(Bytes::Mapped(_))));
+        let file = File::from(sealed.fd.try_clone().unwrap());
+        assert!(file.write_at(b"x", 0).is_err());
+        assert!(file.set_len(1).is_err());
+        assert!(file.set_len(100).is_err());
+    }
+
+    #[test]
+    fn an_unsealed_memfd_is_copied() {
+        let mut file = sys::memfd(c"test").unwrap();
+        file.write_all(b"abc").unwrap();
+        let content = Content::new(file.into(), 3);
+        assert_eq!(content.bytes().unwrap(), b"abc");
+        assert!(matches!(content.bytes.get(), Some(Bytes::Copied(_))));
+    }
+
+    #[test]
+    fn content_shorter_than_announced_is_an_error() {
+        for fd in
+            [ContentFd::sealed(b"abc").unwrap(), ContentFd::from_spool(spool(b"abc"), 3).unwrap()]
+        {
+            let content = Content::new(fd.fd.try_clone().unwrap(), 4);
+            assert!(matches!(content.bytes(), Err(ContentError::Short { expected: 4, got: 3 })));
+        }
+    }
+
+    #[test]
+    fn a_spool_file_loses_its_right_to_write() {
+        let content = ContentFd::from_spool(spool(b"abc"), 3).unwrap();
+        let file = File::from(content.fd.try_clone().unwrap());
+        assert!(file.write_at(b"x", 0).is_err());
+        assert_eq!(received(&content).bytes().unwrap(), b"abc");
+    }
+
+    #[test]
+    fn offsets_stay_within_the_content() {
+        let content = received(&ContentFd::sealed(b"0123456789").unwrap());
+        let mut buffer = [0; 4];
+        assert_eq!(content.read_at(8, &mut buffer).unwrap(), 2);
+        assert_eq!(&buffer[..2], b"89");
+        assert_eq!(content.read_at(10, &mut buffer).unwrap(), 0);
+        assert_eq!(content.read_at(u64::MAX, &mut buffer).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_writer_keeps_to_its_capacity() {
+        let mut writer = ContentWriter::new(4).unwrap();
+        writer.append(b"abc").unwrap();
+        assert!(writer.append(b"de").is_err());
+        writer.append(b"d").unwrap();
+        assert_eq!(received(&writer.seal().unwrap()).bytes().unwrap(), b"abcd");
+    }
+
+    fn spool(bytes: &[u8]) -> File {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        file
+    }
+}

@@ -1,0 +1,401 @@
+//! The scans of one engine: what waits, what is at which process, what each has been through.
+//!
+//! Owns the queues, the table of scans in flight and the link to the process in use. Knows nothing
+//! of processes beyond that link: the supervisor says when one comes, dies or is suspected.
+//!
+//! ```text
+//!            submit            pump                 Started             Report
+//!  caller ──────────► queued ───────► sent, waiting ───────► in work ──────────► answered
+//!                       ▲                   │                   │
+//!                       └── process gone ───┴── process gone ───┘
+//! ```
+//!
+//! Which scan killed a process cannot be seen from outside when several are in work, so all of them
+//! are suspects. Suspects are fed again one at a time: when the next process dies, too, the one
+//! suspect in work is the culprit, and the innocent have lost nothing but time. A scan that was only
+//! waiting is never suspected.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::AsFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::process::{Link, ProcessId};
+use super::{ContentFd, Lane, Metadata, Reply, ScanError, ScanReport};
+use crate::protocol::{Answer, Scan, ToEngine, encode_to_engine};
+use crate::report::Generation;
+
+/// Crashes with a scan in work after which it is not fed to a process again.
+const MOST_DEATHS: u8 = 2;
+/// Processes that a scan is fed to at most, when it is not to blame for their ends.
+const MOST_SENDS: u8 = 8;
+/// A process with a free worker that does not take a waiting scan for this long has hung.
+pub(super) const STALL: Duration = Duration::from_secs(10);
+
+/// One scan, from the request to the reply.
+pub(super) struct Job {
+    /// 0 until it is queued.
+    id: u64,
+    content: ContentFd,
+    metadata: Metadata,
+    lane: Lane,
+    timeout: Duration,
+    reply: Reply,
+    submitted: Instant,
+    deaths: u8,
+    sends: u8,
+}
+
+impl Job {
+    pub(super) fn new(
+        content: ContentFd,
+        metadata: Metadata,
+        lane: Lane,
+        timeout: Duration,
+        reply: Reply,
+    ) -> Self {
+        let submitted = Instant::now();
+        Self { id: 0, content, metadata, lane, timeout, reply, submitted, deaths: 0, sends: 0 }
+    }
+
+    /// The message; a limit above 49 days is cut to that.
+    fn message(&self) -> ToEngine {
+        ToEngine::Scan(Scan {
+            id: self.id,
+            length: self.content.len(),
+            limit_ms: u32::try_from(self.timeout.as_millis()).unwrap_or(u32::MAX),
+            metadata: self.metadata.clone(),
+        })
+    }
+
+    fn refuse(self, error: ScanError) -> Finished {
+        let queued = self.submitted.elapsed();
+        self.finish(Err(error), None, queued, Duration::ZERO)
+    }
+
+    fn finish(
+        self,
+        result: Result<super::Outcome, ScanError>,
+        generation: Option<Generation>,
+        queued: Duration,
+        scanned: Duration,
+    ) -> Finished {
+        let report = ScanReport { result, generation, queued, scanned };
+        Finished { reply: self.reply, report }
+    }
+}
+
+/// A scan with its report; delivered after the lock on the flow is given back.
+#[must_use]
+pub(super) struct Finished {
+    reply: Reply,
+    report: ScanReport,
+}
+
+impl Finished {
+    /// Calls the reply. Its panic must not take the supervisor with it.
+    pub(super) fn deliver(self) {
+        if catch_unwind(AssertUnwindSafe(|| (self.reply)(self.report))).is_err() {
+            tracing::error!("the receiver of a scan report panicked");
+        }
+    }
+}
+
+/// A scan that is at a process.
+struct Flight {
+    job: Job,
+    process: ProcessId,
+    sent: Instant,
+    started: Option<Instant>,
+    suspect: bool,
+}
+
+impl Flight {
+    fn finish(self, result: Result<super::Outcome, ScanError>, by: Option<Generation>) -> Finished {
+        let started = self.started.unwrap_or_else(Instant::now);
+        let queued = started.saturating_duration_since(self.job.submitted);
+        self.job.finish(result, by, queued, started.elapsed())
+    }
+}
+
+/// A message from an engine about a scan that it does not have, or has started already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("it reports on scan {id}, which it does not have or has reported on before")]
+pub(super) struct NotYours {
+    id: u64,
+}
+
+/// Why a process is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Blame {
+    /// It crashed or broke the protocol: whatever was in work may be the cause.
+    InWork,
+    /// It was killed for the scans past their limit.
+    Overdue,
+    /// It was killed though nothing in work was to blame.
+    Nobody,
+}
+
+/// The process that takes new scans.
+struct Current {
+    process: ProcessId,
+    link: Arc<Link>,
+}
+
+/// See the module.
+pub(super) struct Flow {
+    threads: usize,
+    queue_limit: usize,
+    next_id: u64,
+    on_access: VecDeque<Job>,
+    on_demand: VecDeque<Job>,
+    /// Were in work when a process died; fed again one at a time, before the others.
+    suspects: VecDeque<Job>,
+    flights: HashMap<u64, Flight>,
+    current: Option<Current>,
+    /// Scans are refused with this instead of being queued.
+    closed: Option<ScanError>,
+    /// The socket took no more; the supervisor tells when it does.
+    blocked: bool,
+}
+
+impl Flow {
+    pub(super) fn new(threads: u32, queue_limit: usize) -> Self {
+        Self {
+            threads: threads.max(1) as usize,
+            queue_limit,
+            next_id: 1,
+            on_access: VecDeque::new(),
+            on_demand: VecDeque::new(),
+            suspects: VecDeque::new(),
+            flights: HashMap::new(),
+            current: None,
+            closed: None,
+            blocked: false,
+        }
+    }
+
+    /// Waiting, and at a process.
+    pub(super) fn counts(&self) -> (usize, usize) {
+        let queued = self.on_access.len() + self.on_demand.len() + self.suspects.len();
+        (queued, self.flights.len())
+    }
+
+    /// Queues a scan, or gives it back refused.
+    pub(super) fn submit(&mut self, mut job: Job) -> Option<Finished> {
+        if let Some(error) = &self.closed {
+            return Some(job.refuse(error.clone()));
+        }
+        if self.counts().0 >= self.queue_limit {
+            return Some(job.refuse(ScanError::QueueFull));
+        }
+        job.id = self.next_id;
+        self.next_id += 1;
+        self.lane(job.lane).push_back(job);
+        None
+    }
+
+    fn lane(&mut self, lane: Lane) -> &mut VecDeque<Job> {
+        match lane {
+            Lane::OnAccess => &mut self.on_access,
+            Lane::OnDemand => &mut self.on_demand,
+        }
+    }
+
+    /// Sends what the process in use may have: twice as many as it has threads, so that a worker
+    /// finds its next scan waiting, while a later on-access scan still overtakes on-demand ones.
+    /// True when the supervisor must wait for the socket.
+    pub(super) fn pump(&mut self) -> bool {
+        let Some(current) = &self.current else { return false };
+        if self.blocked {
+            return false;
+        }
+        let (process, link) = (current.process, Arc::clone(&current.link));
+        let mut here = self.flights.values().filter(|flight| flight.process == process).count();
+        while here < 2 * self.threads {
+            let Some((job, suspect)) = self.next() else { return false };
+            match self.send(&link, &job) {
+                Ok(()) => {
+                    here += 1;
+                    self.fly(job, process, suspect);
+                }
+                Err(error) => {
+                    self.put_back(job, suspect);
+                    self.blocked = true;
+                    tracing::debug!(%error, "the engine's socket takes no more");
+                    return true;
+                }
+            }
+        }
+        false
+    }
+
+    /// The next scan to send, and whether it is a suspect.
+    fn next(&mut self) -> Option<(Job, bool)> {
+        if !self.flights.values().any(|flight| flight.suspect)
+            && let Some(job) = self.suspects.pop_front()
+        {
+            return Some((job, true));
+        }
+        let job = self.on_access.pop_front().or_else(|| self.on_demand.pop_front())?;
+        Some((job, false))
+    }
+
+    fn send(&self, link: &Link, job: &Job) -> io::Result<()> {
+        let bytes = encode_to_engine(job.message()).map_err(io::Error::other)?;
+        link.send(&bytes, Some(job.content.as_fd()))
+    }
+
+    fn fly(&mut self, mut job: Job, process: ProcessId, suspect: bool) {
+        job.sends += 1;
+        let sent = Instant::now();
+        self.flights.insert(job.id, Flight { job, process, sent, started: None, suspect });
+    }
+
+    fn put_back(&mut self, job: Job, suspect: bool) {
+        if suspect {
+            self.suspects.push_front(job);
+        } else {
+            self.lane(job.lane).push_front(job);
+        }
+    }
+
+    /// The socket of the process in use has room again.
+    pub(super) fn unblock(&mut self) {
+        self.blocked = false;
+    }
+
+    /// True while the supervisor must wait for room in the socket.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.blocked && self.current.is_some()
+    }
+
+    /// A ready process takes all new scans from now on.
+    pub(super) fn open(&mut self, process: ProcessId, link: Arc<Link>) {
+        self.current = Some(Current { process, link });
+        self.closed = None;
+        self.blocked = false;
+    }
+
+    /// Refuses what waits and what comes, until [`Flow::open`].
+    pub(super) fn close(&mut self, error: ScanError) -> Vec<Finished> {
+        self.closed = Some(error.clone());
+        let suspects = self.suspects.drain(..);
+        suspects
+            .chain(self.on_access.drain(..))
+            .chain(self.on_demand.drain(..))
+            .map(|job| job.refuse(error.clone()))
+            .collect()
+    }
+
+    /// A worker took the scan.
+    pub(super) fn started(&mut self, process: ProcessId, id: u64) -> Result<(), NotYours> {
+        match self.flights.get_mut(&id) {
+            Some(flight) if flight.process == process && flight.started.is_none() => {
+                flight.started = Some(Instant::now());
+                Ok(())
+            }
+            _ => Err(NotYours { id }),
+        }
+    }
+
+    /// A worker finished the scan.
+    pub(super) fn reported(
+        &mut self,
+        process: ProcessId,
+        id: u64,
+        answer: Answer,
+        generation: Generation,
+    ) -> Result<Finished, NotYours> {
+        let known = self.flights.get(&id);
+        if !known.is_some_and(|flight| flight.process == process && flight.started.is_some()) {
+            return Err(NotYours { id });
+        }
+        let Some(flight) = self.flights.remove(&id) else { return Err(NotYours { id }) };
+        let result = match answer {
+            Answer::Done(outcome) => Ok(outcome),
+            Answer::Error { reason } => Err(ScanError::Failed { reason }),
+            Answer::TimedOut => Err(ScanError::TimedOut),
+        };
+        Ok(flight.finish(result, Some(generation)))
+    }
+
+    /// Takes back all scans of a process that is gone: ends those to blame, queues the others again
+    /// in front, in their old order.
+    pub(super) fn lost(&mut self, process: ProcessId, blame: Blame) -> Vec<Finished> {
+        if self.current.as_ref().is_some_and(|current| current.process == process) {
+            self.current = None;
+            self.blocked = false;
+        }
+        let now = Instant::now();
+        let mut gone: Vec<Flight> = self
+            .flights
+            .extract_if(|_, flight| flight.process == process)
+            .map(|(_, f)| f)
+            .collect();
+        // Each is put in front of the one before, so the oldest comes last.
+        gone.sort_by_key(|flight| std::cmp::Reverse(flight.job.id));
+        gone.into_iter().filter_map(|flight| self.judge(flight, blame, now)).collect()
+    }
+
+    /// One scan of a process that is gone.
+    fn judge(&mut self, mut flight: Flight, blame: Blame, now: Instant) -> Option<Finished> {
+        let in_work = flight.started.is_some();
+        let mut suspect = flight.suspect;
+        match blame {
+            Blame::Overdue if deadline(&flight).is_some_and(|at| at <= now) => {
+                return Some(flight.finish(Err(ScanError::TimedOut), None));
+            }
+            Blame::InWork if in_work => {
+                flight.job.deaths += 1;
+                suspect = true;
+                if flight.job.deaths >= MOST_DEATHS {
+                    return Some(flight.finish(Err(ScanError::KilledTwice), None));
+                }
+            }
+            Blame::Overdue | Blame::InWork | Blame::Nobody => {}
+        }
+        if flight.job.sends >= MOST_SENDS {
+            return Some(flight.finish(Err(ScanError::Replaced), None));
+        }
+        if let Some(error) = &self.closed {
+            return Some(flight.job.refuse(error.clone()));
+        }
+        self.put_back(flight.job, suspect);
+        None
+    }
+
+    /// True when nothing is at the process.
+    pub(super) fn is_idle(&self, process: ProcessId) -> bool {
+        !self.flights.values().any(|flight| flight.process == process)
+    }
+
+    /// True when a scan of the process is past its limit.
+    pub(super) fn is_overdue(&self, process: ProcessId, now: Instant) -> bool {
+        self.of(process).filter_map(deadline).any(|at| at <= now)
+    }
+
+    /// True when the process has a free worker and leaves a scan waiting. Means something only when
+    /// the process was silent for as long: a worker may have got free this moment.
+    pub(super) fn is_stalled(&self, process: ProcessId, now: Instant) -> bool {
+        let in_work = self.of(process).filter(|flight| flight.started.is_some()).count();
+        in_work < self.threads
+            && self.of(process).any(|flight| flight.started.is_none() && flight.sent + STALL <= now)
+    }
+
+    /// The next moment at which a scan passes its limit.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.flights.values().filter_map(deadline).min()
+    }
+
+    fn of(&self, process: ProcessId) -> impl Iterator<Item = &Flight> {
+        self.flights.values().filter(move |flight| flight.process == process)
+    }
+}
+
+/// When the scan passes its limit; None until a worker took it.
+fn deadline(flight: &Flight) -> Option<Instant> {
+    flight.started.map(|started| started + flight.job.timeout)
+}

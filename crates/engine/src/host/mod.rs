@@ -1,0 +1,356 @@
+//! The service's side: one [`EngineHandle`] per configured engine.
+//!
+//! - [`EngineHandle`] is what the service holds: scans go in, reports come back, the state is asked.
+//! - `flow` owns the scans: what waits, what is at which process, what each has been through.
+//! - `process` owns one engine process: its start, its socket, its standard error, its end.
+//! - `supervisor` owns the life of the processes, on one thread per engine; its header draws the
+//!   states.
+//!
+//! A scan costs two thread switches: [`EngineHandle::scan`] sends to the engine from the caller's
+//! thread, and the supervisor's thread takes the report and calls `reply`.
+
+mod flow;
+mod process;
+mod supervisor;
+
+use std::io::{self, Write};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant, SystemTime};
+
+use self::flow::{Flow, Job};
+use self::supervisor::{Command, Supervisor};
+pub use crate::content::{ContentFd, ContentWriter};
+pub use crate::report::{
+    Description, Detection, Diagnostic, Generation, Level, Metadata, Operation, Outcome, Severity,
+};
+use crate::sys;
+
+/// How one engine is run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineConfig {
+    /// Name in configuration, status and log.
+    pub name: String,
+    /// Program and arguments. A program without `/` is looked up beside the running program first,
+    /// then in PATH.
+    pub command: Vec<String>,
+    /// Worker threads, that is scans at a time. A scan that hangs holds one until its limit.
+    pub threads: u32,
+    /// Private memory of the process, signatures included, in MiB.
+    pub memory_mib: u64,
+    /// Longest time from the start of a process to its Ready.
+    pub ready_timeout: Duration,
+    /// Most scans that wait; further ones are refused with [`ScanError::QueueFull`].
+    pub queue_limit: usize,
+}
+
+impl EngineConfig {
+    /// Two threads, 2 GiB, two minutes to load, 4,096 waiting scans.
+    pub fn new(name: impl Into<String>, command: Vec<String>) -> Self {
+        Self {
+            name: name.into(),
+            command,
+            threads: 2,
+            memory_mib: 2048,
+            ready_timeout: Duration::from_secs(120),
+            queue_limit: 4096,
+        }
+    }
+}
+
+/// Which scans go first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Lane {
+    /// Somebody is held until the verdict: before everything else.
+    OnAccess,
+    /// Nobody waits in a system call.
+    OnDemand,
+}
+
+/// The end of a scan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScanReport {
+    /// What was found, or why nothing is known.
+    pub result: Result<Outcome, ScanError>,
+    /// Signatures of the process that made the result; None when no process did.
+    pub generation: Option<Generation>,
+    /// From the request until a worker took the scan for the last time.
+    pub queued: Duration,
+    /// From then to the end.
+    pub scanned: Duration,
+}
+
+/// Why a scan has no outcome. Policy decides what follows; it never means clean.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ScanError {
+    /// Past its limit: the engine gave up, or was killed.
+    #[error("the scan took longer than its limit")]
+    TimedOut,
+    /// The process died twice with this scan in work.
+    #[error("killed the engine twice")]
+    KilledTwice,
+    /// The engine says it could not scan.
+    #[error("the engine failed: {reason}")]
+    Failed {
+        /// The engine's words.
+        reason: String,
+    },
+    /// The engine cannot run at present.
+    #[error("the engine cannot run: {reason}")]
+    Unavailable {
+        /// First of the diagnostics.
+        reason: String,
+    },
+    /// Too many scans wait.
+    #[error("too many scans wait for the engine")]
+    QueueFull,
+    /// Lost its process again and again through the faults of other scans.
+    #[error("the engine was replaced too often during this scan")]
+    Replaced,
+    /// The service is ending.
+    #[error("the engine is being stopped")]
+    Stopped,
+}
+
+/// Where an engine is in its life; the supervisor's module draws it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EngineState {
+    /// The first process is loading. Scans wait.
+    Starting,
+    /// Scans are being answered.
+    Ready {
+        /// What the process in use said of itself.
+        description: Description,
+    },
+    /// The process is gone, the next one is coming. Scans wait.
+    Restarting {
+        /// Why the last one is gone.
+        reason: String,
+    },
+    /// No process can be started; tried again every few seconds. Scans are refused.
+    Failed {
+        /// Why.
+        diagnostics: Vec<Diagnostic>,
+    },
+}
+
+/// Why a new signature set did not take over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// What is wrong with it.
+    pub diagnostics: Vec<Diagnostic>,
+    /// When it was refused.
+    pub at: SystemTime,
+}
+
+/// All that `status` shows of an engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineStatus {
+    /// Name in the configuration.
+    pub name: String,
+    /// Where it is in its life.
+    pub state: EngineState,
+    /// The process that takes new scans.
+    pub pid: Option<u32>,
+    /// Processes lost since the service started: crashed, or killed for a time limit.
+    pub restarts: u64,
+    /// Scans that wait.
+    pub queued: usize,
+    /// Scans that are at a process.
+    pub in_flight: usize,
+    /// A new signature set is being loaded.
+    pub loading: bool,
+    /// Why the last new signature set was refused; None when the last one took over.
+    pub refused: Option<Refusal>,
+}
+
+/// What a listener is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EngineEvent {
+    /// The state changed. A Ready with another generation than the last one means that remembered
+    /// verdicts are of old signatures.
+    State(EngineState),
+    /// A new signature set was refused; the old one stays in use.
+    Refused(Refusal),
+}
+
+/// Gets the report of one scan.
+pub(crate) type Reply = Box<dyn FnOnce(ScanReport) + Send>;
+/// Gets the end of one [`EngineHandle::replace`].
+pub(crate) type Done = Box<dyn FnOnce(Result<Description, Refusal>) + Send>;
+
+/// What the supervisor tells everybody.
+#[derive(Clone, Debug)]
+struct Published {
+    state: EngineState,
+    pid: Option<u32>,
+    restarts: u64,
+    loading: bool,
+    refused: Option<Refusal>,
+}
+
+/// What the handle and the supervisor's thread share.
+struct Shared {
+    config: EngineConfig,
+    flow: Mutex<Flow>,
+    published: Mutex<Published>,
+    changed: Condvar,
+    commands: Mutex<Vec<Command>>,
+    wake: std::fs::File,
+}
+
+impl Shared {
+    /// Makes the supervisor's thread look.
+    fn wake(&self) {
+        // Fails only when the counter is at its top, that is when a wake is pending anyway.
+        let _ = (&self.wake).write(&1u64.to_ne_bytes());
+    }
+
+    fn command(&self, command: Command) {
+        lock(&self.commands).push(command);
+        self.wake();
+    }
+}
+
+/// A panic elsewhere must not stop the answers: the data is consistent between statements.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One configured engine, supervised until this is dropped.
+pub struct EngineHandle {
+    shared: Arc<Shared>,
+    supervisor: Option<JoinHandle<()>>,
+}
+
+impl EngineHandle {
+    /// Starts the supervisor's thread and returns at once; the engine gets ready in the background.
+    ///
+    /// `listener` runs on that thread: it must be quick, and block on nothing.
+    pub fn start(
+        config: EngineConfig,
+        listener: impl Fn(EngineEvent) + Send + 'static,
+    ) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            flow: Mutex::new(Flow::new(config.threads, config.queue_limit)),
+            published: Mutex::new(Published {
+                state: EngineState::Starting,
+                pid: None,
+                restarts: 0,
+                loading: false,
+                refused: None,
+            }),
+            changed: Condvar::new(),
+            commands: Mutex::new(Vec::new()),
+            wake: sys::event_fd()?,
+            config,
+        });
+        let supervisor = Supervisor::new(Arc::clone(&shared), Box::new(listener));
+        let thread = thread::Builder::new()
+            .name(format!("engine-{}", shared.config.name))
+            .spawn(move || supervisor.run())?;
+        Ok(Self { shared, supervisor: Some(thread) })
+    }
+
+    /// Name in the configuration.
+    pub fn name(&self) -> &str {
+        &self.shared.config.name
+    }
+
+    /// Asks for a scan. Never blocks.
+    ///
+    /// `reply` is called exactly once, whatever happens: on the supervisor's thread, or on the
+    /// caller's when the scan is refused at once. It must be quick; it may call `scan`. `timeout`
+    /// runs from the moment a worker takes the scan: the wait before that is the caller's to bound.
+    pub fn scan(
+        &self,
+        content: ContentFd,
+        metadata: Metadata,
+        lane: Lane,
+        timeout: Duration,
+        reply: impl FnOnce(ScanReport) + Send + 'static,
+    ) {
+        let job = Job::new(content, metadata, lane, timeout, Box::new(reply));
+        let mut flow = lock(&self.shared.flow);
+        let refused = flow.submit(job);
+        let wake = flow.pump();
+        drop(flow);
+        if wake {
+            self.shared.wake();
+        }
+        if let Some(refused) = refused {
+            refused.deliver();
+        }
+    }
+
+    /// Everything that `status` shows.
+    pub fn status(&self) -> EngineStatus {
+        let (queued, in_flight) = lock(&self.shared.flow).counts();
+        let Published { state, pid, restarts, loading, refused } =
+            lock(&self.shared.published).clone();
+        EngineStatus {
+            name: self.name().to_owned(),
+            state,
+            pid,
+            restarts,
+            queued,
+            in_flight,
+            loading,
+            refused,
+        }
+    }
+
+    /// Where the engine is in its life.
+    pub fn state(&self) -> EngineState {
+        lock(&self.shared.published).state.clone()
+    }
+
+    /// Signatures of the process that takes new scans; None while there is none.
+    pub fn generation(&self) -> Option<Generation> {
+        match &lock(&self.shared.published).state {
+            EngineState::Ready { description } => Some(description.generation),
+            _ => None,
+        }
+    }
+
+    /// Waits until the engine is ready; false when the time was too short.
+    pub fn wait_ready(&self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        let mut published = lock(&self.shared.published);
+        while !matches!(published.state, EngineState::Ready { .. }) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            let waited = self.shared.changed.wait_timeout(published, left);
+            published = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+
+    /// Loads the signatures anew: a second process starts beside the one in use and takes over once
+    /// it is ready without an error; else the old one stays. While no process is in use, it makes
+    /// the next start come at once.
+    ///
+    /// `done` is called exactly once, on the supervisor's thread. A call while a set is loading gets
+    /// a process of its own afterwards, so it never reports on an older state of the files.
+    pub fn replace(&self, done: impl FnOnce(Result<Description, Refusal>) + Send + 'static) {
+        self.shared.command(Command::Replace(Box::new(done)));
+    }
+
+    /// Kills the processes and answers everything that waits with [`ScanError::Stopped`]. Dropping
+    /// the handle does the same.
+    pub fn stop(self) {}
+}
+
+impl Drop for EngineHandle {
+    fn drop(&mut self) {
+        self.shared.command(Command::Stop);
+        if let Some(thread) = self.supervisor.take() {
+            // A reply may own the last handle: then this is the supervisor's own thread.
+            if thread.thread().id() != thread::current().id() && thread.join().is_err() {
+                tracing::error!(engine = self.name(), "the engine's supervisor panicked");
+            }
+        }
+    }
+}

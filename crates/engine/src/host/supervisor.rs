@@ -1,0 +1,641 @@
+//! The life of one engine's processes. One thread runs it and alone changes what is here.
+//!
+//! ```text
+//!                 Ready
+//!   Starting ───────────────► Ready ◄──────────────────────────┐
+//!      │                        │ crash, broken protocol,      │ Ready
+//!      │ Failed, or three       │ scan past its limit, hung    │
+//!      │ starts in vain         ▼                              │
+//!      │                   Restarting ─────────────────────────┤
+//!      ▼                        │ Failed, or three in vain     │
+//!   Failed ◄────────────────────┘                              │
+//!      └──── tried again, 100 ms doubling to 5 s ──────────────┘
+//! ```
+//!
+//! Owned here: the process in use (`current`), one that is to become it (`starting`), one with new
+//! signatures that loads beside it (`replacement`), old ones that finish their scans (`draining`)
+//! and killed ones that are not reaped yet (`corpses`). A replacement that is Ready without an error
+//! takes over, and the old process drains; one that is not leaves everything as it was. What the
+//! scans go through is in `flow`.
+//!
+//! A restart loads what is on disk at that moment, leniently: where a broken set was refused before,
+//! the files in it that load are used, and `diagnostics` name the others.
+
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::flow::{Blame, Finished, NotYours, STALL};
+use super::process::{Corpse, Event, Process, ProcessId};
+use super::{Done, EngineEvent, EngineState, Refusal, ScanError, Shared, lock};
+use crate::protocol::{ProtocolError, ToEngine, ToHost, encode_to_engine};
+use crate::report::{Description, Diagnostic};
+use crate::sys::{self, Wait};
+
+/// First wait before another start, and the longest.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// Starts in vain after which waiting scans are refused.
+const STARTS_IN_VAIN: u32 = 3;
+/// Ready for this long, a process counts as good, and the next restart is quick again.
+const PROVEN: Duration = Duration::from_secs(10);
+/// An idle process is pinged when it was silent for this long, and killed after as long again.
+const SILENCE: Duration = Duration::from_secs(15);
+/// Longest sleep, for the checks that have no deadline of their own.
+const TICK: Duration = Duration::from_secs(5);
+/// Most messages taken from one process before the others get their turn.
+const MOST_MESSAGES: usize = 256;
+
+/// What the handle asks for.
+pub(super) enum Command {
+    /// Load the signatures anew.
+    Replace(Done),
+    /// End everything.
+    Stop,
+}
+
+/// What became of a process after its messages were read.
+enum Turn {
+    Lives,
+    /// It said Ready.
+    Loaded(Description),
+    /// It said Failed.
+    Refused(Vec<Diagnostic>),
+    /// It is dead or closed its socket.
+    Closed,
+    /// It broke the protocol.
+    Violation(Violation),
+}
+
+/// What no engine may do.
+#[derive(Debug, thiserror::Error)]
+enum Violation {
+    #[error(transparent)]
+    Protocol(#[from] ProtocolError),
+    #[error(transparent)]
+    NotYours(#[from] NotYours),
+    #[error("it sent a message out of turn")]
+    OutOfTurn,
+}
+
+/// Where a process stands.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Slot {
+    Current,
+    Starting,
+    Replacement,
+    Draining(ProcessId),
+}
+
+/// Gets each change of state.
+type Listener = Box<dyn Fn(EngineEvent) + Send>;
+
+/// See the module.
+pub(super) struct Supervisor {
+    shared: Arc<Shared>,
+    listener: Listener,
+    processes: u64,
+    current: Option<Process>,
+    starting: Option<Process>,
+    replacement: Option<Process>,
+    /// Whom the replacement's end is told to.
+    loading_for: Vec<Done>,
+    /// Asked for after the present load began.
+    next_load_for: Vec<Done>,
+    draining: Vec<Process>,
+    corpses: Vec<Corpse>,
+    retry_at: Option<Instant>,
+    back_off: Duration,
+    /// When the process in use said Ready.
+    ready_at: Instant,
+    in_vain: u32,
+}
+
+impl Supervisor {
+    pub(super) fn new(shared: Arc<Shared>, listener: Listener) -> Self {
+        Self {
+            shared,
+            listener,
+            processes: 0,
+            current: None,
+            starting: None,
+            replacement: None,
+            loading_for: Vec::new(),
+            next_load_for: Vec::new(),
+            draining: Vec::new(),
+            corpses: Vec::new(),
+            retry_at: Some(Instant::now()),
+            back_off: BACK_OFF.0,
+            ready_at: Instant::now(),
+            in_vain: 0,
+        }
+    }
+
+    /// The thread's body.
+    pub(super) fn run(mut self) {
+        while self.take_commands() {
+            self.keep_time(Instant::now());
+            self.wait_and_read();
+        }
+        self.stop();
+    }
+
+    /// False when the handle is gone.
+    fn take_commands(&mut self) -> bool {
+        for command in std::mem::take(&mut *lock(&self.shared.commands)) {
+            match command {
+                Command::Replace(done) => self.next_load_for.push(done),
+                Command::Stop => return false,
+            }
+        }
+        true
+    }
+
+    // Time
+
+    /// Everything that happens because time has passed.
+    fn keep_time(&mut self, now: Instant) {
+        self.kill_late_loaders(now);
+        self.kill_overdue(now);
+        self.kill_silent(now);
+        self.end_drained();
+        self.corpses.retain_mut(|corpse| !corpse.reap());
+        if self.current.is_none() && self.starting.is_none() {
+            // Somebody changed the signatures: no reason to wait longer.
+            let at_once = !self.next_load_for.is_empty();
+            if at_once || self.retry_at.is_some_and(|at| at <= now) {
+                self.start();
+            }
+        }
+        if self.current.is_some() && self.replacement.is_none() && !self.next_load_for.is_empty() {
+            self.start_replacement();
+        }
+    }
+
+    fn kill_late_loaders(&mut self, now: Instant) {
+        let limit = self.shared.config.ready_timeout;
+        let late = |process: &Process| process.since + limit <= now;
+        let late_diagnostic =
+            || vec![Diagnostic::error("engine-slow", format!("not ready within {limit:?}"))];
+        if let Some(process) = self.starting.take_if(|process| late(process)) {
+            self.corpses.push(process.kill());
+            self.start_failed(late_diagnostic(), true);
+        }
+        if let Some(process) = self.replacement.take_if(|process| late(process)) {
+            self.corpses.push(process.kill());
+            self.refuse(late_diagnostic());
+        }
+    }
+
+    fn kill_overdue(&mut self, now: Instant) {
+        let reason = "a scan passed its time limit";
+        let overdue = |process: &Process| lock(&self.shared.flow).is_overdue(process.id, now);
+        let draining: Vec<Process> =
+            self.draining.extract_if(.., |process| overdue(process)).collect();
+        let current = self.current.take_if(|process| overdue(process));
+        for process in draining {
+            self.bury_old(process, Blame::Overdue);
+        }
+        if let Some(process) = current {
+            self.lose_current(process, reason.to_owned(), Blame::Overdue);
+        }
+    }
+
+    /// A process that no longer takes messages, though it has a worker free to do it.
+    fn kill_silent(&mut self, now: Instant) {
+        let stalled = |process: &Process| {
+            process.heard + STALL <= now && lock(&self.shared.flow).is_stalled(process.id, now)
+        };
+        let old: Vec<Process> = self.draining.extract_if(.., |process| stalled(process)).collect();
+        let current = self.current.take_if(|process| stalled(process));
+        for process in old {
+            self.bury_old(process, Blame::Nobody);
+        }
+        if let Some(process) = current {
+            let reason = "it takes no scans though a worker is free";
+            self.lose_current(process, reason.to_owned(), Blame::Nobody);
+        }
+        self.ping(now);
+    }
+
+    fn ping(&mut self, now: Instant) {
+        let Some(process) = &mut self.current else { return };
+        if !lock(&self.shared.flow).is_idle(process.id) || process.heard + SILENCE > now {
+            return;
+        }
+        match process.pinged {
+            None => {
+                if let Ok(bytes) = encode_to_engine(ToEngine::Ping)
+                    && process.link.send(&bytes, None).is_ok()
+                {
+                    process.pinged = Some(now);
+                }
+            }
+            Some(at) if at + SILENCE <= now => {
+                if let Some(process) = self.current.take() {
+                    let reason = "it does not answer a ping".to_owned();
+                    self.lose_current(process, reason, Blame::Nobody);
+                }
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// Old processes with nothing left to do. They hold no state, so killing is the cleanest end.
+    fn end_drained(&mut self) {
+        let idle = |process: &Process| lock(&self.shared.flow).is_idle(process.id);
+        let done: Vec<Process> = self.draining.extract_if(.., |process| idle(process)).collect();
+        self.corpses.extend(done.into_iter().map(Process::kill));
+    }
+
+    // Events
+
+    /// Sleeps until something happens, and takes the messages of those it happened to.
+    fn wait_and_read(&mut self) {
+        let blocked = lock(&self.shared.flow).is_blocked();
+        let mut waits = vec![Wait { fd: self.shared.wake.as_fd(), write: false }];
+        let mut owners = vec![None];
+        for (slot, process) in self.slots() {
+            let write = blocked && slot == Slot::Current;
+            for wait in process.waits(write) {
+                waits.push(wait);
+                owners.push(Some(slot));
+            }
+        }
+        waits.extend(self.corpses.iter().map(Corpse::wait));
+        let ready = match sys::poll(&waits, self.sleep(Instant::now())) {
+            Ok(ready) => ready,
+            Err(error) => {
+                // Not seen to fail; without a pause it would be a busy loop.
+                tracing::error!(%error, "the engine's supervisor cannot poll");
+                std::thread::sleep(BACK_OFF.0);
+                vec![true; waits.len()]
+            }
+        };
+        drop(waits);
+        if ready[0] {
+            // Only the wake matters, not the count.
+            let _ = (&self.shared.wake).read(&mut [0; 8]);
+        }
+        let mut slots: Vec<Slot> = owners
+            .iter()
+            .zip(&ready)
+            .filter(|(_, ready)| **ready)
+            .filter_map(|(o, _)| *o)
+            .collect();
+        slots.dedup_by(|a, b| a == b);
+        if blocked && slots.contains(&Slot::Current) {
+            lock(&self.shared.flow).unblock();
+        }
+        for slot in slots {
+            self.read(slot);
+        }
+        lock(&self.shared.flow).pump();
+    }
+
+    fn slots(&self) -> impl Iterator<Item = (Slot, &Process)> {
+        let one = |slot| move |process| (slot, process);
+        let draining = self.draining.iter().map(|process| (Slot::Draining(process.id), process));
+        self.current
+            .iter()
+            .map(one(Slot::Current))
+            .chain(self.starting.iter().map(one(Slot::Starting)))
+            .chain(self.replacement.iter().map(one(Slot::Replacement)))
+            .chain(draining)
+    }
+
+    /// How long nothing will happen by itself.
+    fn sleep(&self, now: Instant) -> Duration {
+        let limit = self.shared.config.ready_timeout;
+        let loaders = self.starting.iter().chain(&self.replacement);
+        let retry = self.retry_at.filter(|_| self.current.is_none() && self.starting.is_none());
+        lock(&self.shared.flow)
+            .next_deadline()
+            .into_iter()
+            .chain(retry)
+            .chain(loaders.map(|process| process.since + limit))
+            .map(|at| at.saturating_duration_since(now))
+            .fold(TICK, Duration::min)
+    }
+
+    /// Takes the messages of one process, and does what follows.
+    fn read(&mut self, slot: Slot) {
+        let taken = match slot {
+            Slot::Current => self.current.take(),
+            Slot::Starting => self.starting.take(),
+            Slot::Replacement => self.replacement.take(),
+            Slot::Draining(id) => {
+                let at = self.draining.iter().position(|process| process.id == id);
+                at.map(|at| self.draining.swap_remove(at))
+            }
+        };
+        let Some(mut process) = taken else { return };
+        process.log_stderr();
+        match self.turn(&mut process) {
+            Turn::Lives => self.put_back(slot, process),
+            Turn::Loaded(description) => self.loaded(slot, process, description),
+            Turn::Refused(diagnostics) => {
+                self.corpses.push(process.kill());
+                self.load_failed(slot, diagnostics, true);
+            }
+            Turn::Closed => {
+                let id = process.id;
+                let (reason, corpse) = process.end();
+                self.corpses.extend(corpse);
+                self.gone(slot, id, reason);
+            }
+            Turn::Violation(violation) => {
+                let id = process.id;
+                self.corpses.push(process.kill());
+                self.gone(slot, id, format!("it broke the protocol: {violation}"));
+            }
+        }
+    }
+
+    fn put_back(&mut self, slot: Slot, process: Process) {
+        match slot {
+            Slot::Current => self.current = Some(process),
+            Slot::Starting => self.starting = Some(process),
+            Slot::Replacement => self.replacement = Some(process),
+            Slot::Draining(_) => self.draining.push(process),
+        }
+    }
+
+    /// Reads what a process has sent, and answers scans as their reports come.
+    fn turn(&mut self, process: &mut Process) -> Turn {
+        // Asked before reading: what a dead process has sent is then complete.
+        let dead = process.is_dead();
+        for _ in 0..MOST_MESSAGES {
+            let message = match process.receive() {
+                Event::Message(message) => message,
+                Event::Nothing if dead => return Turn::Closed,
+                Event::Nothing => return Turn::Lives,
+                Event::Closed => return Turn::Closed,
+                Event::Violation(error) => return Turn::Violation(error.into()),
+            };
+            let handled = match message {
+                ToHost::Ready(description) if process.description.is_none() => {
+                    return Turn::Loaded(description);
+                }
+                ToHost::Failed { diagnostics, .. } if process.description.is_none() => {
+                    return Turn::Refused(diagnostics);
+                }
+                other => self.at_work(process, other),
+            };
+            if let Err(violation) = handled {
+                return Turn::Violation(violation);
+            }
+        }
+        Turn::Lives
+    }
+
+    /// A message of a process that is ready.
+    fn at_work(&mut self, process: &mut Process, message: ToHost) -> Result<(), Violation> {
+        let Some(description) = &process.description else { return Err(Violation::OutOfTurn) };
+        match message {
+            ToHost::Started { id } => lock(&self.shared.flow).started(process.id, id)?,
+            ToHost::Report { id, answer } => {
+                let mut flow = lock(&self.shared.flow);
+                let finished = flow.reported(process.id, id, answer, description.generation)?;
+                flow.pump();
+                drop(flow);
+                self.back_off = BACK_OFF.0;
+                finished.deliver();
+            }
+            ToHost::Pong => drop(process.pinged.take().ok_or(Violation::OutOfTurn)?),
+            ToHost::Ready(_) | ToHost::Failed { .. } => return Err(Violation::OutOfTurn),
+        }
+        Ok(())
+    }
+
+    // Changes of state
+
+    /// Starts the process that is to be the one in use.
+    fn start(&mut self) {
+        self.retry_at = None;
+        match self.spawn(false) {
+            Ok(process) => self.starting = Some(process),
+            Err(diagnostics) => self.start_failed(diagnostics, true),
+        }
+    }
+
+    fn start_replacement(&mut self) {
+        self.loading_for = std::mem::take(&mut self.next_load_for);
+        match self.spawn(true) {
+            Ok(process) => {
+                self.replacement = Some(process);
+                lock(&self.shared.published).loading = true;
+            }
+            Err(diagnostics) => self.refuse(diagnostics),
+        }
+    }
+
+    fn spawn(&mut self, strict: bool) -> Result<Process, Vec<Diagnostic>> {
+        self.processes += 1;
+        let config = &self.shared.config;
+        Process::spawn(config, ProcessId(self.processes), strict).map_err(|error| {
+            let program = config.command.first().map_or("", String::as_str);
+            let reason = format!("cannot start `{program}`: {error}");
+            vec![Diagnostic::error("engine-spawn", reason)]
+        })
+    }
+
+    /// A process said Ready.
+    fn loaded(&mut self, slot: Slot, mut process: Process, description: Description) {
+        if slot == Slot::Replacement && description.has_errors() {
+            self.corpses.push(process.kill());
+            return self.refuse(description.diagnostics);
+        }
+        process.description = Some(description.clone());
+        self.ready_at = Instant::now();
+        // A replacement that is ready before a restart makes the restart superfluous.
+        self.corpses.extend(self.starting.take().map(Process::kill));
+        lock(&self.shared.flow).open(process.id, Arc::clone(&process.link));
+        let pid = Some(process.pid());
+        self.draining.extend(self.current.replace(process));
+        self.in_vain = 0;
+        self.retry_at = None;
+        lock(&self.shared.published).pid = pid;
+        if slot == Slot::Replacement {
+            let mut published = lock(&self.shared.published);
+            published.loading = false;
+            published.refused = None;
+        }
+        self.publish(EngineState::Ready { description: description.clone() });
+        lock(&self.shared.flow).pump();
+        if slot == Slot::Replacement {
+            for done in std::mem::take(&mut self.loading_for) {
+                guarded(|| done(Ok(description.clone())));
+            }
+        }
+    }
+
+    /// A process ended that nobody killed on purpose, or one that broke the protocol.
+    fn gone(&mut self, slot: Slot, id: ProcessId, reason: String) {
+        match slot {
+            Slot::Current => self.current_is_gone(id, reason, Blame::InWork),
+            Slot::Draining(_) => {
+                tracing::warn!(engine = self.shared.config.name, reason, "an old process is gone");
+                self.give_back(id, Blame::InWork);
+            }
+            Slot::Starting | Slot::Replacement => {
+                let reason = format!("before it was ready, the engine was gone: {reason}");
+                self.load_failed(slot, vec![Diagnostic::error("engine-start", reason)], false);
+            }
+        }
+    }
+
+    fn load_failed(&mut self, slot: Slot, diagnostics: Vec<Diagnostic>, certain: bool) {
+        match slot {
+            Slot::Replacement => self.refuse(diagnostics),
+            _ => self.start_failed(diagnostics, certain),
+        }
+    }
+
+    /// No process came of a start. `certain`: another try would most likely end the same.
+    fn start_failed(&mut self, diagnostics: Vec<Diagnostic>, certain: bool) {
+        self.in_vain += 1;
+        self.schedule_retry();
+        if !certain && self.in_vain < STARTS_IN_VAIN {
+            let reason = diagnostics.first().map_or_else(String::new, ToString::to_string);
+            tracing::warn!(engine = self.shared.config.name, reason, "a start failed");
+            return;
+        }
+        let reason =
+            diagnostics.first().map_or_else(|| "no reason given".into(), |d| d.reason.clone());
+        let refused = lock(&self.shared.flow).close(ScanError::Unavailable { reason });
+        self.publish(EngineState::Failed { diagnostics: diagnostics.clone() });
+        deliver(refused);
+        // Whoever changed the signatures hears that they do not help; nothing took over.
+        let refusal = Refusal { diagnostics, at: SystemTime::now() };
+        for done in std::mem::take(&mut self.next_load_for) {
+            guarded(|| done(Err(refusal.clone())));
+        }
+    }
+
+    fn schedule_retry(&mut self) {
+        self.retry_at = Some(Instant::now() + self.back_off);
+        self.back_off = (self.back_off * 2).min(BACK_OFF.1);
+    }
+
+    fn lose_current(&mut self, process: Process, reason: String, blame: Blame) {
+        let id = process.id;
+        self.corpses.push(process.kill());
+        self.current_is_gone(id, reason, blame);
+    }
+
+    fn current_is_gone(&mut self, id: ProcessId, reason: String, blame: Blame) {
+        if self.ready_at.elapsed() >= PROVEN {
+            self.back_off = BACK_OFF.0;
+        }
+        self.schedule_retry();
+        {
+            let mut published = lock(&self.shared.published);
+            published.restarts += 1;
+            published.pid = None;
+        }
+        self.publish(EngineState::Restarting { reason });
+        self.give_back(id, blame);
+    }
+
+    fn bury_old(&mut self, process: Process, blame: Blame) {
+        let id = process.id;
+        self.corpses.push(process.kill());
+        self.give_back(id, blame);
+    }
+
+    /// Takes the scans of a process that is gone.
+    fn give_back(&mut self, id: ProcessId, blame: Blame) {
+        let mut flow = lock(&self.shared.flow);
+        let ended = flow.lost(id, blame);
+        flow.pump();
+        drop(flow);
+        deliver(ended);
+    }
+
+    /// The new signatures stay out; the old ones stay in use.
+    fn refuse(&mut self, diagnostics: Vec<Diagnostic>) {
+        let refusal = Refusal { diagnostics, at: SystemTime::now() };
+        {
+            let mut published = lock(&self.shared.published);
+            published.loading = false;
+            published.refused = Some(refusal.clone());
+        }
+        let reason = refusal.diagnostics.first().map_or_else(String::new, ToString::to_string);
+        let others = refusal.diagnostics.len().saturating_sub(1);
+        let engine = &self.shared.config.name;
+        tracing::warn!(engine, reason, others, "a new signature set is refused");
+        guarded(|| (self.listener)(EngineEvent::Refused(refusal.clone())));
+        for done in std::mem::take(&mut self.loading_for) {
+            guarded(|| done(Err(refusal.clone())));
+        }
+    }
+
+    fn publish(&self, state: EngineState) {
+        let engine = &self.shared.config.name;
+        match &state {
+            EngineState::Starting => {}
+            EngineState::Ready { description } => {
+                let generation = description.generation.short();
+                tracing::info!(engine, rules = description.rules, generation, "ready");
+                for one in &description.diagnostics {
+                    tracing::warn!(engine, "{one}");
+                }
+            }
+            EngineState::Restarting { reason } => {
+                tracing::warn!(engine, reason, "the engine is replaced");
+            }
+            EngineState::Failed { diagnostics } => {
+                for one in diagnostics {
+                    tracing::error!(engine, "{one}");
+                }
+            }
+        }
+        lock(&self.shared.published).state = state.clone();
+        self.shared.changed.notify_all();
+        guarded(|| (self.listener)(EngineEvent::State(state)));
+    }
+
+    /// The end: nothing is left running, nothing unanswered.
+    fn stop(mut self) {
+        let waiting = lock(&self.shared.flow).close(ScanError::Stopped);
+        deliver(waiting);
+        let alive = self.current.take().into_iter();
+        let alive = alive.chain(self.starting.take()).chain(self.replacement.take());
+        for process in alive.chain(std::mem::take(&mut self.draining)) {
+            self.bury_old(process, Blame::Nobody);
+        }
+        let why = vec![Diagnostic::error("engine-stopped", ScanError::Stopped.to_string())];
+        let refusal = Refusal { diagnostics: why, at: SystemTime::now() };
+        let mut dones = std::mem::take(&mut self.loading_for);
+        dones.append(&mut self.next_load_for);
+        for command in std::mem::take(&mut *lock(&self.shared.commands)) {
+            if let Command::Replace(done) = command {
+                dones.push(done);
+            }
+        }
+        for done in dones {
+            guarded(|| done(Err(refusal.clone())));
+        }
+        let deadline = Instant::now() + BACK_OFF.1;
+        while !self.corpses.is_empty() && Instant::now() < deadline {
+            let waits: Vec<Wait<'_>> = self.corpses.iter().map(Corpse::wait).collect();
+            if sys::poll(&waits, BACK_OFF.0).is_err() {
+                break;
+            }
+            self.corpses.retain_mut(|corpse| !corpse.reap());
+        }
+    }
+}
+
+fn deliver(finished: Vec<Finished>) {
+    finished.into_iter().for_each(Finished::deliver);
+}
+
+/// Calls code of the service; its panic must not end the supervisor.
+fn guarded(call: impl FnOnce()) {
+    if catch_unwind(AssertUnwindSafe(call)).is_err() {
+        tracing::error!("a listener of an engine panicked");
+    }
+}

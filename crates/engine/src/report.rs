@@ -1,0 +1,271 @@
+//! The words both ends share: what is asked of an engine, and what it says.
+//!
+//! Plain data, owned, `Send`. Nothing here does I/O. Every value that comes from an engine is
+//! hostile until [`crate::protocol`] has checked it against the limits below.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Longest name, family or version string that travels, in bytes.
+pub const MAX_NAME: usize = 256;
+/// Longest reason or file name of a diagnostic that travels, in bytes.
+pub const MAX_REASON: usize = 1024;
+/// Longest guest path that travels, in bytes (Linux's own PATH_MAX). Of a longer one the end is kept.
+pub const MAX_PATH: usize = 4096;
+/// Most detections in one report; an engine that finds more names the first ones.
+pub const MAX_DETECTIONS: usize = 64;
+
+/// Digest of a whole signature set: two processes with the same generation give the same verdicts.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Generation(pub [u8; 32]);
+
+impl Generation {
+    /// The first 12 hex digits, for log lines and tables.
+    pub fn short(&self) -> String {
+        self.to_string()[..12].to_owned()
+    }
+}
+
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Generation({self})")
+    }
+}
+
+/// What was being done to the file when its content was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Operation {
+    /// An `open()` is held.
+    Open,
+    /// An `execve()` is held.
+    Exec,
+    /// Nobody is held: the file was closed after a write, or was let through unscanned before.
+    Rescan,
+    /// A person or a schedule asked.
+    OnDemand,
+}
+
+/// What is known of the file besides its content. All of it was said by a guest: it may lie.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Metadata {
+    /// Path as the guest named it: any bytes, empty when the access has no true path.
+    #[serde(with = "serde_bytes")]
+    pub path: Vec<u8>,
+    /// Name of the guest in the service's configuration.
+    pub guest: String,
+    /// Why the content is looked at.
+    pub operation: Operation,
+    /// Size of the file in the guest, in bytes; the content may be shorter.
+    pub size: u64,
+}
+
+/// How bad a detection is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Severity {
+    /// Unwanted, not harmful by itself.
+    Low,
+    /// Likely harmful.
+    Medium,
+    /// Harmful.
+    High,
+    /// Harmful and spreading or destroying.
+    Critical,
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Low => "low",
+            Self::Medium => "medium",
+            Self::High => "high",
+            Self::Critical => "critical",
+        })
+    }
+}
+
+/// A word that names no [`Severity`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{word}` is no severity; use low, medium, high or critical")]
+pub struct UnknownSeverity {
+    /// The word found.
+    pub word: String,
+}
+
+impl FromStr for Severity {
+    type Err = UnknownSeverity;
+
+    fn from_str(word: &str) -> Result<Self, Self::Err> {
+        match word.to_ascii_lowercase().as_str() {
+            "low" => Ok(Self::Low),
+            "medium" => Ok(Self::Medium),
+            "high" => Ok(Self::High),
+            "critical" => Ok(Self::Critical),
+            _ => Err(UnknownSeverity { word: word.to_owned() }),
+        }
+    }
+}
+
+/// One thing that an engine found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Detection {
+    /// Name of the signature or rule.
+    pub name: String,
+    /// How bad it is.
+    pub severity: Severity,
+    /// Malware family, where the signature names one.
+    pub family: Option<String>,
+    /// Offset of the first match in the content, in bytes, where the engine knows it.
+    pub offset: Option<u64>,
+}
+
+/// What a finished scan says. An engine's failure is never an `Outcome`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// Nothing was found in the whole content.
+    Clean,
+    /// At least one detection.
+    Infected(Vec<Detection>),
+}
+
+/// Whether a diagnostic keeps signatures out of use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Level {
+    /// Signatures are missing, or the engine cannot run.
+    Error,
+    /// Works, but a person should know.
+    Warning,
+}
+
+/// One thing an operator should know about an engine or its signatures.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Diagnostic {
+    /// Error or warning.
+    pub level: Level,
+    /// File it is about; empty when it is about none.
+    pub file: String,
+    /// Line, from 1; 0 = the whole file.
+    pub line: u32,
+    /// Column in characters, from 1; 0 = the whole line.
+    pub column: u32,
+    /// Stable code, to search for.
+    pub code: String,
+    /// What is wrong, and what to do.
+    pub reason: String,
+}
+
+impl Diagnostic {
+    /// An error that is about no file.
+    pub fn error(code: &str, reason: impl Into<String>) -> Self {
+        Self {
+            level: Level::Error,
+            file: String::new(),
+            line: 0,
+            column: 0,
+            code: code.to_owned(),
+            reason: reason.into(),
+        }
+    }
+
+    /// A warning that is about no file.
+    pub fn warning(code: &str, reason: impl Into<String>) -> Self {
+        Self { level: Level::Warning, ..Self::error(code, reason) }
+    }
+
+    /// Cuts every string to what may travel.
+    pub(crate) fn clip(&mut self) {
+        clip(&mut self.file, MAX_REASON);
+        clip(&mut self.code, MAX_NAME);
+        clip(&mut self.reason, MAX_REASON);
+    }
+}
+
+/// `file:line:column: error[code]: reason`, leaving out what is not known.
+impl fmt::Display for Diagnostic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.file.is_empty() {
+            write!(f, "{}:", self.file)?;
+            if self.line > 0 {
+                write!(f, "{}:", self.line)?;
+                if self.column > 0 {
+                    write!(f, "{}:", self.column)?;
+                }
+            }
+            f.write_str(" ")?;
+        }
+        let level = match self.level {
+            Level::Error => "error",
+            Level::Warning => "warning",
+        };
+        write!(f, "{level}[{}]: {}", self.code, self.reason)
+    }
+}
+
+/// What a ready engine says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Description {
+    /// Name of the engine.
+    pub name: String,
+    /// Version of the engine.
+    pub version: String,
+    /// Digest of the signatures in use.
+    pub generation: Generation,
+    /// Signatures in use.
+    pub rules: u32,
+    /// What could not be loaded, and what else is worth knowing.
+    pub diagnostics: Vec<Diagnostic>,
+    /// Diagnostics left out because the message would have been too long.
+    pub omitted: u32,
+}
+
+impl Description {
+    /// True when signatures are missing from the set.
+    pub fn has_errors(&self) -> bool {
+        self.diagnostics.iter().any(|one| one.level == Level::Error)
+    }
+}
+
+/// Shortens `text` to at most `most` bytes, never within a character.
+pub(crate) fn clip(text: &mut String, most: usize) {
+    if text.len() > most {
+        text.truncate(text.floor_char_boundary(most));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_diagnostic_shows_only_what_is_known() {
+        let mut one = Diagnostic::error("E001", "syntax error");
+        assert_eq!(one.to_string(), "error[E001]: syntax error");
+        one.file = "a.yar".into();
+        assert_eq!(one.to_string(), "a.yar: error[E001]: syntax error");
+        one.line = 3;
+        one.column = 7;
+        assert_eq!(one.to_string(), "a.yar:3:7: error[E001]: syntax error");
+    }
+
+    #[test]
+    fn clipping_keeps_characters_whole() {
+        let mut text = "aé".to_owned();
+        clip(&mut text, 2);
+        assert_eq!(text, "a");
+    }
+
+    #[test]
+    fn severities_parse_as_they_print() {
+        for severity in [Severity::Low, Severity::Medium, Severity::High, Severity::Critical] {
+            assert_eq!(severity.to_string().parse(), Ok(severity));
+        }
+        assert!("bad".parse::<Severity>().is_err());
+    }
+}

@@ -1,0 +1,351 @@
+//! The engine's side: what a process does from its start to its last scan.
+//!
+//! [`run`] owns the process: the socket, the sandbox, the worker threads. An engine owns its
+//! signatures and says what it found.
+//!
+//! ```text
+//!  Start ──► load signatures ──► landlock ──► workers build and warm their scanners ──► seccomp
+//!               │ cannot                                                                   │
+//!               ▼                                                                          ▼
+//!            Failed, exit                                       Ready ──► each worker: Scan → Started,
+//!                                                                         Report; end of file → exit
+//! ```
+//!
+//! There is no way back: new signatures are a new process. After the sandbox no thread can be
+//! started and no executable memory be made, so a [`Scanner`] starts what it needs when it is built
+//! or in its first scan, which is one of empty content before the sandbox.
+
+mod sandbox;
+
+use std::any::Any;
+use std::env;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::sync::{Arc, Barrier, mpsc};
+use std::thread;
+use std::time::Duration;
+
+pub use sandbox::SandboxError;
+
+use crate::FD_VARIABLE;
+use crate::content::{Content, ContentError};
+use crate::protocol::{
+    Answer, MAX_TO_ENGINE, ProtocolError, Scan, ToEngine, ToHost, decode_to_engine, encode_to_host,
+};
+pub use crate::protocol::{Limits, Start};
+use crate::report::{Description, Diagnostic, Metadata, Operation, Outcome};
+use crate::sys;
+
+/// Signatures, loaded and shared by all workers.
+pub trait Engine: Send + Sync {
+    /// Name, version, generation, and what could not be loaded.
+    fn describe(&self) -> Description;
+
+    /// A scanner for one worker thread. Called on that thread, before the sandbox; called again
+    /// inside it when a scan has panicked.
+    fn scanner(&self) -> Box<dyn Scanner + '_>;
+}
+
+/// What one worker scans with, one content after the other.
+pub trait Scanner {
+    /// Looks at the whole content. `limit` is the time after which the process is killed: give up
+    /// earlier with [`ScanError::TimedOut`] where that is possible.
+    fn scan(
+        &mut self,
+        content: &Content,
+        metadata: &Metadata,
+        limit: Duration,
+    ) -> Result<Outcome, ScanError>;
+}
+
+/// Why a scan has no outcome.
+#[derive(Debug, thiserror::Error)]
+pub enum ScanError {
+    /// The engine gave up before the time limit.
+    #[error("the scan took too long")]
+    TimedOut,
+    /// The content could not be read.
+    #[error(transparent)]
+    Content(#[from] ContentError),
+    /// Anything else.
+    #[error("{reason}")]
+    Failed {
+        /// For people.
+        reason: String,
+    },
+}
+
+/// Why the process ends before its first scan.
+#[derive(Debug, thiserror::Error)]
+enum StartError {
+    #[error("a system call failed")]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Protocol(#[from] ProtocolError),
+    #[error("the service sent something else than Start")]
+    NoStart,
+    #[error("the service is gone")]
+    Gone,
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    #[error("the engine cannot be used")]
+    Refused(Vec<Diagnostic>),
+}
+
+/// Runs an engine until the service closes the socket. Call it from `main`, before any thread is
+/// started. `load` gets the service's wishes and returns the loaded engine, or why there is none.
+///
+/// An engine whose [`Description`] holds errors is refused when the service asked for a strict
+/// start; `load` need not care.
+pub fn run<E, F>(load: F) -> ExitCode
+where
+    E: Engine,
+    F: FnOnce(&Start) -> Result<E, Vec<Diagnostic>>,
+{
+    match inherited_socket() {
+        Ok(socket) => match serve(&socket, load) {
+            Ok(()) | Err(StartError::Gone) => ExitCode::SUCCESS,
+            Err(error) => {
+                report_failure(&socket, error);
+                ExitCode::FAILURE
+            }
+        },
+        Err(error) => {
+            eprintln!("{}", chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Takes over the socket that the service left to this process. [`run`] does it; public for what
+/// speaks [`crate::protocol`] without the runtime. Call it once.
+pub fn inherited_socket() -> io::Result<OwnedFd> {
+    let wrong = || io::Error::other(format!("{FD_VARIABLE} names no SOCK_SEQPACKET socket"));
+    let number = env::var(FD_VARIABLE).map_err(|_| {
+        let text = format!("{FD_VARIABLE} is not set: an engine is started by the service");
+        io::Error::new(io::ErrorKind::NotFound, text)
+    })?;
+    let socket = sys::adopt(number.parse().map_err(|_| wrong())?).map_err(|_| wrong())?;
+    match sys::socket_type(socket.as_fd()) {
+        Ok(libc::SOCK_SEQPACKET) => Ok(socket),
+        _ => Err(wrong()),
+    }
+}
+
+/// From Start to the end.
+fn serve<E, F>(socket: &OwnedFd, load: F) -> Result<(), StartError>
+where
+    E: Engine,
+    F: FnOnce(&Start) -> Result<E, Vec<Diagnostic>>,
+{
+    sys::harden_process()?;
+    let start = receive_start(socket.as_fd())?;
+    sys::limit_memory(start.limits.memory)?;
+    let engine = catch_unwind(AssertUnwindSafe(|| load(&start)))
+        .unwrap_or_else(|panic| {
+            let reason = format!("loading panicked: {}", panic_text(&*panic));
+            Err(vec![Diagnostic::error("engine-panic", reason)])
+        })
+        .map_err(StartError::Refused)?;
+    let mut description = engine.describe();
+    if start.strict && description.has_errors() {
+        return Err(StartError::Refused(description.diagnostics));
+    }
+    // In front: a long list of others must not push it out of the message.
+    if let Some(warning) = sandbox::enter_landlock()? {
+        description.diagnostics.insert(0, warning);
+    }
+    work(socket.as_fd(), &engine, start.threads.max(1), description)
+}
+
+fn receive_start(socket: BorrowedFd<'_>) -> Result<Start, StartError> {
+    let mut buffer = vec![0; MAX_TO_ENGINE];
+    let received = sys::receive(socket, &mut buffer, true, true)?;
+    if received.length == 0 {
+        return Err(StartError::Gone);
+    }
+    if received.cut {
+        return Err(ProtocolError::TooLong { most: MAX_TO_ENGINE }.into());
+    }
+    match decode_to_engine(&buffer[..received.length])? {
+        ToEngine::Start(start) => Ok(start),
+        ToEngine::Scan(_) | ToEngine::Ping => Err(StartError::NoStart),
+    }
+}
+
+/// Starts the workers, closes the sandbox around them, says Ready, and waits for their end.
+fn work<E: Engine>(
+    socket: BorrowedFd<'_>,
+    engine: &E,
+    threads: u32,
+    description: Description,
+) -> Result<(), StartError> {
+    let (warm, warmed) = mpsc::channel();
+    let sealed = Arc::new(Barrier::new(threads as usize + 1));
+    thread::scope(|scope| {
+        for number in 0..threads {
+            let (warm, sealed) = (warm.clone(), Arc::clone(&sealed));
+            let body = move || worker(socket, engine, &warm, &sealed);
+            if let Err(error) =
+                thread::Builder::new().name(format!("scan-{number}")).spawn_scoped(scope, body)
+            {
+                give_up(socket, error.into());
+            }
+        }
+        for _ in 0..threads {
+            if let Ok(Err(reason)) = warmed.recv() {
+                let refused = vec![Diagnostic::error("engine-scanner", reason)];
+                give_up(socket, StartError::Refused(refused));
+            }
+        }
+        if let Err(error) = sandbox::enter_filter(socket, threads) {
+            give_up(socket, error.into());
+        }
+        if send(socket, ToHost::Ready(description)).is_err() {
+            sys::exit_now(1);
+        }
+        sealed.wait();
+    });
+    Ok(())
+}
+
+/// Ends a process whose workers wait for a sandbox that will not come.
+fn give_up(socket: BorrowedFd<'_>, error: StartError) -> ! {
+    report_failure(socket, error);
+    sys::exit_now(1)
+}
+
+/// One worker: builds its scanner, waits for the sandbox, then scans until the socket ends.
+fn worker<E: Engine>(
+    socket: BorrowedFd<'_>,
+    engine: &E,
+    warm: &mpsc::Sender<Result<(), String>>,
+    sealed: &Barrier,
+) {
+    let built = catch_unwind(AssertUnwindSafe(|| {
+        let mut scanner = engine.scanner();
+        warm_up(&mut *scanner);
+        scanner
+    }));
+    let told = built.as_ref().map(drop).map_err(|panic| panic_text(&**panic).to_owned());
+    // The receiver lives until every worker has told.
+    let _ = warm.send(told);
+    // A failed build ends the process; until then this thread waits like the others.
+    sealed.wait();
+    if let Ok(mut scanner) = built {
+        let mut buffer = vec![0; MAX_TO_ENGINE];
+        while step(socket, engine, &mut scanner, &mut buffer) {}
+    }
+}
+
+/// The first scan starts what a library starts lazily (yara-x: its clock thread), which the sandbox
+/// would forbid. Its result means nothing.
+fn warm_up(scanner: &mut dyn Scanner) {
+    let metadata =
+        Metadata { path: Vec::new(), guest: String::new(), operation: Operation::Open, size: 0 };
+    if let Ok(content) = Content::empty() {
+        let _ = scanner.scan(&content, &metadata, Duration::from_secs(60));
+    }
+}
+
+/// Takes and answers one message. False at the end. Whatever breaks the connection ends the
+/// process: the service has the scans, and starts another.
+fn step<'e, E: Engine>(
+    socket: BorrowedFd<'_>,
+    engine: &'e E,
+    scanner: &mut Box<dyn Scanner + 'e>,
+    buffer: &mut [u8],
+) -> bool {
+    let received = match sys::receive(socket, buffer, true, true) {
+        Ok(received) if received.length == 0 => return false,
+        Ok(received) if !received.cut => received,
+        _ => sys::exit_now(1),
+    };
+    let answered = match decode_to_engine(&buffer[..received.length]) {
+        Ok(ToEngine::Ping) => send(socket, ToHost::Pong),
+        Ok(ToEngine::Scan(scan)) => {
+            let id = scan.id;
+            send(socket, ToHost::Started { id }).and_then(|()| {
+                let answer = answer(engine, scanner, received.fd, scan);
+                send(socket, ToHost::Report { id, answer })
+            })
+        }
+        Ok(ToEngine::Start(_)) | Err(_) => {
+            eprintln!("the service sent a message that makes no sense here");
+            sys::exit_now(1)
+        }
+    };
+    match answered {
+        Ok(()) => true,
+        Err(_) => sys::exit_now(1),
+    }
+}
+
+/// Scans; a panic becomes an error and a fresh scanner.
+fn answer<'e, E: Engine>(
+    engine: &'e E,
+    scanner: &mut Box<dyn Scanner + 'e>,
+    fd: Option<OwnedFd>,
+    scan: Scan,
+) -> Answer {
+    let Some(fd) = fd else {
+        return Answer::Error { reason: "the content's descriptor did not arrive".into() };
+    };
+    let content = Content::new(fd, scan.length);
+    let limit = Duration::from_millis(scan.limit_ms.into());
+    match catch_unwind(AssertUnwindSafe(|| scanner.scan(&content, &scan.metadata, limit))) {
+        Ok(Ok(outcome)) => Answer::Done(outcome),
+        Ok(Err(ScanError::TimedOut)) => Answer::TimedOut,
+        Ok(Err(error)) => Answer::Error { reason: chain(&error) },
+        Err(panic) => {
+            let reason = format!("the engine panicked: {}", panic_text(&*panic));
+            match catch_unwind(AssertUnwindSafe(|| engine.scanner())) {
+                Ok(fresh) => *scanner = fresh,
+                Err(_) => sys::exit_now(1),
+            }
+            Answer::Error { reason }
+        }
+    }
+}
+
+fn send(socket: BorrowedFd<'_>, message: ToHost) -> Result<(), StartError> {
+    let bytes = encode_to_host(message)?;
+    Ok(sys::send(socket, &bytes, None, true)?)
+}
+
+/// Tells the service and standard error why the engine does not run.
+fn report_failure(socket: impl AsFd, error: StartError) {
+    let diagnostics = match error {
+        StartError::Refused(diagnostics) => diagnostics,
+        other => vec![Diagnostic::error("engine-start", chain(&other))],
+    };
+    for one in &diagnostics {
+        eprintln!("{one}");
+    }
+    let message = ToHost::Failed { diagnostics, omitted: 0 };
+    if let Err(error) = send(socket.as_fd(), message) {
+        eprintln!("the service could not be told: {}", chain(&error));
+    }
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        cause = inner.source();
+    }
+    text
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
+}

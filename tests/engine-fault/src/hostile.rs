@@ -1,0 +1,137 @@
+//! An engine that breaks the protocol, as one would that a file took over. No sandbox: it stands for
+//! what comes over the socket.
+//!
+//! `seawall-engine-hostile MODE`: loads properly, then answers the first scan in the way of MODE.
+
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::ExitCode;
+use std::thread::sleep;
+use std::time::Duration;
+
+use rustix::net::{
+    RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recv, send, sendmsg,
+};
+use seawall_engine::protocol::{
+    Answer, MAX_TO_ENGINE, MAX_TO_HOST, ToEngine, ToHost, decode_to_engine, encode_to_host,
+};
+use seawall_engine::runtime::inherited_socket;
+use seawall_engine::{Description, Diagnostic, Generation, Outcome};
+
+fn main() -> ExitCode {
+    let mode = std::env::args().nth(1).unwrap_or_default();
+    match inherited_socket() {
+        Ok(socket) => {
+            Hostile { socket, mode }.run();
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+struct Hostile {
+    socket: OwnedFd,
+    mode: String,
+}
+
+impl Hostile {
+    fn run(&self) {
+        while let Some(message) = self.next() {
+            match message {
+                ToEngine::Start(_) => self.start(),
+                ToEngine::Scan(scan) => self.answer(scan.id),
+                ToEngine::Ping => {}
+            }
+        }
+    }
+
+    /// None at the end. The content's descriptor is left to the kernel to close.
+    fn next(&self) -> Option<ToEngine> {
+        let mut buffer = vec![0; MAX_TO_ENGINE];
+        let (length, _) = recv(&self.socket, &mut buffer[..], RecvFlags::empty()).ok()?;
+        decode_to_engine(&buffer[..length]).ok()
+    }
+
+    fn start(&self) {
+        match self.mode.as_str() {
+            "never-ready" => sleep(Duration::from_secs(3600)),
+            "refuses" => {
+                let diagnostics = vec![Diagnostic::error("hostile", "not today")];
+                self.say(ToHost::Failed { diagnostics, omitted: 0 });
+            }
+            "dies-loading" => std::process::exit(3),
+            "early-report" => self.report(1),
+            _ => self.say(ToHost::Ready(Description {
+                name: "hostile".into(),
+                version: "1".into(),
+                generation: Generation([9; 32]),
+                rules: 0,
+                diagnostics: Vec::new(),
+                omitted: 0,
+            })),
+        }
+    }
+
+    fn answer(&self, id: u64) {
+        if self.mode == "deaf" {
+            sleep(Duration::from_secs(3600));
+        }
+        self.say(ToHost::Started { id });
+        match self.mode.as_str() {
+            "garbage" => self.raw(&[0xff; 100]),
+            "empty" => self.raw(&[]),
+            "oversized" => self.raw(&vec![b'S'; MAX_TO_HOST + 1000]),
+            "started-twice" => self.say(ToHost::Started { id }),
+            "other-scan" => self.report(id + 1000),
+            "unasked-pong" => self.say(ToHost::Pong),
+            "descriptor" => self.descriptor(),
+            "twice" => {
+                self.report(id);
+                self.report(id);
+            }
+            "noise" => {
+                for number in 0..100_000 {
+                    eprintln!("line {number} \x1b[31m red");
+                }
+                self.report(id);
+            }
+            "closes" => {
+                // The socket's only end here goes; the process stays.
+                let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
+                sleep(Duration::from_secs(3600));
+            }
+            _ => self.report(id),
+        }
+    }
+
+    fn report(&self, id: u64) {
+        self.say(ToHost::Report { id, answer: Answer::Done(Outcome::Clean) });
+    }
+
+    fn say(&self, message: ToHost) {
+        if let Ok(bytes) = encode_to_host(message) {
+            self.raw(&bytes);
+        }
+    }
+
+    fn raw(&self, bytes: &[u8]) {
+        if let Err(error) = send(&self.socket, bytes, SendFlags::empty()) {
+            eprintln!("cannot send {} bytes: {error}", bytes.len());
+        }
+    }
+
+    /// Passes its own standard error to the host.
+    fn descriptor(&self) {
+        let Ok(bytes) = encode_to_host(ToHost::Pong) else { return };
+        let stderr = std::io::stderr();
+        let fds = [stderr.as_fd()];
+        let mut space = [MaybeUninit::uninit(); 64];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        control.push(SendAncillaryMessage::ScmRights(&fds));
+        let _ = sendmsg(&self.socket, &[IoSlice::new(&bytes)], &mut control, SendFlags::empty());
+    }
+}

@@ -1,0 +1,168 @@
+//! An engine that misbehaves when the content says so, to test what surrounds an engine.
+//!
+//! `seawall-engine-fault [--rules FILE]`. Content that starts with `SEAWALL-FAULT ` and
+//!
+//! | word | does |
+//! |---|---|
+//! | `sleep=MS` | sleeps, then reports clean |
+//! | `crash` | aborts |
+//! | `panic` | panics |
+//! | `hang` | never ends |
+//! | `error` | reports an error |
+//! | `memory` | allocates until it cannot |
+//! | `escape` | tries to leave the sandbox; infected with `escaped` when anything works |
+//! | `read` | sleeps 300 ms, then reads the whole content |
+//! | `seen` | infected with `seen`, path, guest and size as the engine got them |
+//!
+//! All other content is clean. FILE stands for a signature set: its first 32 bytes are the
+//! generation, each line that holds `broken` is an error.
+
+use std::fs::File;
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::thread;
+use std::time::Duration;
+
+use seawall_engine::content::Content;
+use seawall_engine::runtime::{Engine, ScanError, Scanner, run};
+use seawall_engine::{Description, Detection, Diagnostic, Generation, Metadata, Outcome, Severity};
+
+const MARK: &[u8] = b"SEAWALL-FAULT ";
+
+fn main() -> ExitCode {
+    run(|_| Fault::load())
+}
+
+struct Fault {
+    generation: Generation,
+    diagnostics: Vec<Diagnostic>,
+}
+
+impl Fault {
+    fn load() -> Result<Self, Vec<Diagnostic>> {
+        let mut generation = Generation([0; 32]);
+        let mut diagnostics = Vec::new();
+        let mut arguments = std::env::args_os().skip(1);
+        if arguments.next().is_some_and(|one| one == "--rules") {
+            let path = PathBuf::from(arguments.next().unwrap_or_default());
+            let text = std::fs::read(&path).map_err(|error| {
+                vec![Diagnostic::error("fault-read", format!("{}: {error}", path.display()))]
+            })?;
+            for (to, from) in generation.0.iter_mut().zip(&text) {
+                *to = *from;
+            }
+            for (number, line) in String::from_utf8_lossy(&text).lines().enumerate() {
+                if line.contains("broken") {
+                    let mut one = Diagnostic::error("fault-broken", "this line is broken");
+                    one.file = path.display().to_string();
+                    one.line = number as u32 + 1;
+                    diagnostics.push(one);
+                }
+            }
+        }
+        Ok(Self { generation, diagnostics })
+    }
+}
+
+impl Engine for Fault {
+    fn describe(&self) -> Description {
+        Description {
+            name: "fault".into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            generation: self.generation,
+            rules: 1,
+            diagnostics: self.diagnostics.clone(),
+            omitted: 0,
+        }
+    }
+
+    fn scanner(&self) -> Box<dyn Scanner + '_> {
+        Box::new(FaultScanner)
+    }
+}
+
+struct FaultScanner;
+
+impl Scanner for FaultScanner {
+    fn scan(
+        &mut self,
+        content: &Content,
+        metadata: &Metadata,
+        _limit: Duration,
+    ) -> Result<Outcome, ScanError> {
+        let mut head = [0; 64];
+        let length = content.read_at(0, &mut head)?;
+        let Some(order) = head[..length].strip_prefix(MARK) else { return Ok(Outcome::Clean) };
+        let end = order.iter().position(|byte| byte.is_ascii_whitespace() || *byte == 0);
+        let order = String::from_utf8_lossy(&order[..end.unwrap_or(order.len())]);
+        match order.split_once('=').unwrap_or((&order, "")) {
+            ("sleep", millis) => {
+                thread::sleep(Duration::from_millis(millis.parse().unwrap_or(0)));
+                Ok(Outcome::Clean)
+            }
+            ("crash", _) => std::process::abort(),
+            ("panic", _) => panic!("asked to"),
+            ("hang", _) => loop {
+                thread::sleep(Duration::from_secs(3600));
+            },
+            ("error", _) => Err(ScanError::Failed { reason: "asked to".into() }),
+            ("memory", _) => Ok(eat_memory()),
+            ("escape", _) => Ok(found("escaped", escape())),
+            ("read", _) => {
+                thread::sleep(Duration::from_millis(300));
+                content.bytes()?;
+                Ok(Outcome::Clean)
+            }
+            ("seen", _) => {
+                let path = String::from_utf8_lossy(&metadata.path);
+                let seen = format!("{path} {} {}", metadata.guest, metadata.size);
+                Ok(found("seen", Some(seen)))
+            }
+            _ => Ok(Outcome::Clean),
+        }
+    }
+}
+
+fn found(name: &str, what: Option<String>) -> Outcome {
+    what.map_or(Outcome::Clean, |family| {
+        let (name, severity) = (name.to_owned(), Severity::High);
+        Outcome::Infected(vec![Detection { name, severity, family: Some(family), offset: None }])
+    })
+}
+
+/// Ends with the process, unless the memory limit does not hold: 64 GiB of touched pages are more
+/// than any test allows.
+fn eat_memory() -> Outcome {
+    let mut eaten: Vec<Vec<u8>> = Vec::new();
+    for _ in 0..1024 {
+        eaten.push(vec![1; 64 << 20]);
+    }
+    found("ate", Some(format!("{} pieces of 64 MiB", eaten.len())))
+}
+
+/// What of the outside could be reached.
+fn escape() -> Option<String> {
+    let mut reached = Vec::new();
+    if File::open("/etc/passwd").is_ok() {
+        reached.push("open");
+    }
+    if File::create("/tmp/seawall-escaped").is_ok() {
+        reached.push("create");
+    }
+    // The listener of another test would do, too: only the answer "not permitted" is right.
+    match TcpStream::connect("127.0.0.1:1") {
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {}
+        _ => reached.push("connect"),
+    }
+    if std::os::unix::net::UnixDatagram::pair().is_ok() {
+        reached.push("socket");
+    }
+    if Command::new("/bin/true").spawn().is_ok() {
+        reached.push("exec");
+    }
+    if thread::Builder::new().spawn(|| ()).is_ok() {
+        reached.push("thread");
+    }
+    (!reached.is_empty()).then(|| reached.join(" "))
+}
