@@ -1,0 +1,90 @@
+//! An engine handle with what the stories need around it.
+#![allow(dead_code, clippy::unwrap_used)]
+
+use std::sync::mpsc::{self, Receiver};
+use std::time::{Duration, Instant};
+
+use seawall_engine::host::{
+    ContentFd, EngineConfig, EngineEvent, EngineHandle, EngineState, Lane, Metadata, Operation,
+    ScanReport,
+};
+
+/// Far longer than anything here takes; a test that needs it has failed.
+pub const LONG: Duration = Duration::from_secs(60);
+
+pub struct Engine {
+    pub handle: EngineHandle,
+    pub events: Receiver<EngineEvent>,
+}
+
+pub fn config(program: &str, arguments: &[&str]) -> EngineConfig {
+    let command = [program].iter().chain(arguments).map(|&one| one.to_owned()).collect();
+    EngineConfig { memory_mib: 256, ..EngineConfig::new("test", command) }
+}
+
+pub fn start(config: EngineConfig) -> Engine {
+    let (tell, events) = mpsc::channel();
+    let handle = EngineHandle::start(config, move |event| drop(tell.send(event))).unwrap();
+    Engine { handle, events }
+}
+
+pub fn metadata() -> Metadata {
+    Metadata { path: b"/tmp/x".to_vec(), guest: "g1".into(), operation: Operation::Open, size: 1 }
+}
+
+pub fn order(word: &str) -> Vec<u8> {
+    format!("SEAWALL-FAULT {word}\n").into_bytes()
+}
+
+impl Engine {
+    pub fn ready(self) -> Self {
+        assert!(self.handle.wait_ready(LONG), "not ready: {:?}", self.handle.state());
+        self
+    }
+
+    pub fn send(&self, content: &[u8], timeout: Duration) -> Receiver<ScanReport> {
+        self.send_fd(ContentFd::sealed(content).unwrap(), timeout)
+    }
+
+    pub fn send_fd(&self, content: ContentFd, timeout: Duration) -> Receiver<ScanReport> {
+        let (tell, reply) = mpsc::channel();
+        let tell = move |report| drop(tell.send(report));
+        self.handle.scan(content, metadata(), Lane::OnAccess, timeout, tell);
+        reply
+    }
+
+    pub fn scan(&self, content: &[u8]) -> ScanReport {
+        self.send(content, LONG).recv_timeout(LONG).unwrap()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.handle.status().pid.unwrap()
+    }
+
+    /// Waits for a state that is as told.
+    pub fn wait_state(&self, wanted: impl Fn(&EngineState) -> bool) -> EngineState {
+        let deadline = Instant::now() + LONG;
+        while Instant::now() < deadline {
+            let state = self.handle.state();
+            if wanted(&state) {
+                return state;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        panic!("still {:?}", self.handle.state());
+    }
+
+    /// Waits until this many scans are at the process.
+    pub fn wait_in_flight(&self, count: usize) {
+        let deadline = Instant::now() + LONG;
+        while self.handle.status().in_flight < count {
+            assert!(Instant::now() < deadline, "never {count} in flight");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// The processes of this test's own that run `program`, alive or not reaped.
+pub fn alive(pid: u32) -> bool {
+    std::path::Path::new(&format!("/proc/{pid}")).exists()
+}

@@ -1,0 +1,418 @@
+//! What an engine may do to itself, and what it costs: that scan alone.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::fs;
+use std::io::Write;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use common::{Engine, LONG, alive, config, metadata, order, start};
+use seawall_engine::host::{
+    ContentFd, EngineConfig, EngineEvent, EngineState, Generation, Lane, Outcome, ScanError,
+};
+
+fn fault() -> EngineConfig {
+    config(env!("CARGO_BIN_EXE_seawall-engine-fault"), &[])
+}
+
+fn ready() -> Engine {
+    start(fault()).ready()
+}
+
+fn family(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Clean => "clean".into(),
+        Outcome::Infected(found) => found[0].family.clone().unwrap_or_default(),
+    }
+}
+
+#[test]
+fn a_report_tells_outcome_and_generation() {
+    let engine = ready();
+    let report = engine.scan(b"harmless");
+    assert_eq!(report.result, Ok(Outcome::Clean));
+    assert_eq!(report.generation, engine.handle.generation());
+    assert!(report.generation.is_some());
+    assert_eq!(engine.scan(b"").result, Ok(Outcome::Clean));
+}
+
+#[test]
+fn metadata_arrives() {
+    let engine = ready();
+    let outcome = engine.scan(&order("seen")).result.unwrap();
+    assert_eq!(family(&outcome), "/tmp/x g1 1");
+}
+
+#[test]
+fn a_crash_ends_that_scan_after_a_second_try_and_the_next_scan_is_answered() {
+    let engine = ready();
+    let report = engine.scan(&order("crash"));
+    assert_eq!(report.result, Err(ScanError::KilledTwice));
+    assert_eq!(report.generation, None);
+    assert_eq!(engine.scan(b"harmless").result, Ok(Outcome::Clean));
+    assert_eq!(engine.handle.status().restarts, 2);
+}
+
+#[test]
+fn those_in_work_beside_a_crash_are_answered() {
+    let engine = start(EngineConfig { threads: 4, ..fault() }).ready();
+    let innocent: Vec<_> = (0..12).map(|_| engine.send(&order("sleep=100"), LONG)).collect();
+    let crash = engine.send(&order("crash"), LONG);
+    let more: Vec<_> = (0..12).map(|_| engine.send(&order("sleep=20"), LONG)).collect();
+    assert_eq!(crash.recv_timeout(LONG).unwrap().result, Err(ScanError::KilledTwice));
+    for reply in innocent.into_iter().chain(more) {
+        assert_eq!(reply.recv_timeout(LONG).unwrap().result, Ok(Outcome::Clean));
+    }
+    assert_eq!(engine.handle.status().restarts, 2);
+}
+
+#[test]
+fn two_kinds_of_content_that_crash_both_end_and_nothing_else() {
+    let engine = start(EngineConfig { threads: 4, ..fault() }).ready();
+    let bad: Vec<_> = (0..2).map(|_| engine.send(&order("crash"), LONG)).collect();
+    let good: Vec<_> = (0..20).map(|_| engine.send(&order("sleep=30"), LONG)).collect();
+    for reply in bad {
+        assert_eq!(reply.recv_timeout(LONG).unwrap().result, Err(ScanError::KilledTwice));
+    }
+    for reply in good {
+        assert_eq!(reply.recv_timeout(LONG).unwrap().result, Ok(Outcome::Clean));
+    }
+}
+
+#[test]
+fn a_hang_is_killed_at_its_limit_and_is_not_tried_again() {
+    let engine = ready();
+    let first = engine.pid();
+    let beside = engine.send(&order("sleep=1500"), LONG);
+    let report = engine.send(&order("hang"), Duration::from_millis(300));
+    let report = report.recv_timeout(LONG).unwrap();
+    assert_eq!(report.result, Err(ScanError::TimedOut));
+    assert!(report.scanned >= Duration::from_millis(300), "{report:?}");
+    assert_eq!(beside.recv_timeout(LONG).unwrap().result, Ok(Outcome::Clean));
+    assert_eq!(engine.handle.status().restarts, 1);
+    assert!(!alive(first));
+}
+
+#[test]
+fn the_limit_does_not_run_while_a_scan_waits() {
+    let engine = start(EngineConfig { threads: 1, ..fault() }).ready();
+    let limit = Duration::from_millis(400);
+    let all: Vec<_> = (0..6).map(|_| engine.send(&order("sleep=200"), limit)).collect();
+    for reply in all {
+        assert_eq!(reply.recv_timeout(LONG).unwrap().result, Ok(Outcome::Clean));
+    }
+    assert_eq!(engine.handle.status().restarts, 0);
+}
+
+#[test]
+fn past_the_memory_limit_the_process_dies_and_not_the_machine() {
+    let engine = ready();
+    assert_eq!(engine.scan(&order("memory")).result, Err(ScanError::KilledTwice));
+    assert_eq!(engine.scan(b"harmless").result, Ok(Outcome::Clean));
+}
+
+#[test]
+fn an_error_and_a_panic_are_reports_and_cost_no_process() {
+    let engine = ready();
+    let error = engine.scan(&order("error")).result;
+    assert_eq!(error, Err(ScanError::Failed { reason: "asked to".into() }));
+    let panic = engine.scan(&order("panic")).result.unwrap_err();
+    assert!(panic.to_string().contains("the engine panicked: asked to"), "{panic}");
+    assert_eq!(engine.scan(b"harmless").result, Ok(Outcome::Clean));
+    assert_eq!(engine.handle.status().restarts, 0);
+}
+
+#[test]
+fn nothing_outside_can_be_reached_from_the_sandbox() {
+    let engine = ready();
+    let outcome = engine.scan(&order("escape")).result.unwrap();
+    assert_eq!(family(&outcome), "clean");
+    assert_eq!(engine.handle.status().restarts, 0);
+    let status = fs::read_to_string(format!("/proc/{}/status", engine.pid())).unwrap();
+    for wanted in ["NoNewPrivs:\t1", "Seccomp:\t2", "CapEff:\t0000000000000000"] {
+        assert!(status.contains(wanted), "{wanted} is missing in\n{status}");
+    }
+    // Threads and descriptors: the main thread and two workers; streams and the socket.
+    assert!(status.contains("Threads:\t3"), "{status}");
+    let open = fs::read_dir(format!("/proc/{}/fd", engine.pid())).unwrap().count();
+    assert_eq!(open, 4);
+    // Of the environment, the socket's number alone.
+    let environment = fs::read_to_string(format!("/proc/{}/environ", engine.pid())).unwrap();
+    assert!(environment.starts_with("SEAWALL_ENGINE_FD="), "{environment}");
+    assert_eq!(environment.matches('=').count(), 1);
+}
+
+#[test]
+fn killed_from_outside_in_mid_scan_the_scan_is_done_by_the_next_process() {
+    let engine = ready();
+    let reply = engine.send(&order("sleep=500"), LONG);
+    engine.wait_in_flight(1);
+    let first = engine.pid();
+    std::thread::sleep(Duration::from_millis(100));
+    kill(first, "KILL");
+    assert_eq!(reply.recv_timeout(LONG).unwrap().result, Ok(Outcome::Clean));
+    assert_ne!(engine.pid(), first);
+    assert_eq!(engine.handle.status().restarts, 1);
+}
+
+#[test]
+fn a_stopped_process_is_replaced_when_its_scan_passes_the_limit() {
+    let engine = ready();
+    let reply = engine.send(&order("sleep=300"), Duration::from_millis(600));
+    engine.wait_in_flight(1);
+    std::thread::sleep(Duration::from_millis(100));
+    kill(engine.pid(), "STOP");
+    assert_eq!(reply.recv_timeout(LONG).unwrap().result, Err(ScanError::TimedOut));
+    assert_eq!(engine.scan(b"harmless").result, Ok(Outcome::Clean));
+}
+
+/// The order of completion, not times: the sleeper ends last.
+#[test]
+fn one_slow_scan_among_two_hundred_holds_nobody_up() {
+    let engine = ready();
+    let (tell, ends) = mpsc::channel();
+    let handle = &engine.handle;
+    std::thread::scope(|scope| {
+        for number in 0..200 {
+            let tell = tell.clone();
+            scope.spawn(move || {
+                let mut content = if number == 20 { order("sleep=5000") } else { Vec::new() };
+                content.resize(64 * 1024, b'.');
+                let content = ContentFd::sealed(&content).unwrap();
+                handle.scan(content, metadata(), Lane::OnAccess, LONG, move |report| {
+                    tell.send((number, report.result)).unwrap();
+                });
+            });
+        }
+    });
+    let ends: Vec<_> = (0..200).map(|_| ends.recv_timeout(LONG).unwrap()).collect();
+    assert!(ends.iter().all(|(_, result)| *result == Ok(Outcome::Clean)));
+    assert_eq!(ends.last().unwrap().0, 20);
+    assert_eq!(engine.handle.status().restarts, 0);
+}
+
+#[test]
+fn on_access_overtakes_what_waits_on_demand() {
+    let engine = start(EngineConfig { threads: 1, ..fault() }).ready();
+    let (tell, ends) = mpsc::channel();
+    let send = |name: &'static str, lane| {
+        let tell = tell.clone();
+        let content = ContentFd::sealed(&order("sleep=20")).unwrap();
+        engine.handle.scan(content, metadata(), lane, LONG, move |_| tell.send(name).unwrap());
+    };
+    // One in work and one waiting at the process: those two are past overtaking.
+    (0..6).for_each(|_| send("demand", Lane::OnDemand));
+    (0..2).for_each(|_| send("access", Lane::OnAccess));
+    let order: Vec<_> = (0..8).map(|_| ends.recv_timeout(LONG).unwrap()).collect();
+    assert_eq!(order[..2], ["demand"; 2]);
+    assert_eq!(order[2..4], ["access"; 2]);
+}
+
+#[test]
+fn a_full_queue_refuses_at_once() {
+    let engine = start(EngineConfig { threads: 1, queue_limit: 3, ..fault() }).ready();
+    // Two at the process, three in the queue, the others refused on this thread.
+    let replies: Vec<_> = (0..8).map(|_| engine.send(&order("sleep=200"), LONG)).collect();
+    let refused = replies[5..].iter().map(|reply| reply.try_recv().unwrap().result);
+    assert!(refused.into_iter().all(|result| result == Err(ScanError::QueueFull)));
+    for reply in &replies[..5] {
+        assert_eq!(reply.recv_timeout(LONG).unwrap().result, Ok(Outcome::Clean));
+    }
+}
+
+#[test]
+fn a_spool_file_that_is_truncated_meanwhile_is_an_error_and_no_crash() {
+    let engine = ready();
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&order("read")).unwrap();
+    file.write_all(&vec![b'.'; 8 << 20]).unwrap();
+    let length = file.metadata().unwrap().len();
+    let content = ContentFd::from_spool(file.try_clone().unwrap(), length).unwrap();
+    assert_eq!(
+        engine.send_fd(content.clone(), LONG).recv_timeout(LONG).unwrap().result,
+        Ok(Outcome::Clean)
+    );
+    let reply = engine.send_fd(content, LONG);
+    engine.wait_in_flight(1);
+    std::thread::sleep(Duration::from_millis(100));
+    file.set_len(4096).unwrap();
+    let result = reply.recv_timeout(LONG).unwrap().result;
+    let reason = format!("the content ended after 4096 of {length} bytes");
+    assert_eq!(result, Err(ScanError::Failed { reason }));
+    assert_eq!(engine.handle.status().restarts, 0);
+}
+
+#[test]
+fn a_spool_file_larger_than_the_memory_limit_is_an_error_and_no_crash() {
+    let engine = ready();
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&order("read")).unwrap();
+    file.set_len(1 << 30).unwrap();
+    let content = ContentFd::from_spool(file, 1 << 30).unwrap();
+    let result = engine.send_fd(content, LONG).recv_timeout(LONG).unwrap().result;
+    assert!(result.unwrap_err().to_string().contains("no memory for 1073741824 bytes"));
+    assert_eq!(engine.handle.status().restarts, 0);
+}
+
+/// In place: 512 MiB of content under a limit of 256 MiB.
+#[test]
+fn sealed_content_does_not_count_as_the_engines_memory() {
+    let engine = ready();
+    let mut content = order("read");
+    content.resize(512 << 20, b'.');
+    assert_eq!(engine.scan(&content).result, Ok(Outcome::Clean));
+}
+
+struct Rules {
+    folder: tempfile::TempDir,
+}
+
+impl Rules {
+    fn new(text: &str) -> Self {
+        let rules = Self { folder: tempfile::tempdir().unwrap() };
+        rules.write(text);
+        rules
+    }
+
+    fn path(&self) -> String {
+        self.folder.path().join("rules").display().to_string()
+    }
+
+    fn write(&self, text: &str) {
+        fs::write(self.path(), text).unwrap();
+    }
+
+    fn config(&self) -> EngineConfig {
+        config(env!("CARGO_BIN_EXE_seawall-engine-fault"), &["--rules", &self.path()])
+    }
+}
+
+fn generation(text: &str) -> Generation {
+    let mut bytes = [0; 32];
+    bytes[..text.len()].copy_from_slice(text.as_bytes());
+    Generation(bytes)
+}
+
+#[test]
+fn new_signatures_take_over_while_the_old_process_finishes_its_scans() {
+    let rules = Rules::new("one");
+    let engine = start(rules.config()).ready();
+    let old = engine.pid();
+    let slow = engine.send(&order("sleep=1500"), LONG);
+    engine.wait_in_flight(1);
+    rules.write("two");
+    let (tell, done) = mpsc::channel();
+    engine.handle.replace(move |result| tell.send(result).unwrap());
+    let description = done.recv_timeout(LONG).unwrap().unwrap();
+    assert_eq!(description.generation, generation("two"));
+    assert!(slow.try_recv().is_err(), "the old scan is still running");
+    assert_eq!(engine.scan(b"harmless").generation, Some(generation("two")));
+    let report = slow.recv_timeout(LONG).unwrap();
+    assert_eq!(report.result, Ok(Outcome::Clean));
+    assert_eq!(report.generation, Some(generation("one")));
+    assert_eq!(engine.handle.status().restarts, 0);
+    let deadline = std::time::Instant::now() + LONG;
+    while alive(old) {
+        assert!(std::time::Instant::now() < deadline, "the old process stays");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn a_broken_set_leaves_the_last_good_one_in_use() {
+    let rules = Rules::new("one");
+    let engine = start(rules.config()).ready();
+    let first = engine.pid();
+    rules.write("two\nbroken");
+    let (tell, done) = mpsc::channel();
+    engine.handle.replace(move |result| tell.send(result).unwrap());
+    let refusal = done.recv_timeout(LONG).unwrap().unwrap_err();
+    assert_eq!(refusal.diagnostics[0].line, 2);
+    let status = engine.handle.status();
+    assert_eq!(status.refused, Some(refusal.clone()));
+    assert_eq!(status.pid, Some(first));
+    assert!(!status.loading);
+    assert_eq!(engine.scan(b"harmless").generation, Some(generation("one")));
+    assert!(engine.events.try_iter().any(|event| event == EngineEvent::Refused(refusal.clone())));
+    rules.write("three");
+    let (tell, done) = mpsc::channel();
+    engine.handle.replace(move |result| tell.send(result).unwrap());
+    assert!(done.recv_timeout(LONG).unwrap().is_ok());
+    assert_eq!(engine.handle.status().refused, None);
+    assert_eq!(engine.handle.generation(), Some(generation("three")));
+}
+
+#[test]
+fn a_first_start_takes_what_loads_and_names_the_rest() {
+    let rules = Rules::new("one\nbroken");
+    let engine = start(rules.config()).ready();
+    let EngineState::Ready { description } = engine.handle.state() else { panic!("not ready") };
+    assert_eq!(description.diagnostics[0].code, "fault-broken");
+    assert_eq!(engine.scan(b"harmless").result, Ok(Outcome::Clean));
+}
+
+#[test]
+fn several_replacements_asked_for_at_once_all_get_their_answer() {
+    let rules = Rules::new("one");
+    let engine = start(rules.config()).ready();
+    rules.write("two");
+    let (tell, done) = mpsc::channel();
+    for _ in 0..5 {
+        let tell = tell.clone();
+        engine.handle.replace(move |result| tell.send(result).unwrap());
+    }
+    for _ in 0..5 {
+        let description = done.recv_timeout(LONG).unwrap().unwrap();
+        assert_eq!(description.generation, generation("two"));
+    }
+}
+
+#[test]
+fn an_engine_that_cannot_load_fails_and_comes_back_when_it_can() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rules");
+    let program = env!("CARGO_BIN_EXE_seawall-engine-fault");
+    let engine = start(config(program, &["--rules", path.to_str().unwrap()]));
+    let early = engine.send(b"harmless", LONG);
+    let state = engine.wait_state(|state| matches!(state, EngineState::Failed { .. }));
+    let EngineState::Failed { diagnostics } = state else { panic!("another state") };
+    assert_eq!(diagnostics[0].code, "fault-read");
+    let early = early.recv_timeout(LONG).unwrap().result;
+    assert!(matches!(early, Err(ScanError::Unavailable { .. })), "{early:?}");
+    let result = engine.scan(b"harmless").result;
+    assert!(matches!(result, Err(ScanError::Unavailable { .. })), "{result:?}");
+    fs::write(&path, "one").unwrap();
+    let engine = engine.ready();
+    assert_eq!(engine.scan(b"harmless").result, Ok(Outcome::Clean));
+}
+
+#[test]
+fn a_program_that_is_not_there_is_named() {
+    let engine = start(config("seawall-no-such-engine", &[]));
+    let state = engine.wait_state(|state| matches!(state, EngineState::Failed { .. }));
+    assert!(format!("{state:?}").contains("seawall-no-such-engine"), "{state:?}");
+}
+
+#[test]
+fn stopping_answers_what_waits_and_leaves_no_process() {
+    let engine = ready();
+    let pid = engine.pid();
+    let replies: Vec<_> = (0..10).map(|_| engine.send(&order("hang"), LONG)).collect();
+    engine.wait_in_flight(4);
+    engine.handle.stop();
+    for reply in replies {
+        assert_eq!(reply.recv_timeout(LONG).unwrap().result, Err(ScanError::Stopped));
+    }
+    assert!(!alive(pid));
+}
+
+/// A signal to a process that this test's own handle started.
+fn kill(pid: u32, signal: &str) {
+    let status = std::process::Command::new("kill")
+        .args([&format!("-{signal}"), &pid.to_string()])
+        .status()
+        .unwrap();
+    assert!(status.success());
+}
