@@ -1,0 +1,114 @@
+//! Builds the programs that a lab runs.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, bail, ensure};
+
+use crate::paths::{target_dir, workspace};
+
+/// A static binary of the same target as the host's, in a folder of its own.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// Which programs are wanted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Need {
+    /// The guest driver.
+    pub agent: bool,
+    /// Service, CLI and engine.
+    pub host: bool,
+}
+
+impl Need {
+    /// All of them.
+    pub const ALL: Self = Self { agent: true, host: true };
+}
+
+/// Where the programs are. One that was not asked for may be absent.
+#[derive(Debug, Clone)]
+pub struct Binaries {
+    /// The lab's own program in the guest, static.
+    pub lab_guest: PathBuf,
+    /// The guest driver, static.
+    pub agent: PathBuf,
+    /// The service.
+    pub daemon: PathBuf,
+    /// The operator's command line.
+    pub cli: PathBuf,
+    /// The YARA engine.
+    pub engine_yara: PathBuf,
+}
+
+impl Binaries {
+    /// The places, without building anything: `SEAWALL_BIN_DIR`, or cargo's target folder.
+    pub fn locate() -> Self {
+        let (host, guest) = match std::env::var_os("SEAWALL_BIN_DIR") {
+            Some(folder) => (PathBuf::from(&folder), PathBuf::from(folder)),
+            None => (target_dir().join("release"), target_dir().join(TARGET).join("release")),
+        };
+        Self {
+            lab_guest: guest.join("lab-guest"),
+            agent: guest.join("seawall-agent"),
+            daemon: host.join("seawalld"),
+            cli: host.join("seawall"),
+            engine_yara: host.join("seawall-engine-yara"),
+        }
+    }
+
+    fn wanted(&self, need: Need) -> Vec<&Path> {
+        let mut all: Vec<&Path> = vec![&self.lab_guest];
+        if need.agent {
+            all.push(&self.agent);
+        }
+        if need.host {
+            all.extend([self.daemon.as_path(), &self.cli, &self.engine_yara]);
+        }
+        all
+    }
+}
+
+/// Builds what is wanted and not up to date. With `SEAWALL_BIN_DIR` set it only checks that all is there.
+pub fn ensure_binaries(need: Need) -> anyhow::Result<Binaries> {
+    let binaries = Binaries::locate();
+    if std::env::var_os("SEAWALL_BIN_DIR").is_none() {
+        let mut guest = vec!["--package", "seawall-lab", "--bin", "lab-guest"];
+        if need.agent {
+            guest.extend(["--package", "seawall-agent", "--bin", "seawall-agent"]);
+        }
+        guest.extend(["--target", TARGET]);
+        cargo(&guest, Some("-C target-feature=+crt-static"))?;
+        if need.host {
+            let host = [
+                "--package",
+                "seawall-daemon",
+                "--package",
+                "seawall-cli",
+                "--package",
+                "seawall-engine-yara",
+            ];
+            cargo(&host, None)?;
+        }
+    }
+    for path in binaries.wanted(need) {
+        ensure!(path.exists(), "{} is not there", path.display());
+    }
+    Ok(binaries)
+}
+
+/// Runs a release build; cargo's progress is shown only when there is something to build and to see.
+fn cargo(arguments: &[&str], rustflags: Option<&str>) -> anyhow::Result<()> {
+    use std::io::IsTerminal;
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(workspace()).args(["build", "--release", "--locked"]).args(arguments);
+    if !std::io::stderr().is_terminal() {
+        command.arg("--quiet");
+    }
+    if let Some(flags) = rustflags {
+        command.env("RUSTFLAGS", flags).env_remove("CARGO_ENCODED_RUSTFLAGS");
+    }
+    let status = command.stdin(std::process::Stdio::null()).status().context("cannot run cargo")?;
+    if !status.success() {
+        bail!("the build failed: cargo build --release --locked {}", arguments.join(" "));
+    }
+    Ok(())
+}

@@ -1,0 +1,242 @@
+//! Brings in what the lab needs on this machine: Debian packages, the vsock device, the guests' kernels.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, bail, ensure};
+
+use crate::options::Kernel;
+use crate::paths::cache_dir;
+use crate::process::run_tool;
+
+/// Debian packages, each with a program that shows it is there.
+const PACKAGES: &[(&str, &str)] = &[
+    ("qemu-system-x86", "/usr/bin/qemu-system-x86_64"),
+    ("qemu-utils", "/usr/bin/qemu-img"),
+    ("iproute2", "/bin/ip"),
+    ("busybox-static", "/bin/busybox"),
+    ("mmdebstrap", "/usr/bin/mmdebstrap"),
+    ("e2fsprogs", "/sbin/mkfs.ext4"),
+    ("kmod", "/sbin/depmod"),
+    ("xz-utils", "/usr/bin/xz"),
+    ("util-linux", "/usr/bin/setpriv"),
+];
+
+const VSOCK_DEVICE: &str = "vhost-device-vsock";
+const VSOCK_DEVICE_VERSION: &str = "0.3.0";
+
+/// Does what is missing and says each step in a line on stderr; silent when nothing is.
+pub fn setup() -> anyhow::Result<()> {
+    ensure!(
+        rustix::process::getuid().is_root(),
+        "the lab needs root: it makes network namespaces and taps"
+    );
+    let cache = cache_dir();
+    fs::create_dir_all(&cache).with_context(|| format!("cannot make {}", cache.display()))?;
+    let lock = File::create(cache.join("lock"))?;
+    lock.lock()?;
+    install_packages()?;
+    install_vsock_device()?;
+    for kernel in Kernel::ALL {
+        fetch_kernel(*kernel)?;
+    }
+    Ok(())
+}
+
+/// [`setup`] when something is missing, and a check of what it cannot install.
+pub fn ensure() -> anyhow::Result<()> {
+    let kernels = Kernel::ALL.iter().all(|kernel| kernel_dir(*kernel).join("version").exists());
+    if !missing_packages().is_empty() || !vsock_device().exists() || !kernels {
+        setup()?;
+    }
+    ensure!(
+        rustix::process::getuid().is_root(),
+        "the lab needs root: it makes network namespaces and taps"
+    );
+    for (path, why) in
+        [("/dev/net/tun", "the guests' network cards"), ("/dev/shm", "the shared memory")]
+    {
+        ensure!(
+            Path::new(path).exists(),
+            "this machine has no {path}, which the lab needs for {why}"
+        );
+    }
+    Ok(())
+}
+
+/// The program that gives guests a vsock device on hosts without /dev/vhost-vsock.
+pub(crate) fn vsock_device() -> PathBuf {
+    cache_dir().join("bin").join(VSOCK_DEVICE)
+}
+
+/// Folder with `vmlinuz`, `version` and `lib/modules/VERSION` of a kernel.
+pub(crate) fn kernel_dir(kernel: Kernel) -> PathBuf {
+    cache_dir().join("kernels").join(kernel.as_str())
+}
+
+fn step(words: &str) {
+    eprintln!("setup: {words}");
+}
+
+fn missing_packages() -> Vec<&'static str> {
+    // The static busybox and the dynamic one share a path.
+    let is_static = |path: &str| {
+        fs::read(path).is_ok_and(|program| {
+            !program.windows(11).take(4096).any(|bytes| bytes == b"/lib64/ld-l")
+        })
+    };
+    let present = |name: &str, path: &str| {
+        Path::new(path).exists() && (name != "busybox-static" || is_static(path))
+    };
+    PACKAGES.iter().filter(|(name, path)| !present(name, path)).map(|(name, _)| *name).collect()
+}
+
+fn install_packages() -> anyhow::Result<()> {
+    let missing = missing_packages();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if !Path::new("/usr/bin/apt-get").exists() {
+        bail!("this machine has no apt-get; install the equivalents of {}", missing.join(", "));
+    }
+    step(&format!("installing {}", missing.join(", ")));
+    let install = || {
+        apt(["install", "-y", "-q", "--no-install-recommends"]
+            .into_iter()
+            .chain(missing.iter().copied()))
+    };
+    if install().is_err() {
+        // The lists are missing or name versions that are gone.
+        update_lists()?;
+        install()?;
+    }
+    let still = missing_packages();
+    ensure!(still.is_empty(), "installed, but not found: {}", still.join(", "));
+    Ok(())
+}
+
+fn update_lists() -> anyhow::Result<()> {
+    step("updating apt's package lists");
+    apt(["update", "-q"])
+}
+
+fn apt<'a>(arguments: impl IntoIterator<Item = &'a str>) -> anyhow::Result<()> {
+    let fixed =
+        ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-o", "DPkg::Lock::Timeout=300"];
+    run_tool(fixed.into_iter().chain(arguments)).map(drop)
+}
+
+fn install_vsock_device() -> anyhow::Result<()> {
+    if vsock_device().exists() {
+        return Ok(());
+    }
+    step(&format!("building {VSOCK_DEVICE} {VSOCK_DEVICE_VERSION}"));
+    let build = cache_dir().join("build");
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command
+        .args(["install", "--quiet", "--locked", "--version", VSOCK_DEVICE_VERSION, "--root"])
+        .arg(cache_dir());
+    command.arg("--target-dir").arg(&build).arg(VSOCK_DEVICE);
+    let output = command.output().context("cannot run cargo")?;
+    ensure!(
+        output.status.success(),
+        "cargo install {VSOCK_DEVICE}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let _ = fs::remove_dir_all(build);
+    Ok(())
+}
+
+fn fetch_kernel(kernel: Kernel) -> anyhow::Result<()> {
+    let target = kernel_dir(kernel);
+    if target.join("version").exists() {
+        return Ok(());
+    }
+    let package = match newest_package(kernel)? {
+        Some(package) => package,
+        None => {
+            update_lists()?;
+            newest_package(kernel)?.with_context(|| {
+                format!(
+                    "apt knows no cloud kernel {kernel}; the lab needs Debian 12's package sources"
+                )
+            })?
+        }
+    };
+    step(&format!("fetching {package}"));
+    let work = target.with_extension("part");
+    let _ = fs::remove_dir_all(&work);
+    fs::create_dir_all(work.join("deb"))?;
+    let unpacked = work.join("tree");
+    if download(&package, &work.join("deb")).is_err() {
+        update_lists()?;
+        download(&package, &work.join("deb"))?;
+    }
+    let deb = fs::read_dir(work.join("deb"))?
+        .flatten()
+        .next()
+        .context("apt-get downloaded nothing")?
+        .path();
+    run_tool(["dpkg".as_ref(), "-x".as_ref(), deb.as_os_str(), unpacked.as_os_str()])?;
+    let version = package.trim_start_matches("linux-image-").to_owned();
+    fs::rename(unpacked.join("boot").join(format!("vmlinuz-{version}")), unpacked.join("vmlinuz"))?;
+    // The package leaves this to its installation script.
+    run_tool(["depmod".as_ref(), "-b".as_ref(), unpacked.as_os_str(), version.as_ref()])?;
+    fs::write(unpacked.join("version"), &version)?;
+    let _ = fs::remove_dir_all(&target);
+    fs::rename(&unpacked, &target)?;
+    Ok(fs::remove_dir_all(work)?)
+}
+
+fn download(package: &str, folder: &Path) -> anyhow::Result<()> {
+    // As root, since apt's own user may not enter the folder.
+    let output = Command::new("apt-get")
+        .args(["-q", "-o", "APT::Sandbox::User=root", "download", package])
+        .current_dir(folder)
+        .output()?;
+    ensure!(
+        output.status.success(),
+        "apt-get download {package}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}
+
+/// The newest package of a kernel series, in Debian 12's naming: `linux-image-6.1.0-N-cloud-amd64` and
+/// `linux-image-6.12.N+deb12-cloud-amd64`.
+fn newest_package(kernel: Kernel) -> anyhow::Result<Option<String>> {
+    let prefix = format!("linux-image-{kernel}.");
+    let suffix = match kernel {
+        Kernel::V6_1 => "-cloud-amd64",
+        Kernel::V6_12 => "+deb12-cloud-amd64",
+    };
+    let names = run_tool(["apt-cache", "pkgnames", prefix.as_str()])?;
+    Ok(names
+        .lines()
+        .filter(|name| name.ends_with(suffix))
+        .max_by_key(|name| numbers(name))
+        .map(str::to_owned))
+}
+
+/// The numbers in a name, which order versions of the same form.
+fn numbers(name: &str) -> Vec<u64> {
+    name.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::numbers;
+
+    #[test]
+    fn versions_order_by_number() {
+        assert!(
+            numbers("linux-image-6.1.0-100-cloud-amd64")
+                > numbers("linux-image-6.1.0-56-cloud-amd64")
+        );
+        assert!(
+            numbers("linux-image-6.12.9+deb12-cloud-amd64")
+                < numbers("linux-image-6.12.73+deb12-cloud-amd64")
+        );
+    }
+}
