@@ -109,6 +109,22 @@ impl Decoder {
         self.buffer.extend_from_slice(bytes);
     }
 
+    /// The bytes that are in no payload yet.
+    #[must_use]
+    pub fn pending(&self) -> &[u8] {
+        &self.buffer[self.taken..]
+    }
+
+    /// Takes the first `len` pending bytes out as they are: the hello that precedes the frames.
+    ///
+    /// # Panics
+    /// When fewer are [pending](Self::pending).
+    pub fn take_raw(&mut self, len: usize) -> &[u8] {
+        let start = self.taken;
+        self.taken += len;
+        &self.buffer[start..start + len]
+    }
+
     /// The next whole payload, or `None` until more bytes arrive.
     ///
     /// # Errors

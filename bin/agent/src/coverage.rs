@@ -1,0 +1,251 @@
+//! Which file systems are watched, in every mount namespace.
+//!
+//! Marks go on superblocks. The driver's own mountinfo tells of mounts at once (poll gives POLLPRI,
+//! proc_pid_mounts(5)). Those in other mount namespaces are found by looking through /proc once a
+//! second, and before each exec of a process that lives in one ([`before_exec`]), so that a container
+//! or `unshare` cannot run a program from a file system that is not watched yet. Holding a foreign
+//! namespace's mountinfo open would keep its mounts alive; it is opened, read and closed.
+
+use crate::driver::Driver;
+use crate::mounts::{self, Class, Mount};
+use crate::running;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{Mode, OFlags};
+use seawall_fanotify::probe::OverlayView;
+use seawall_proto::{Notice, Uncovered};
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// How often the other mount namespaces are looked through.
+const LOOK_AGAIN: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
+#[derive(Debug, Default)]
+struct State {
+    /// What was last seen in each mount namespace, by its inode number: a digest of its mountinfo.
+    namespaces: HashMap<u64, u64>,
+    /// Watched: a path at which the file system can be reached.
+    covered: BTreeMap<u64, PathBuf>,
+    uncovered: BTreeMap<u64, Uncovered>,
+    changed: bool,
+    first_done: bool,
+}
+
+/// What is watched. One thread keeps it; fillers ask before an exec.
+#[derive(Debug)]
+pub struct Coverage {
+    only: Vec<PathBuf>,
+    state: Mutex<State>,
+}
+
+impl Coverage {
+    /// Watches everything, or only the file systems mounted at `only`.
+    pub fn new(only: Vec<PathBuf>) -> Self {
+        Self { only, state: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the first look has been done.
+    pub fn is_ready(&self) -> bool {
+        self.lock().first_done
+    }
+
+    /// The host has not heard of the coverage yet.
+    pub fn tell_again(&self) {
+        self.lock().changed = true;
+    }
+
+    /// A path on the file system of `device`.
+    pub fn path_on(&self, device: u64) -> Option<PathBuf> {
+        self.lock().covered.get(&device).cloned()
+    }
+
+    /// What the host is told.
+    pub fn summary(&self) -> seawall_proto::Coverage {
+        let state = self.lock();
+        seawall_proto::Coverage {
+            covered: u32::try_from(state.covered.len()).unwrap_or(u32::MAX),
+            uncovered: state.uncovered.values().cloned().collect(),
+        }
+    }
+}
+
+/// Watches for mounts for ever.
+pub fn keep(driver: &Driver) {
+    let mountinfo = File::open("/proc/self/mountinfo");
+    loop {
+        look(driver);
+        tell(driver);
+        match &mountinfo {
+            Ok(mountinfo) => {
+                let mut fds = [PollFd::new(mountinfo, PollFlags::PRI)];
+                let _again = rustix::event::poll(&mut fds, Some(&LOOK_AGAIN));
+            }
+            Err(_) => std::thread::sleep(std::time::Duration::from_secs(1)),
+        }
+    }
+}
+
+fn tell(driver: &Driver) {
+    let coverage = &driver.coverage;
+    if driver.session().is_some() && std::mem::take(&mut coverage.lock().changed) {
+        driver.notice(Notice::Coverage(coverage.summary()));
+    }
+}
+
+/// Looks through all mount namespaces.
+pub fn look(driver: &Driver) {
+    let coverage = &driver.coverage;
+    if !coverage.only.is_empty() {
+        for path in &coverage.only {
+            cover_folder(driver, path);
+        }
+        coverage.lock().first_done = true;
+        return;
+    }
+    let mut seen = Vec::new();
+    let own = std::process::id();
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let processes = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    for pid in std::iter::once(own).chain(processes) {
+        if let Some(namespace) = namespace_of(pid).filter(|ns| !seen.contains(ns)) {
+            seen.push(namespace);
+            look_into(driver, pid, namespace);
+        }
+    }
+    let mut state = coverage.lock();
+    state.namespaces.retain(|namespace, _| seen.contains(namespace));
+    state.first_done = true;
+}
+
+/// Before a process of another mount namespace executes something: whatever it has mounted is
+/// watched from here on.
+pub fn before_exec(driver: &Driver, pid: u32) {
+    if pid == 0 || !driver.coverage.only.is_empty() {
+        return;
+    }
+    match (namespace_of(pid), namespace_of(std::process::id())) {
+        (Some(namespace), Some(own)) if namespace != own => look_into(driver, pid, namespace),
+        _ => (),
+    }
+}
+
+fn namespace_of(pid: u32) -> Option<u64> {
+    rustix::fs::stat(format!("/proc/{pid}/ns/mnt")).ok().map(|stat| stat.st_ino)
+}
+
+fn look_into(driver: &Driver, pid: u32, namespace: u64) {
+    let Ok(mountinfo) = std::fs::read(format!("/proc/{pid}/mountinfo")) else { return };
+    let mut hasher = DefaultHasher::new();
+    (&mountinfo, driver.ledger.overlay().load(Ordering::Relaxed)).hash(&mut hasher);
+    let digest = hasher.finish();
+    if driver.coverage.lock().namespaces.get(&namespace) == Some(&digest) {
+        return;
+    }
+    let is_own = namespace_of(std::process::id()) == Some(namespace);
+    let root = if is_own { PathBuf::from("/") } else { format!("/proc/{pid}/root").into() };
+    for mount in mounts::parse(&mountinfo) {
+        let path = mount.mount_point.strip_prefix("/").unwrap_or(&mount.mount_point);
+        cover(driver, &mount, &root.join(path));
+    }
+    driver.coverage.lock().namespaces.insert(namespace, digest);
+}
+
+fn cover(driver: &Driver, mount: &Mount, path: &Path) {
+    match mount.class() {
+        Class::Pseudo => (),
+        Class::Remote => {
+            let reason = "a server or process elsewhere could hold an open for ever";
+            uncover(driver, mount, reason.into());
+        }
+        Class::Overlay => match OverlayView::from_number(overlay_view(driver)) {
+            // Its opens are held at the file systems beneath it.
+            OverlayView::Beneath => (),
+            OverlayView::Itself => mark(driver, mount, path),
+            OverlayView::Unknown => {
+                uncover(driver, mount, "how this kernel shows overlays is being found out".into());
+            }
+        },
+        Class::Real => mark(driver, mount, path),
+    }
+}
+
+/// The probe's result; the supervisor finds it out when it is first needed.
+fn overlay_view(driver: &Driver) -> u32 {
+    let view = driver.ledger.overlay();
+    let order = (Ordering::Relaxed, Ordering::Relaxed);
+    let _known = view.compare_exchange(0, crate::supervisor::PROBE_OVERLAY, order.0, order.1);
+    view.load(Ordering::Relaxed)
+}
+
+fn uncover(driver: &Driver, mount: &Mount, reason: String) {
+    let mut state = driver.coverage.lock();
+    if state.covered.contains_key(&mount.device) {
+        return;
+    }
+    let uncovered = Uncovered {
+        mount_point: serde_bytes::ByteBuf::from(mount.mount_point.as_os_str().as_bytes()),
+        fs_type: mount.fs_type.clone(),
+        reason,
+    };
+    let before = state.uncovered.insert(mount.device, uncovered.clone());
+    state.changed |= before != Some(uncovered);
+}
+
+/// Opens a mount point without triggering anything there. A mount that another one hides shows
+/// another device.
+fn reach(path: &Path, device: u64) -> Result<OwnedFd, String> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| error.to_string())?;
+    let found = rustix::fs::fstat(&fd).map_err(|error| error.to_string())?;
+    if found.st_dev == device {
+        return Ok(fd);
+    }
+    Err("hidden beneath another mount".into())
+}
+
+fn mark(driver: &Driver, mount: &Mount, path: &Path) {
+    match reach(path, mount.device).and_then(|fd| mark_fd(driver, &fd)) {
+        Ok(()) => {
+            let mut state = driver.coverage.lock();
+            let news = state.covered.insert(mount.device, path.to_owned()).is_none();
+            state.changed |= state.uncovered.remove(&mount.device).is_some() || news;
+            drop(state);
+            if news {
+                tracing::info!(mount = %path.display(), fs = %mount.fs_type, "watched");
+                running::expose_mapped(driver, Some(mount.device));
+            }
+        }
+        Err(reason) => uncover(driver, mount, reason),
+    }
+}
+
+fn mark_fd(driver: &Driver, fd: &OwnedFd) -> Result<(), String> {
+    let path = PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+    let groups = &driver.groups;
+    groups
+        .close_write
+        .mark_filesystem(&path)
+        .and_then(|()| groups.permission.mark_filesystem(&path))
+        .map_err(|error| error.to_string())
+}
+
+fn cover_folder(driver: &Driver, path: &Path) {
+    let Ok(stat) = rustix::fs::stat(path) else { return };
+    let root_device = rustix::fs::stat("/").map(|root| root.st_dev);
+    let mount =
+        Mount { device: stat.st_dev, mount_point: path.to_owned(), fs_type: "as told".into() };
+    if root_device == Ok(stat.st_dev) {
+        uncover(driver, &mount, "not a file system of its own but part of the root".into());
+    } else if driver.coverage.path_on(stat.st_dev).is_none() {
+        mark(driver, &mount, path);
+    }
+}

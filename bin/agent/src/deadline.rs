@@ -1,0 +1,27 @@
+//! The thread that keeps the deadlines, and nothing else.
+//!
+//! It shares no lock with anybody: it walks the ledger and answers what is overdue by fail mode. It
+//! also beats in the ledger, so that the supervisor knows that this process still runs.
+
+use crate::driver::Driver;
+use seawall_fanotify::process;
+use seawall_proto::ExposureReason;
+use std::time::Duration;
+
+/// How often the ledger is walked; deadlines are kept to this.
+const TICK: Duration = Duration::from_millis(50);
+
+/// Keeps deadlines for ever.
+pub fn keep(driver: &Driver) {
+    loop {
+        std::thread::sleep(TICK);
+        let now_ms = process::now_ms();
+        driver.ledger.beat(now_ms);
+        if driver.ledger.outstanding() == 0 {
+            continue;
+        }
+        for claim in driver.ledger.overdue(now_ms) {
+            driver.answer_unscanned(claim, ExposureReason::Deadline);
+        }
+    }
+}

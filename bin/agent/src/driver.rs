@@ -1,0 +1,440 @@
+//! What all threads of the worker share.
+//!
+//! Owns the groups, the ledger, what is remembered, the policy, the queues and the counters. It must
+//! not own anything slow: no thread holds one of its locks while it waits for a file, a path or the
+//! link.
+
+use crate::coverage::Coverage;
+use crate::event::HeldEvent;
+use crate::file::{Identity, Look};
+use crate::memory::Memory;
+use crate::session::Session;
+use crate::truth::{self, ShownPath};
+use seawall_fanotify::ledger::{Claim, Ledger};
+use seawall_fanotify::{Answer, Group, IgnoreMark, process};
+use seawall_proto::{
+    Decision, ExposureReason, FileMetadata, Generation, Heartbeat, Notice, Operation, Policy,
+};
+use seawall_region::GuestRegion;
+use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+/// More held events than this, and the oldest is answered by fail mode.
+pub const OUTSTANDING_MAX: u32 = 1024;
+/// How long an access waits for a link that was lost, or is not there yet after the start.
+const LINK_GRACE: Duration = Duration::from_secs(1);
+/// How many verdicts `status` shows.
+const LAST_VERDICTS: usize = 16;
+
+/// How many answered execs are remembered for the open that follows each.
+const LAST_EXECS: usize = 64;
+/// The open that belongs to an exec follows within this, in milliseconds.
+const SAME_EXEC_MS: u64 = 1_000;
+
+/// Counts since the worker's start. The fields are those of [`Heartbeat`].
+#[derive(Debug, Default)]
+pub struct Counters {
+    pub events: AtomicU64,
+    pub passed: AtomicU64,
+    pub remembered: AtomicU64,
+    pub requests: AtomicU64,
+    pub denied: AtomicU64,
+    pub unscanned: AtomicU64,
+    pub overloaded: AtomicU64,
+}
+
+/// Adds one to a counter.
+pub fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// The groups, and how clean inodes are marked.
+#[derive(Debug)]
+pub struct Groups {
+    pub permission: Group,
+    pub close_write: Group,
+    pub ignore: IgnoreMark,
+}
+
+/// A verdict or a file let through, for `status`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LastVerdict {
+    pub path: String,
+    pub result: String,
+}
+
+/// What a scan is for.
+#[derive(Debug, Clone)]
+pub enum Subject {
+    /// An access that waits.
+    Access(Arc<HeldEvent>),
+    /// Nobody waits. `exposure` is the entry of the ledger that the scan settles.
+    Background { file: Arc<File>, exposure: Option<usize> },
+}
+
+impl Subject {
+    pub fn file(&self) -> &File {
+        match self {
+            Self::Access(event) => &event.file,
+            Self::Background { file, .. } => file,
+        }
+    }
+
+    pub fn operation(&self) -> Operation {
+        match self {
+            Self::Access(event) => event.operation,
+            Self::Background { .. } => Operation::Background,
+        }
+    }
+
+    pub fn pid(&self) -> u32 {
+        match self {
+            Self::Access(event) => event.pid,
+            Self::Background { .. } => 0,
+        }
+    }
+}
+
+/// What the host is told of a file.
+pub fn metadata(shown: ShownPath, identity: &Identity, pid: u32) -> FileMetadata {
+    FileMetadata {
+        path: serde_bytes::ByteBuf::from(shown.path),
+        path_is_true: shown.is_true,
+        inode: (identity.device, identity.inode),
+        size: identity.size,
+        pid,
+    }
+}
+
+/// A scan to be done.
+#[derive(Debug, Clone)]
+pub struct Job {
+    pub subject: Subject,
+    /// How often the content was read already and had changed.
+    pub reads: u8,
+}
+
+/// The session and since when there has been none.
+struct Link {
+    session: Option<Arc<Session>>,
+    lost: Instant,
+    why: String,
+}
+
+pub struct Driver {
+    pub groups: Groups,
+    pub ledger: Ledger,
+    pub memory: Memory,
+    pub coverage: Coverage,
+    pub counters: Counters,
+    pub supervisor: u32,
+    policy: RwLock<Arc<Policy>>,
+    generation: AtomicU64,
+    region: Mutex<Option<GuestRegion>>,
+    link: Mutex<Link>,
+    link_changed: Condvar,
+    jobs: Mutex<VecDeque<Job>>,
+    jobs_added: Condvar,
+    notices: SyncSender<Notice>,
+    last_verdicts: Mutex<VecDeque<LastVerdict>>,
+    execs: Mutex<VecDeque<(u32, Identity, Answer, u64)>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Driver {
+    pub fn new(
+        groups: Groups,
+        ledger: Ledger,
+        coverage: Coverage,
+        supervisor: u32,
+        notices: SyncSender<Notice>,
+    ) -> Self {
+        Self {
+            groups,
+            ledger,
+            memory: Memory::new(),
+            coverage,
+            counters: Counters::default(),
+            supervisor,
+            policy: RwLock::default(),
+            generation: AtomicU64::new(0),
+            region: Mutex::new(None),
+            link: Mutex::new(Link {
+                session: None,
+                lost: Instant::now(),
+                why: "not connected yet".into(),
+            }),
+            link_changed: Condvar::new(),
+            jobs: Mutex::default(),
+            jobs_added: Condvar::new(),
+            notices,
+            last_verdicts: Mutex::default(),
+            execs: Mutex::default(),
+        }
+    }
+
+    pub fn policy(&self) -> Arc<Policy> {
+        Arc::clone(&self.policy.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub fn generation(&self) -> Generation {
+        Generation(self.generation.load(Ordering::Acquire))
+    }
+
+    /// A new session, policy or generation: nothing remembered counts any more.
+    pub fn renew(&self, policy: Option<Policy>, generation: Option<Generation>) {
+        if let Some(policy) = policy {
+            let unknown = if policy.fail_open == seawall_proto::FailMode::Open {
+                Answer::Allow
+            } else {
+                Answer::Deny
+            };
+            self.ledger.set_unknown(unknown);
+            *self.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
+        }
+        if let Some(Generation(generation)) = generation {
+            self.generation.store(generation, Ordering::Release);
+        }
+        self.forget_all();
+    }
+
+    /// Forgets all clean files, here and in the kernel.
+    pub fn forget_all(&self) {
+        self.memory.forget_all();
+        if let Err(error) = self.groups.permission.flush_ignored() {
+            tracing::error!(%error, "clean marks cannot be flushed");
+        }
+    }
+
+    /// Marks a file clean, unless it is not the same any more. Called before the answer, so that a
+    /// change between the copy and the mark is seen: a write after the mark takes it away again, one
+    /// before it has changed the file's times.
+    pub fn remember_clean(&self, file: impl AsFd, identity: &Identity) {
+        let file = file.as_fd();
+        if seawall_fanotify::is_open_for_writing(file).unwrap_or(true) {
+            self.memory.remember_exposed(identity, process::now_ms());
+            return;
+        }
+        let how = self.groups.ignore;
+        let marked = match how {
+            IgnoreMark::Evictable => self.groups.permission.ignore_opens(file, how).is_ok(),
+            // Such a mark would keep its inode in memory; what the driver remembers is bounded.
+            IgnoreMark::Plain => false,
+        };
+        match Look::at(file) {
+            Ok(now) if now.identity == *identity => self.memory.remember_clean(identity),
+            _ if marked => drop(self.groups.permission.unignore(file, how)),
+            _ => (),
+        }
+    }
+
+    // --- the link -------------------------------------------------------------------------------
+
+    pub fn set_session(&self, session: Arc<Session>) {
+        lock(&self.link).session = Some(session);
+        self.link_changed.notify_all();
+    }
+
+    pub fn clear_session(&self, why: String) {
+        let mut link = lock(&self.link);
+        if link.session.take().is_some() {
+            link.lost = Instant::now();
+        }
+        link.why = why;
+    }
+
+    pub fn session(&self) -> Option<Arc<Session>> {
+        lock(&self.link).session.clone()
+    }
+
+    pub fn why_no_session(&self) -> String {
+        lock(&self.link).why.clone()
+    }
+
+    /// The session; while the link has been gone for less than a moment, waits for it to come back.
+    pub fn wait_session(&self) -> Option<Arc<Session>> {
+        let mut link = lock(&self.link);
+        loop {
+            if let Some(session) = &link.session {
+                return Some(Arc::clone(session));
+            }
+            let left = LINK_GRACE.checked_sub(link.lost.elapsed())?;
+            let wait = left.min(Duration::from_millis(100));
+            let waited = self.link_changed.wait_timeout(link, wait);
+            link = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    pub fn region(&self) -> Option<GuestRegion> {
+        lock(&self.region).clone()
+    }
+
+    pub fn set_region(&self, region: GuestRegion) {
+        *lock(&self.region) = Some(region);
+    }
+
+    // --- jobs -----------------------------------------------------------------------------------
+
+    pub fn push_job(&self, job: Job) {
+        lock(&self.jobs).push_back(job);
+        self.jobs_added.notify_one();
+    }
+
+    /// The next access to scan. Looks again now and then, in case a wake went missing.
+    pub fn next_job(&self) -> Job {
+        let mut jobs = lock(&self.jobs);
+        loop {
+            if let Some(job) = jobs.pop_front() {
+                return job;
+            }
+            let tick = Duration::from_millis(500);
+            let waited = self.jobs_added.wait_timeout(jobs, tick);
+            jobs = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Drops jobs whose access was answered meanwhile, so that their files do not stay open.
+    pub fn purge_jobs(&self) -> Vec<Arc<HeldEvent>> {
+        let mut lost = Vec::new();
+        lock(&self.jobs).retain(|job| match &job.subject {
+            Subject::Access(event) if !self.ledger.is_held(event.claim) => {
+                lost.push(Arc::clone(event));
+                false
+            }
+            _ => true,
+        });
+        lost
+    }
+
+    // --- answers --------------------------------------------------------------------------------
+
+    /// Answers a held event. `false`: somebody else was first.
+    pub fn answer(&self, claim: Claim, answer: Answer) -> bool {
+        self.ledger.answer(&self.groups.permission, claim, answer).unwrap_or_else(|error| {
+            tracing::error!(%error, "an answer was refused by the kernel; the deadline tries again");
+            false
+        })
+    }
+
+    /// Answers a held event by fail mode. `false`: somebody else was first.
+    pub fn answer_unscanned(&self, claim: Claim, reason: ExposureReason) -> bool {
+        let handle = self.ledger.handle(claim);
+        if !self.answer(claim, claim.fail()) {
+            return false;
+        }
+        count(&self.counters.unscanned);
+        if claim.fail() == Answer::Allow
+            && let Some(handle) = handle
+        {
+            self.ledger.expose(&handle, reason as u32);
+        }
+        true
+    }
+
+    /// Gives an access up: answers it by fail mode and tells the host.
+    pub fn give_up(&self, event: &HeldEvent, reason: ExposureReason) {
+        if self.answer_unscanned(event.claim, reason) {
+            self.note_exec(event, event.claim.fail());
+            self.note_unscanned(event, reason, event.claim.fail());
+        } else {
+            self.note_lost(event);
+        }
+    }
+
+    /// An access was answered by the deadline or the overload check while it was worked on.
+    pub fn note_lost(&self, event: &HeldEvent) {
+        let late = process::now_ms() >= event.deadline_ms;
+        let reason = if late { ExposureReason::Deadline } else { ExposureReason::Overload };
+        self.note_unscanned(event, reason, event.claim.fail());
+    }
+
+    /// Tells the host and `status` of an access that no verdict decided.
+    pub fn note_unscanned(&self, event: &HeldEvent, reason: ExposureReason, answer: Answer) {
+        let identity = event.look.identity;
+        let shown = truth::shown_path(&event.file, identity.device, identity.inode);
+        let file = metadata(shown, &identity, event.pid);
+        let path = String::from_utf8_lossy(&file.path).escape_debug().to_string();
+        let decision = decision(answer);
+        self.note_verdict(path, format!("unscanned ({reason:?}), {decision:?}"));
+        let operation = event.operation;
+        self.notice(Notice::Unscanned { file, operation, reason, decision });
+    }
+
+    /// Sends a notice when there is a link and room for it; never waits.
+    pub fn notice(&self, notice: Notice) {
+        let _full = self.notices.try_send(notice);
+    }
+
+    /// Remembers how an exec was answered: the kernel asks once more, for the open that belongs to it.
+    pub fn note_exec(&self, event: &HeldEvent, answer: Answer) {
+        if event.operation != Operation::Exec {
+            return;
+        }
+        let mut execs = lock(&self.execs);
+        execs.truncate(LAST_EXECS - 1);
+        execs.push_front((event.pid, event.look.identity, answer, process::now_ms()));
+    }
+
+    /// How the exec that this open belongs to was answered, if it is one.
+    pub fn exec_answer(&self, event: &HeldEvent) -> Option<Answer> {
+        let since = process::now_ms().saturating_sub(SAME_EXEC_MS);
+        let execs = lock(&self.execs);
+        execs.iter().find_map(|(pid, identity, answer, at)| {
+            let same = *pid == event.pid && *identity == event.look.identity && *at >= since;
+            (event.operation == Operation::Open && same).then_some(*answer)
+        })
+    }
+
+    // --- what `status` and the heartbeat show ---------------------------------------------------
+
+    pub fn note_verdict(&self, path: String, result: String) {
+        let mut last = lock(&self.last_verdicts);
+        last.truncate(LAST_VERDICTS - 1);
+        last.push_front(LastVerdict { path, result });
+    }
+
+    pub fn last_verdicts(&self) -> Vec<LastVerdict> {
+        lock(&self.last_verdicts).iter().cloned().collect()
+    }
+
+    pub fn heartbeat(&self, memory_kib: u32, cpu_ms: u64) -> Heartbeat {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Heartbeat {
+            events: get(&self.counters.events),
+            passed: get(&self.counters.passed),
+            remembered: get(&self.counters.remembered),
+            requests: get(&self.counters.requests),
+            denied: get(&self.counters.denied),
+            unscanned: get(&self.counters.unscanned),
+            overloaded: get(&self.counters.overloaded),
+            exposed: self.ledger.exposures().count() as u64,
+            outstanding: self.ledger.outstanding(),
+            supervised: self.is_supervised(),
+            memory_kib,
+            cpu_ms,
+        }
+    }
+
+    /// Whether the supervisor that forked this worker still lives.
+    pub fn is_supervised(&self) -> bool {
+        let parent = rustix::process::getppid().map(rustix::process::Pid::as_raw_nonzero);
+        parent.is_some_and(|parent| parent.get().unsigned_abs() == self.supervisor)
+    }
+}
+
+/// The decision that an answer carries out.
+pub fn decision(answer: Answer) -> Decision {
+    match answer {
+        Answer::Allow => Decision::Allow,
+        Answer::Deny => Decision::Deny,
+    }
+}

@@ -1,0 +1,178 @@
+//! Reading permission events.
+//!
+//! A reader does nothing but read, answer what needs no scan, enter the rest in the ledger and queue
+//! it. It opens no file, resolves no path, writes no log and takes no lock under which anything slow
+//! happens. There are two, because reading an event of an overlay can raise another one that only
+//! the other reader can take.
+
+use crate::driver::{Driver, Job, OUTSTANDING_MAX, Subject, count};
+use crate::file::{Look, fails_open};
+use crate::memory::Known;
+use rustix::event::{PollFd, PollFlags};
+use seawall_fanotify::ledger::{Claim, Held};
+use seawall_fanotify::{Answer, Event, EventKind, FileHandle, process};
+use seawall_proto::{ExposureReason, Operation, Policy};
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+/// Events read at once. What waits in a reader's hand is not seen by the other one.
+const BATCH: usize = 8;
+/// No more event files than this are open at once; beyond it the answer comes at once, by fail mode.
+const LIVE_MAX: u32 = 3 * OUTSTANDING_MAX;
+
+static LIVE: AtomicU32 = AtomicU32::new(0);
+
+/// An access that waits for its answer. Its file stays open until the last user of it is done, so
+/// that its number, which names the event, is not given to another one meanwhile.
+#[derive(Debug)]
+pub struct HeldEvent {
+    pub claim: Claim,
+    pub file: File,
+    pub operation: Operation,
+    pub pid: u32,
+    pub look: Look,
+    pub deadline_ms: u64,
+}
+
+impl HeldEvent {
+    fn new(
+        claim: Claim,
+        fd: OwnedFd,
+        operation: Operation,
+        pid: u32,
+        look: Look,
+        deadline_ms: u64,
+    ) -> Arc<Self> {
+        LIVE.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Self { claim, file: fd.into(), operation, pid, look, deadline_ms })
+    }
+}
+
+impl Drop for HeldEvent {
+    fn drop(&mut self) {
+        LIVE.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Reads events for ever.
+pub fn read_events(driver: &Driver) {
+    let group = &driver.groups.permission;
+    loop {
+        match group.read(BATCH, |event| take(driver, event)) {
+            Ok(_) => (),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => wait_readable(group),
+            // The kernel has denied what it could not hand out. Out of descriptors is bounded away;
+            // should it happen all the same, a pause lets others close theirs.
+            Err(_) => std::thread::sleep(Duration::from_millis(1)),
+        }
+    }
+}
+
+/// Waits until there is something to read, or a while has passed.
+pub fn wait_readable(file: impl AsFd) {
+    let mut fds = [PollFd::new(&file, PollFlags::IN)];
+    let second = rustix::event::Timespec { tv_sec: 1, tv_nsec: 0 };
+    let _again = rustix::event::poll(&mut fds, Some(&second));
+}
+
+fn take(driver: &Driver, event: Event) {
+    let Some(fd) = event.fd else { return };
+    let operation = if event.kind == EventKind::Exec { Operation::Exec } else { Operation::Open };
+    count(&driver.counters.events);
+    if event.pid == std::process::id() || event.pid == driver.supervisor {
+        return pass(driver, &fd);
+    }
+    let Ok(look) = Look::at(&fd) else { return pass(driver, &fd) };
+    if !look.is_regular || look.identity.size == 0 {
+        return pass(driver, &fd);
+    }
+    let now_ms = process::now_ms();
+    // An exec is looked at by a filler in any case: the process may be in a mount namespace whose
+    // file systems are not watched yet.
+    if operation == Operation::Open
+        && let Some(known) = driver.memory.known(&look.identity, now_ms)
+    {
+        return pass_known(driver, &fd, known);
+    }
+    hold(driver, fd, operation, event.pid, look, now_ms);
+}
+
+fn answer_now(driver: &Driver, fd: &OwnedFd, answer: Answer) {
+    let _gone = driver.groups.permission.answer(fd.as_raw_fd(), answer);
+}
+
+fn pass(driver: &Driver, fd: &OwnedFd) {
+    count(&driver.counters.passed);
+    answer_now(driver, fd, Answer::Allow);
+}
+
+fn pass_known(driver: &Driver, fd: &OwnedFd, known: Known) {
+    count(&driver.counters.remembered);
+    if known == Known::Clean {
+        // The mark went with the inode when the kernel evicted it; the content is the same. The
+        // kernel adds nothing while a writer holds the file.
+        let how = driver.groups.ignore;
+        if how == seawall_fanotify::IgnoreMark::Evictable {
+            let _later = driver.groups.permission.ignore_opens(fd.as_fd(), how);
+        }
+    }
+    answer_now(driver, fd, Answer::Allow);
+}
+
+fn hold(driver: &Driver, fd: OwnedFd, operation: Operation, pid: u32, look: Look, now_ms: u64) {
+    let policy = driver.policy();
+    let deadline_ms = now_ms + deadline(&policy, operation, look.identity.size);
+    let mode = if operation == Operation::Exec { policy.fail_exec } else { policy.fail_open };
+    let fail = if fails_open(mode, &look) { Answer::Allow } else { Answer::Deny };
+    let handle = FileHandle::of(fd.as_fd(), look.identity.device).ok();
+    let Some(claim) = driver.ledger.hold(fd.as_raw_fd(), &Held { deadline_ms, fail, handle })
+    else {
+        count(&driver.counters.unscanned);
+        return answer_now(driver, &fd, fail);
+    };
+    if LIVE.load(Ordering::Relaxed) >= LIVE_MAX {
+        count(&driver.counters.overloaded);
+        driver.answer_unscanned(claim, ExposureReason::Overload);
+        return;
+    }
+    if driver.ledger.outstanding() > OUTSTANDING_MAX
+        && let Some(oldest) = driver.ledger.oldest()
+        && driver.answer_unscanned(oldest, ExposureReason::Overload)
+    {
+        count(&driver.counters.overloaded);
+    }
+    let event = HeldEvent::new(claim, fd, operation, pid, look, deadline_ms);
+    driver.push_job(Job { subject: Subject::Access(event), reads: 0 });
+}
+
+/// How long an access to a file of `size` bytes is held at most, in milliseconds.
+pub fn deadline(policy: &Policy, operation: Operation, size: u64) -> u64 {
+    let base = match operation {
+        Operation::Exec => policy.exec_deadline_ms,
+        _ => policy.open_deadline_ms,
+    };
+    let more = (size >> 26).saturating_mul(policy.deadline_per_64_mib_ms.into());
+    (u64::from(base) + more).min(policy.most_deadline_ms.max(base).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deadlines_grow_with_the_size_up_to_a_bound() {
+        let policy = Policy::default();
+        for (operation, size, expected) in [
+            (Operation::Open, 0, 5_000),
+            (Operation::Open, (64 << 20) - 1, 5_000),
+            (Operation::Open, 128 << 20, 7_000),
+            (Operation::Exec, 64 << 20, 11_000),
+            (Operation::Open, u64::MAX, 30_000),
+        ] {
+            assert_eq!(deadline(&policy, operation, size), expected, "{operation:?} {size}");
+        }
+    }
+}

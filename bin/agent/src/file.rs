@@ -1,0 +1,109 @@
+//! What the driver knows of a file: its identity, and whether it is old enough to be remembered.
+
+use rustix::fs::{FileType, Stat};
+use seawall_proto::FailMode;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+/// A file whose ctime is younger than this when its read begins may change again without a change of
+/// its times: two ticks of the slowest kernel clock in use (100 Hz).
+const TWO_TICKS: Duration = Duration::from_millis(20);
+
+/// A file's identity. As long as it stays the same, so does the content (but for the stated limit of
+/// shared writable mappings).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    pub device: u64,
+    pub inode: u64,
+    pub size: u64,
+    mtime: (i64, u64),
+    ctime: (i64, u64),
+}
+
+/// A file's identity and what else one fstat tells.
+#[derive(Debug, Clone, Copy)]
+pub struct Look {
+    pub identity: Identity,
+    pub is_regular: bool,
+    /// Whether another user than root may write it by its mode.
+    pub user_writable: bool,
+    /// Whether its last change is long enough ago for it to be remembered.
+    pub settled: bool,
+}
+
+impl Look {
+    /// Looks at an open file.
+    pub fn at(file: impl AsFd) -> rustix::io::Result<Self> {
+        let stat = rustix::fs::fstat(file)?;
+        let identity = Identity {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            size: u64::try_from(stat.st_size).unwrap_or(0),
+            mtime: (stat.st_mtime, stat.st_mtime_nsec),
+            ctime: (stat.st_ctime, stat.st_ctime_nsec),
+        };
+        Ok(Self {
+            identity,
+            is_regular: FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile,
+            user_writable: user_writable(&stat),
+            settled: is_settled(identity.ctime),
+        })
+    }
+}
+
+fn user_writable(stat: &Stat) -> bool {
+    let mode = stat.st_mode;
+    mode & 0o002 != 0
+        || (mode & 0o020 != 0 && stat.st_gid != 0)
+        || (mode & 0o200 != 0 && stat.st_uid != 0)
+}
+
+/// File times come from the coarse clock, so that is what they are compared with. A time in the
+/// future is not settled.
+fn is_settled(ctime: (i64, u64)) -> bool {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
+    let nanos = |seconds: i64, nanos: i128| i128::from(seconds) * 1_000_000_000 + nanos;
+    let age = nanos(now.tv_sec, now.tv_nsec.into()) - nanos(ctime.0, ctime.1.into());
+    age > i128::try_from(TWO_TICKS.as_nanos()).unwrap_or(i128::MAX)
+}
+
+/// Whether fail mode lets an access to this file go on.
+pub fn fails_open(mode: FailMode, look: &Look) -> bool {
+    match mode {
+        FailMode::Open => true,
+        FailMode::Closed => false,
+        FailMode::ClosedIfUserWritable => !look.user_writable,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_file_just_written_is_not_settled_and_later_is() {
+        let file = tempfile::tempfile().unwrap();
+        assert!(!Look::at(&file).unwrap().settled);
+        std::thread::sleep(Duration::from_millis(60));
+        assert!(Look::at(&file).unwrap().settled);
+    }
+
+    #[test]
+    fn who_may_write_decides_the_fail_mode_of_exec() {
+        let file = tempfile::tempfile().unwrap();
+        let look = |mode| {
+            file.set_permissions(PermissionsExt::from_mode(mode)).unwrap();
+            Look::at(&file).unwrap()
+        };
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        for (mode, opens) in [(0o755, true), (0o757, false), (0o775, true)] {
+            assert_eq!(fails_open(FailMode::ClosedIfUserWritable, &look(mode)), opens, "{mode:o}");
+        }
+        std::os::unix::fs::fchown(&file, Some(1000), None).unwrap();
+        assert!(!fails_open(FailMode::ClosedIfUserWritable, &look(0o755)));
+        assert!(fails_open(FailMode::ClosedIfUserWritable, &look(0o555)));
+    }
+}

@@ -1,0 +1,104 @@
+//! Heartbeats, notices, and dropping what nobody waits for any more.
+
+use crate::driver::Driver;
+use seawall_fanotify::process;
+use seawall_proto::{Notice, ToHost};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+const TICK: Duration = Duration::from_millis(100);
+/// How often memory is measured; it takes the kernel a while to add up.
+const MEASURE: Duration = Duration::from_secs(5);
+
+/// Keeps house for ever.
+pub fn keep(driver: &Driver, notices: &Receiver<Notice>) {
+    let mut beat = Instant::now();
+    let mut measured: Option<(Instant, u32)> = None;
+    loop {
+        pass_on(driver, notices);
+        purge(driver);
+        let Some(session) = driver.session() else { continue };
+        if session.is_silent(process::now_ms()) {
+            tracing::warn!("the host owes an answer and is silent; the link is given up");
+            session.end();
+            continue;
+        }
+        if beat.elapsed() < session.heartbeat {
+            continue;
+        }
+        beat = Instant::now();
+        if measured.is_none_or(|(at, _)| at.elapsed() > MEASURE) {
+            measured = Some((Instant::now(), memory_kib(driver.supervisor)));
+            let orphans = driver.ledger.take_orphans();
+            if orphans > 0 {
+                driver.notice(Notice::WorkerRestarted { orphans });
+            }
+        }
+        let memory = measured.map_or(0, |(_, kib)| kib);
+        let heartbeat = driver.heartbeat(memory, cpu_ms(driver.supervisor));
+        if session.send(&ToHost::Heartbeat(heartbeat)).is_err() {
+            session.end();
+        }
+    }
+}
+
+/// Sends notices for one tick. Without a session they wait in their queue, which is bounded.
+fn pass_on(driver: &Driver, notices: &Receiver<Notice>) {
+    let Some(session) = driver.session() else { return std::thread::sleep(TICK) };
+    let until = Instant::now() + TICK;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        match notices.recv_timeout(left) {
+            Ok(notice) => {
+                if session.send(&ToHost::Notice(notice)).is_err() {
+                    return session.end();
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => return,
+            Err(RecvTimeoutError::Disconnected) => return std::thread::sleep(left),
+        }
+    }
+}
+
+/// Closes the files of accesses that the deadline answered, wherever they still wait.
+fn purge(driver: &Driver) {
+    for event in driver.purge_jobs() {
+        driver.note_lost(&event);
+    }
+    let Some(session) = driver.session() else { return };
+    for id in session.stale(driver, process::now_ms()) {
+        if let Some(job) = session.withdraw(id)
+            && let crate::driver::Subject::Access(event) = &job.subject
+        {
+            driver.note_lost(event);
+        }
+    }
+}
+
+/// Proportional memory of both processes in KiB, without mapped shared memory: the region is the
+/// host's, and the ledger's few pages are nearly empty.
+fn memory_kib(supervisor: u32) -> u32 {
+    [std::process::id(), supervisor].into_iter().map(process_memory_kib).sum()
+}
+
+fn process_memory_kib(pid: u32) -> u32 {
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    let value = |line: &str| line.split_ascii_whitespace().nth(1)?.parse::<u32>().ok();
+    let counts = |line: &&str| line.starts_with("Pss_Anon:") || line.starts_with("Pss_File:");
+    rollup.lines().filter(counts).filter_map(value).sum()
+}
+
+/// CPU time of both processes in milliseconds.
+fn cpu_ms(supervisor: u32) -> u64 {
+    [std::process::id(), supervisor].into_iter().map(process_cpu_ms).sum()
+}
+
+fn process_cpu_ms(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name in parentheses may hold spaces; utime and stime are the 14th and 15th field
+    // (proc_pid_stat(5)), the 12th and 13th after the name.
+    let after = stat.rsplit_once(") ").map_or("", |(_, after)| after);
+    let ticks: u64 =
+        after.split(' ').skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
+    ticks * 1000 / rustix::param::clock_ticks_per_second().max(1)
+}

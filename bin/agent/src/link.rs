@@ -1,0 +1,297 @@
+//! Ways to reach the host: AF_VSOCK, TCP over the host's bridge, or a unix socket where host and
+//! driver run on one machine. What they carry is the same; TCP is encrypted with the region's key.
+
+use seawall_proto::noise::{self, Initiator, Opener, Sealer};
+use seawall_proto::{Hello, Key, Preface, RegionId, ToGuest, ToHost, frame};
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream, ToSocketAddrs};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use vsock::{VMADDR_CID_HOST, VsockAddr, VsockStream};
+
+/// How long connecting, a handshake step or a write may take.
+const STEP: Duration = Duration::from_secs(5);
+
+/// Where the host listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    Vsock { port: u32 },
+    Tcp { host_port: String },
+    Unix { path: PathBuf },
+}
+
+impl Address {
+    /// Reads `vsock[:PORT]`, `tcp:HOST:PORT` or `unix:PATH`.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let (kind, rest) = text.split_once(':').unwrap_or((text, ""));
+        match (kind, rest) {
+            ("vsock", "") => Ok(Self::Vsock { port: seawall_proto::PORT.into() }),
+            ("vsock", port) => match port.parse() {
+                Ok(port) => Ok(Self::Vsock { port }),
+                Err(_) => Err(format!("`{port}` is not a port number")),
+            },
+            ("tcp", host_port) if host_port.contains(':') => {
+                Ok(Self::Tcp { host_port: host_port.into() })
+            }
+            ("unix", path) if !path.is_empty() => Ok(Self::Unix { path: path.into() }),
+            _ => Err("expected vsock, vsock:PORT, tcp:HOST:PORT or unix:PATH".into()),
+        }
+    }
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Vsock { port } => write!(f, "vsock:{port}"),
+            Self::Tcp { host_port } => write!(f, "tcp:{host_port}"),
+            Self::Unix { path } => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Why a link does not stand.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    #[error("{action}: {reason}")]
+    Io { action: &'static str, reason: io::Error },
+    #[error("the host closed the connection")]
+    Closed,
+    #[error(transparent)]
+    Hello(#[from] seawall_proto::HelloError),
+    #[error(transparent)]
+    Frame(#[from] frame::FrameError),
+    #[error(transparent)]
+    Noise(#[from] noise::NoiseError),
+}
+
+fn io_error(action: &'static str) -> impl FnOnce(io::Error) -> LinkError {
+    move |reason| LinkError::Io { action, reason }
+}
+
+#[derive(Debug)]
+enum Stream {
+    Vsock(VsockStream),
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+/// Runs the same call on whichever stream it is.
+macro_rules! on_stream {
+    ($stream:expr, $name:ident => $call:expr) => {
+        match $stream {
+            Stream::Vsock($name) => $call,
+            Stream::Tcp($name) => $call,
+            Stream::Unix($name) => $call,
+        }
+    };
+}
+
+impl Stream {
+    fn connect(address: &Address) -> Result<Self, LinkError> {
+        let error = io_error("the host cannot be reached");
+        match address {
+            Address::Vsock { port } => {
+                VsockStream::connect(&VsockAddr::new(VMADDR_CID_HOST, *port)).map(Self::Vsock)
+            }
+            Address::Tcp { host_port } => connect_tcp(host_port).map(Self::Tcp),
+            Address::Unix { path } => UnixStream::connect(path).map(Self::Unix),
+        }
+        .map_err(error)
+    }
+
+    fn set_timeouts(&self, read: Option<Duration>) -> Result<(), LinkError> {
+        on_stream!(self, stream => {
+            stream.set_read_timeout(read).and_then(|()| stream.set_write_timeout(Some(STEP)))
+        })
+        .map_err(io_error("a time-out cannot be set"))
+    }
+
+    fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        on_stream!(self, stream => (&mut &*stream).read(buffer))
+    }
+
+    fn write_all(&self, bytes: &[u8]) -> io::Result<()> {
+        on_stream!(self, stream => (&mut &*stream).write_all(bytes))
+    }
+
+    fn shut(&self) {
+        let _gone = on_stream!(self, stream => stream.shutdown(Shutdown::Both));
+    }
+}
+
+fn connect_tcp(host_port: &str) -> io::Result<TcpStream> {
+    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    for address in host_port.to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, STEP) {
+            Ok(stream) => {
+                stream.set_nodelay(true)?;
+                return Ok(stream);
+            }
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// The sending half. A write that takes too long ends the link.
+pub struct Sender {
+    stream: Arc<Stream>,
+    sealer: Option<Sealer>,
+    plain: Vec<u8>,
+    sealed: Vec<u8>,
+}
+
+impl Sender {
+    /// Sends one message.
+    pub fn send(&mut self, message: &ToHost) -> Result<(), LinkError> {
+        self.plain.clear();
+        frame::encode(message, &mut self.plain)?;
+        self.write()
+    }
+
+    fn write(&mut self) -> Result<(), LinkError> {
+        let bytes = match &mut self.sealer {
+            Some(sealer) => {
+                self.sealed.clear();
+                sealer.seal(&self.plain, &mut self.sealed)?;
+                &self.sealed
+            }
+            None => &self.plain,
+        };
+        self.stream.write_all(bytes).map_err(io_error("sending"))
+    }
+}
+
+/// The receiving half.
+pub struct Receiver {
+    stream: Arc<Stream>,
+    opener: Option<Opener>,
+    buffer: Vec<u8>,
+    decoder: frame::Decoder,
+}
+
+impl Receiver {
+    /// The next message that this build knows.
+    pub fn receive(&mut self) -> Result<ToGuest, LinkError> {
+        loop {
+            while let Some(payload) = self.decoder.next_payload()? {
+                if let Some(message) = frame::decode(payload)? {
+                    return Ok(message);
+                }
+            }
+            self.more()?;
+        }
+    }
+
+    fn more(&mut self) -> Result<(), LinkError> {
+        let read = loop {
+            match self.stream.read(&mut self.buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
+                result => break result.map_err(io_error("receiving"))?,
+            }
+        };
+        if read == 0 {
+            return Err(LinkError::Closed);
+        }
+        let bytes = &self.buffer[..read];
+        match &mut self.opener {
+            Some(opener) => opener.open(bytes, |plain| self.decoder.extend(plain))?,
+            None => self.decoder.extend(bytes),
+        }
+        Ok(())
+    }
+
+    /// From now on a message may be as long in coming as it likes.
+    pub fn wait_for_ever(&self) -> Result<(), LinkError> {
+        self.stream.set_timeouts(None)
+    }
+}
+
+/// Ends a link from any thread.
+#[derive(Debug, Clone)]
+pub struct Shutter(Arc<Stream>);
+
+impl Shutter {
+    pub fn shut(&self) {
+        self.0.shut();
+    }
+}
+
+/// A link whose two sides have agreed on a version.
+pub struct Connection {
+    pub sender: Sender,
+    pub receiver: Receiver,
+    pub shutter: Shutter,
+    pub host_nonce: [u8; 32],
+    pub guest_nonce: [u8; 32],
+}
+
+/// Connects and exchanges hellos.
+pub fn connect(
+    address: &Address,
+    region: RegionId,
+    key: &Key,
+    guest_nonce: [u8; 32],
+) -> Result<Connection, LinkError> {
+    let stream = Stream::connect(address)?;
+    stream.set_timeouts(Some(STEP))?;
+    let (mut sealer, mut opener) = (None, None);
+    if let Address::Tcp { .. } = address {
+        let (s, o) = shake_hands(&stream, region, key)?;
+        (sealer, opener) = (Some(s), Some(o));
+    }
+    let stream = Arc::new(stream);
+    let plain = Hello::new(guest_nonce).to_bytes().to_vec();
+    let mut sender = Sender { stream: Arc::clone(&stream), sealer, plain, sealed: Vec::new() };
+    sender.write()?;
+    let decoder = frame::Decoder::new();
+    let buffer = vec![0; 16 * 1024];
+    let mut receiver = Receiver { stream: Arc::clone(&stream), opener, buffer, decoder };
+    while receiver.decoder.pending().len() < Hello::LEN {
+        receiver.more()?;
+    }
+    let mut hello = [0; Hello::LEN];
+    hello.copy_from_slice(receiver.decoder.take_raw(Hello::LEN));
+    let hello = Hello::parse(&hello)?;
+    Hello::new(guest_nonce).agree(&hello)?;
+    let shutter = Shutter(stream);
+    Ok(Connection { sender, receiver, shutter, host_nonce: hello.nonce, guest_nonce })
+}
+
+fn shake_hands(
+    stream: &Stream,
+    region: RegionId,
+    key: &Key,
+) -> Result<(Sealer, Opener), LinkError> {
+    let (initiator, message) = Initiator::new(key)?;
+    let mut bytes = Preface { region }.to_bytes().to_vec();
+    bytes.extend_from_slice(&message);
+    stream.write_all(&bytes).map_err(io_error("sending"))?;
+    let mut reply = [0; noise::HANDSHAKE_LEN];
+    let mut got = 0;
+    while got < reply.len() {
+        match stream.read(&mut reply[got..]).map_err(io_error("receiving"))? {
+            0 => return Err(LinkError::Closed),
+            read => got += read,
+        }
+    }
+    Ok(initiator.finish(&reply)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_read_back_as_they_are_written() {
+        for text in ["vsock:7325", "vsock:9", "tcp:10.77.0.1:7325", "unix:/run/x.sock"] {
+            assert_eq!(Address::parse(text).unwrap().to_string(), text);
+        }
+        assert_eq!(Address::parse("vsock").unwrap().to_string(), "vsock:7325");
+        for text in ["", "tcp", "tcp:host", "unix:", "vsock:x", "udp:1:2"] {
+            assert!(Address::parse(text).is_err(), "{text}");
+        }
+    }
+}

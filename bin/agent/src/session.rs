@@ -1,0 +1,320 @@
+//! The session with the host: who waits for which verdict, and the thread that keeps the link.
+//!
+//! ```text
+//!   no region ──► region ──► connected ──► attached ──► (link lost) ──► again after a pause
+//! ```
+//!
+//! Owns the requests under way and the slots that the host may still read. A slot goes back to the
+//! pool only when the host says that it has copied it, when the verdict comes, or when the session
+//! ends. Requests that were under way when the link was lost are queued again.
+
+use crate::driver::{Driver, Job, Subject};
+use crate::file::Look;
+use crate::link::{self, Address, LinkError, Sender, Shutter};
+use crate::verdict;
+use seawall_fanotify::process;
+use seawall_proto::{
+    Attach, Attached, Content, FileMetadata, Proof, Refusal, RegionId, RequestId, ScanRequest,
+    SlotRef, ToGuest, ToHost,
+};
+use seawall_region::{GuestRegion, GuestRegionError, LayoutError, Slot};
+use std::collections::{HashMap, VecDeque};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Pauses between attempts to connect.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// A host that owes a verdict and has said nothing for this long is taken for gone.
+const SILENCE_MS: u64 = 5_000;
+
+/// Why there is no session.
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    #[error(transparent)]
+    Region(#[from] GuestRegionError),
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    #[error("link: {0}")]
+    Link(#[from] LinkError),
+    #[error("the host refused the session: {0:?}")]
+    Refused(Refusal),
+    #[error("the host answered out of order")]
+    Order,
+}
+
+/// A scan under way.
+#[derive(Debug)]
+pub struct Pending {
+    /// The job; none once nobody waits for it.
+    pub job: Option<Job>,
+    /// The file when its read began.
+    pub look: Look,
+    deadline_ms: u64,
+    sent_ms: u64,
+    slots: VecDeque<Slot>,
+    copied: u32,
+}
+
+/// What opens a request, before the host has heard of it.
+pub struct Opening {
+    pub job: Job,
+    pub look: Look,
+    pub file: FileMetadata,
+    pub deadline_ms: u64,
+}
+
+pub struct Session {
+    pub guest: String,
+    pub heartbeat: Duration,
+    sender: Mutex<Sender>,
+    shutter: Shutter,
+    pending: Mutex<HashMap<RequestId, Pending>>,
+    next: AtomicU64,
+    received_ms: AtomicU64,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn slot_refs(slots: &[(Slot, u32)]) -> Vec<SlotRef> {
+    slots.iter().map(|(slot, len)| SlotRef { index: slot.index(), len: *len }).collect()
+}
+
+impl Session {
+    /// Sends a request with the first part of its content. Numbers go up in the order of sending.
+    pub fn open(
+        &self,
+        opening: Opening,
+        slots: Vec<(Slot, u32)>,
+        last: bool,
+    ) -> Result<RequestId, LinkError> {
+        let Opening { job, look, file, deadline_ms } = opening;
+        let now_ms = process::now_ms();
+        let mut sender = lock(&self.sender);
+        let id = RequestId(self.next.fetch_add(1, Ordering::Relaxed));
+        let request = ScanRequest {
+            id,
+            operation: job.subject.operation(),
+            deadline_ms: u32::try_from(deadline_ms.saturating_sub(now_ms)).unwrap_or(u32::MAX),
+            file,
+            slots: slot_refs(&slots),
+            last,
+        };
+        let slots = slots.into_iter().map(|(slot, _)| slot).collect();
+        let pending =
+            Pending { job: Some(job), look, deadline_ms, sent_ms: now_ms, slots, copied: 0 };
+        lock(&self.pending).insert(id, pending);
+        sender.send(&ToHost::ScanRequest(request))?;
+        Ok(id)
+    }
+
+    /// Sends another part. `Ok(false)`: nobody waits for this request any more.
+    pub fn more(
+        &self,
+        id: RequestId,
+        slots: Vec<(Slot, u32)>,
+        last: bool,
+    ) -> Result<bool, LinkError> {
+        let content = Content { id, slots: slot_refs(&slots), last };
+        let mut sender = lock(&self.sender);
+        {
+            let mut all = lock(&self.pending);
+            let Some(pending) = all.get_mut(&id).filter(|pending| pending.job.is_some()) else {
+                return Ok(false);
+            };
+            pending.slots.extend(slots.into_iter().map(|(slot, _)| slot));
+        }
+        sender.send(&ToHost::Content(content))?;
+        Ok(true)
+    }
+
+    /// Sends anything that is no request.
+    pub fn send(&self, message: &ToHost) -> Result<(), LinkError> {
+        lock(&self.sender).send(message)
+    }
+
+    /// Ends the session; the thread that receives sees it and cleans up.
+    pub fn end(&self) {
+        self.shutter.shut();
+    }
+
+    /// Gives up a request; its slots stay the host's until it answers. Returns the job.
+    pub fn withdraw(&self, id: RequestId) -> Option<Job> {
+        let job = lock(&self.pending).get_mut(&id)?.job.take();
+        if self.send(&ToHost::Cancel(id)).is_err() {
+            self.end();
+        }
+        job
+    }
+
+    fn copied(&self, id: RequestId, slots: u32) {
+        if let Some(pending) = lock(&self.pending).get_mut(&id) {
+            let now = slots.saturating_sub(pending.copied) as usize;
+            pending.copied = pending.copied.max(slots);
+            let now = now.min(pending.slots.len());
+            pending.slots.drain(..now);
+        }
+    }
+
+    fn finish(&self, id: RequestId) -> Option<Pending> {
+        lock(&self.pending).remove(&id)
+    }
+
+    /// How many scans are under way for which nobody waits.
+    pub fn in_background(&self) -> usize {
+        let is_background = |pending: &&Pending| {
+            matches!(&pending.job, Some(Job { subject: Subject::Background { .. }, .. }))
+        };
+        lock(&self.pending).values().filter(is_background).count()
+    }
+
+    /// The requests whose access was answered meanwhile, or that took too long.
+    pub fn stale(&self, driver: &Driver, now_ms: u64) -> Vec<RequestId> {
+        let is_stale = |pending: &Pending| match &pending.job {
+            Some(Job { subject: Subject::Access(event), .. }) => {
+                !driver.ledger.is_held(event.claim)
+            }
+            Some(_) => pending.deadline_ms <= now_ms,
+            None => false,
+        };
+        lock(&self.pending).iter().filter(|(_, p)| is_stale(p)).map(|(id, _)| *id).collect()
+    }
+
+    /// Whether the host owes an answer and has been silent for too long.
+    pub fn is_silent(&self, now_ms: u64) -> bool {
+        let owes = lock(&self.pending).values().any(|p| p.sent_ms + SILENCE_MS <= now_ms);
+        owes && self.received_ms.load(Ordering::Relaxed) + SILENCE_MS <= now_ms
+    }
+}
+
+/// Where the region is.
+pub fn open_region(path: &Path) -> Result<GuestRegion, GuestRegionError> {
+    if path.as_os_str() == "auto" {
+        return GuestRegion::open_pci();
+    }
+    GuestRegion::open_file(path)
+}
+
+/// Keeps a session for ever.
+pub fn keep(driver: &Arc<Driver>, address: &Address, region: &Path) {
+    let mut pause = PAUSE_MIN;
+    let mut told = String::new();
+    loop {
+        let attached = attach(driver, address, region);
+        let why = match attached {
+            Ok((session, receiver)) => {
+                pause = PAUSE_MIN;
+                told.clear();
+                let why = receive(driver, &session, receiver).to_string();
+                driver.clear_session(why.clone());
+                requeue(driver, &session);
+                tracing::warn!(%why, "the link was lost; accesses get fail mode until it is back");
+                continue;
+            }
+            Err(error) => error.to_string(),
+        };
+        driver.clear_session(why.clone());
+        if told != why {
+            tracing::warn!(%why, link = %address, "no session with the host; trying on");
+            told = why;
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+fn attach(
+    driver: &Driver,
+    address: &Address,
+    path: &Path,
+) -> Result<(Arc<Session>, link::Receiver), SessionError> {
+    let region = match driver.region() {
+        Some(region) => region,
+        None => {
+            let region = open_region(path)?;
+            driver.set_region(region.clone());
+            region
+        }
+    };
+    let header = region.header()?;
+    let mut nonce = [0; 32];
+    getrandom::fill(&mut nonce)
+        .map_err(|error| LinkError::Io { action: "no random numbers", reason: error.into() })?;
+    let link = link::connect(address, header.region, &header.key, nonce)?;
+    let link::Connection { mut sender, mut receiver, shutter, host_nonce, guest_nonce } = link;
+    let proof = Proof::new(&header.key, &host_nonce, &guest_nonce);
+    sender.send(&attach_message(proof, header.region))?;
+    let attached = match receiver.receive()? {
+        ToGuest::Attached(attached) => attached,
+        ToGuest::Refused(refusal) => return Err(SessionError::Refused(refusal)),
+        _ => return Err(SessionError::Order),
+    };
+    receiver.wait_for_ever()?;
+    let Attached { guest, policy, generation, heartbeat_ms } = attached;
+    tracing::info!(%guest, link = %address, ?generation, "attached to the host");
+    let session = Arc::new(Session {
+        guest,
+        heartbeat: Duration::from_millis(heartbeat_ms.clamp(100, 60_000).into()),
+        sender: Mutex::new(sender),
+        shutter,
+        pending: Mutex::default(),
+        next: AtomicU64::new(1),
+        received_ms: AtomicU64::new(process::now_ms()),
+    });
+    driver.renew(Some(policy), Some(generation));
+    driver.set_session(Arc::clone(&session));
+    driver.coverage.tell_again();
+    Ok((session, receiver))
+}
+
+fn attach_message(proof: Proof, region: RegionId) -> ToHost {
+    let read = |path| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    ToHost::Attach(Attach {
+        proof,
+        region,
+        driver_version: env!("CARGO_PKG_VERSION").into(),
+        kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+        boot_id: read("/proc/sys/kernel/random/boot_id"),
+    })
+}
+
+/// Takes what the host says until the link ends; returns why.
+fn receive(driver: &Driver, session: &Session, mut receiver: link::Receiver) -> LinkError {
+    loop {
+        let message = match receiver.receive() {
+            Ok(message) => message,
+            Err(error) => return error,
+        };
+        session.received_ms.store(process::now_ms(), Ordering::Relaxed);
+        match message {
+            ToGuest::Verdict(verdict) => {
+                if let Some(pending) = session.finish(verdict.id) {
+                    verdict::carry_out(driver, session, pending, verdict);
+                }
+            }
+            ToGuest::Copied { id, slots } => session.copied(id, slots),
+            ToGuest::Policy(policy) => {
+                if *driver.policy() != policy {
+                    driver.renew(Some(policy), None);
+                }
+            }
+            ToGuest::Generation(generation) => driver.renew(None, Some(generation)),
+            ToGuest::Attached(_) | ToGuest::Refused(_) => return LinkError::Closed,
+        }
+    }
+}
+
+/// Accesses that wait still get their chance with the next session; background scans are found again
+/// in the ledger.
+fn requeue(driver: &Driver, session: &Session) {
+    let all: Vec<Pending> = lock(&session.pending).drain().map(|(_, pending)| pending).collect();
+    for job in all.into_iter().filter_map(|pending| pending.job) {
+        if matches!(job.subject, Subject::Access(_)) {
+            driver.push_job(job);
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! What `seawall-agent status` shows.
+
+use crate::driver::{Driver, LastVerdict};
+use seawall_fanotify::IgnoreMark;
+use seawall_fanotify::probe::OverlayView;
+use seawall_proto::Heartbeat;
+use serde::{Deserialize, Serialize};
+use std::fmt::Write;
+use std::sync::atomic::Ordering;
+
+/// A file system that is not watched.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct NotCovered {
+    pub mount_point: String,
+    pub fs_type: String,
+    pub reason: String,
+}
+
+/// The driver's state.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Status {
+    pub protected: bool,
+    /// Why not, when it is not.
+    pub reason: Option<String>,
+    /// The name by which the host knows this guest.
+    pub guest: Option<String>,
+    pub link: String,
+    pub generation: u64,
+    pub worker: u32,
+    pub supervisor: u32,
+    pub supervised: bool,
+    pub ignore_mark: String,
+    pub overlay: String,
+    pub covered: u32,
+    pub not_covered: Vec<NotCovered>,
+    pub events: u64,
+    pub passed: u64,
+    pub remembered: u64,
+    pub requests: u64,
+    pub denied: u64,
+    pub unscanned: u64,
+    pub overloaded: u64,
+    /// Files let through unscanned that wait for their scan.
+    pub exposed: u64,
+    /// Files let through for which there was no room in the ledger.
+    pub exposed_lost: u32,
+    pub outstanding: u32,
+    pub last_verdicts: Vec<LastVerdict>,
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).escape_debug().to_string()
+}
+
+impl Status {
+    pub fn of(driver: &Driver, link: &str) -> Self {
+        let Heartbeat {
+            events,
+            passed,
+            remembered,
+            requests,
+            denied,
+            unscanned,
+            overloaded,
+            exposed,
+            outstanding,
+            supervised,
+            ..
+        } = driver.heartbeat(0, 0);
+        let coverage = driver.coverage.summary();
+        let session = driver.session();
+        let reason = if session.is_none() {
+            Some(driver.why_no_session())
+        } else if !driver.coverage.is_ready() || coverage.covered == 0 {
+            Some("no file system is watched yet".into())
+        } else {
+            None
+        };
+        let not_covered = coverage.uncovered.iter().map(|uncovered| NotCovered {
+            mount_point: text(&uncovered.mount_point),
+            fs_type: uncovered.fs_type.clone(),
+            reason: uncovered.reason.clone(),
+        });
+        Self {
+            protected: reason.is_none(),
+            reason,
+            guest: session.map(|session| session.guest.clone()),
+            link: link.to_owned(),
+            generation: driver.generation().0,
+            worker: std::process::id(),
+            supervisor: driver.supervisor,
+            supervised,
+            ignore_mark: match driver.groups.ignore {
+                IgnoreMark::Evictable => "evictable",
+                IgnoreMark::Plain => "none: this kernel has no evictable marks",
+            }
+            .into(),
+            overlay:
+                match OverlayView::from_number(driver.ledger.overlay().load(Ordering::Relaxed)) {
+                    OverlayView::Unknown => "not needed yet",
+                    OverlayView::Beneath => "held at the file systems beneath",
+                    OverlayView::Itself => "marked itself",
+                }
+                .into(),
+            covered: coverage.covered,
+            not_covered: not_covered.collect(),
+            events,
+            passed,
+            remembered,
+            requests,
+            denied,
+            unscanned,
+            overloaded,
+            exposed,
+            exposed_lost: driver.ledger.exposures_lost(),
+            outstanding,
+            last_verdicts: driver.last_verdicts(),
+        }
+    }
+
+    /// For people.
+    pub fn to_text(&self) -> String {
+        let mut out = String::new();
+        let _infallible = self.write(&mut out);
+        out
+    }
+
+    fn write(&self, out: &mut String) -> std::fmt::Result {
+        match &self.reason {
+            None => writeln!(out, "protected")?,
+            Some(reason) => writeln!(out, "NOT protected: {reason}")?,
+        }
+        let guest = self.guest.as_deref().unwrap_or("-");
+        writeln!(
+            out,
+            "link          {} as guest {guest}, generation {}",
+            self.link, self.generation
+        )?;
+        let supervised = if self.supervised { "" } else { " (gone)" };
+        writeln!(
+            out,
+            "processes     worker {}, supervisor {}{supervised}",
+            self.worker, self.supervisor
+        )?;
+        writeln!(out, "watched       {} file systems", self.covered)?;
+        for one in &self.not_covered {
+            let NotCovered { mount_point, fs_type, reason } = one;
+            writeln!(out, "NOT watched   {mount_point} ({fs_type}): {reason}")?;
+        }
+        writeln!(out, "clean marks   {}", self.ignore_mark)?;
+        writeln!(out, "overlays      {}", self.overlay)?;
+        writeln!(
+            out,
+            "events        {} ({} passed, {} remembered, {} sent to the host), {} held now",
+            self.events, self.passed, self.remembered, self.requests, self.outstanding
+        )?;
+        writeln!(
+            out,
+            "denied        {}\nunscanned     {} ({} by overload); {} files wait for their scan",
+            self.denied, self.unscanned, self.overloaded, self.exposed
+        )?;
+        if self.exposed_lost > 0 {
+            writeln!(
+                out,
+                "              {} more found no room: scan this guest",
+                self.exposed_lost
+            )?;
+        }
+        for LastVerdict { path, result } in &self.last_verdicts {
+            writeln!(out, "last          {path}: {result}")?;
+        }
+        Ok(())
+    }
+}

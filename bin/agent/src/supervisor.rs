@@ -1,0 +1,213 @@
+//! The supervisor: one thread, no allocation on its way to an answer.
+//!
+//! ```text
+//!   start ──► worker runs ──(it ends by itself)──► end
+//!               │    ▲
+//!      (it dies) ▼    │ (pause over)
+//!       orphans answered ──► supervisor reads and answers by fail mode
+//! ```
+//!
+//! Owns the groups (the worker inherits them), so that the kernel does not allow everything when a
+//! worker dies. It reads the group only while there is no worker. While there is one it looks after
+//! it: an event well past its deadline is answered here, and a worker that no longer beats is killed.
+//! Its log lines are written only when that cannot block.
+
+use crate::RunArgs;
+use crate::file::{Look, fails_open};
+use crate::worker;
+use anyhow::Context;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::{Pid, WaitOptions, WaitStatus};
+use seawall_fanotify::ledger::Ledger;
+use seawall_fanotify::probe::{self, OverlayView};
+use seawall_fanotify::{Answer, EventKind, FileHandle, Group, Purpose, process};
+use seawall_proto::{ExposureReason, Policy};
+use std::os::fd::{AsFd, AsRawFd};
+use std::process::ExitCode;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// In [`Ledger::overlay`]: the worker has met an overlay and asks for the probe.
+pub const PROBE_OVERLAY: u32 = 100;
+
+/// How often the worker is looked after.
+const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+/// An event is answered here when it is this far past its deadline, in milliseconds.
+const LATE_MS: u64 = 300;
+/// A worker that has not beaten for this long is killed, in milliseconds.
+const STUCK_MS: u64 = 10_000;
+/// How long the supervisor reads itself before it starts another worker.
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// A worker that ran this long was not a failed start.
+const RAN_WELL: Duration = Duration::from_secs(10);
+
+/// What worker and supervisor share. Made before the first fork.
+pub struct Shared {
+    pub args: RunArgs,
+    pub groups: crate::driver::Groups,
+    pub ledger: Ledger,
+}
+
+/// Runs supervisor and worker until stopped.
+pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
+    if let Some(log) = &args.log {
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(log);
+        let file = file.with_context(|| format!("{}: the log cannot be opened", log.display()))?;
+        nix::unistd::dup2_stderr(file).context("the log cannot be attached")?;
+    }
+    for missing in process::harden() {
+        say(&format!("running without {missing}"));
+    }
+    let ignore = probe::ignore_mark().context(
+        "this kernel does not let us hold file accesses (fanotify permission events); \
+         the driver needs root and Linux 5.1 or newer",
+    )?;
+    let ledger = Ledger::new().context("no memory for the ledger")?;
+    if ignored_overlay(&args.only_mount) {
+        ledger.overlay().store(OverlayView::Beneath.number(), Ordering::Relaxed);
+    } else {
+        ledger.overlay().store(probe::overlay().number(), Ordering::Relaxed);
+    }
+    let groups = crate::driver::Groups {
+        permission: Group::new(Purpose::Permission).context("fanotify_init")?,
+        close_write: Group::new(Purpose::CloseWrite).context("fanotify_init")?,
+        ignore,
+    };
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD] {
+        signals.add(signal);
+    }
+    signals.thread_block().context("signals cannot be blocked")?;
+    let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
+    let signals = SignalFd::with_flags(&signals, flags).context("signalfd")?;
+    let shared = Shared { args: args.clone(), groups, ledger };
+    supervise(&shared, &signals)
+}
+
+/// With given folders overlays play no part: what is named is marked.
+fn ignored_overlay(only_mount: &[std::path::PathBuf]) -> bool {
+    !only_mount.is_empty()
+}
+
+fn supervise(shared: &Shared, signals: &SignalFd) -> anyhow::Result<ExitCode> {
+    let mut pause = PAUSE_MIN;
+    loop {
+        let started = Instant::now();
+        shared.ledger.beat(process::now_ms());
+        let supervisor = std::process::id();
+        let pid = process::fork(|| worker::run(shared, supervisor)).context("fork")?;
+        say(&format!("worker {pid} started"));
+        let ended = look_after(shared, signals, pid)?;
+        if ended.exit_status() == Some(0) {
+            say("ended");
+            return Ok(ExitCode::SUCCESS);
+        }
+        let orphans = shared
+            .ledger
+            .answer_orphans(&shared.groups.permission, ExposureReason::WorkerDied as u32);
+        say(&format!(
+            "worker {pid} died ({}); {} held accesses were answered by fail mode, {} more by sweep",
+            describe(ended),
+            orphans.entered,
+            orphans.swept
+        ));
+        pause = if started.elapsed() > RAN_WELL { PAUSE_MIN } else { (pause * 2).min(PAUSE_MAX) };
+        stand_in(shared, pause);
+    }
+}
+
+fn describe(status: WaitStatus) -> String {
+    match (status.terminating_signal(), status.exit_status()) {
+        (Some(signal), _) => format!("signal {signal}"),
+        (None, Some(code)) => format!("exit status {code}"),
+        (None, None) => "stopped".into(),
+    }
+}
+
+/// Until the worker ends.
+fn look_after(shared: &Shared, signals: &SignalFd, pid: u32) -> anyhow::Result<WaitStatus> {
+    let worker = Pid::from_raw(pid.cast_signed()).context("a process id is positive")?;
+    loop {
+        let waited = rustix::process::waitpid(Some(worker), WaitOptions::NOHANG)?;
+        if let Some((_, status)) = waited {
+            return Ok(status);
+        }
+        let mut fds = [PollFd::new(signals, PollFlags::IN)];
+        let _again = rustix::event::poll(&mut fds, Some(&TICK));
+        while let Ok(Some(signal)) = signals.read_signal() {
+            let signal = i32::try_from(signal.ssi_signo).unwrap_or(0);
+            if signal == Signal::SIGTERM as i32 || signal == Signal::SIGINT as i32 {
+                let _gone = rustix::process::kill_process(worker, rustix::process::Signal::TERM);
+            }
+        }
+        answer_late(shared);
+        let silent_ms = process::now_ms().saturating_sub(shared.ledger.last_beat());
+        if silent_ms > STUCK_MS {
+            say(&format!("worker {pid} has not moved for {silent_ms} ms; it is killed"));
+            let _gone = rustix::process::kill_process(worker, rustix::process::Signal::KILL);
+            shared.ledger.beat(process::now_ms());
+        }
+        if shared.ledger.overlay().load(Ordering::Relaxed) == PROBE_OVERLAY {
+            shared.ledger.overlay().store(probe::overlay().number(), Ordering::Relaxed);
+        }
+    }
+}
+
+/// A second pair of eyes on the deadlines, in case the worker is stopped or starved. Claims make it
+/// safe: an event is answered once, whoever does it.
+fn answer_late(shared: &Shared) {
+    let late_ms = process::now_ms().saturating_sub(LATE_MS);
+    for claim in shared.ledger.overdue(late_ms) {
+        let handle = shared.ledger.handle(claim);
+        let group = &shared.groups.permission;
+        let answered = shared.ledger.answer(group, claim, claim.fail()).unwrap_or(false);
+        if let (true, Answer::Allow, Some(handle)) = (answered, claim.fail(), handle) {
+            shared.ledger.expose(&handle, ExposureReason::Deadline as u32);
+        }
+    }
+}
+
+/// While there is no worker: every access gets its fail mode at once.
+fn stand_in(shared: &Shared, pause: Duration) {
+    let until = Instant::now() + pause;
+    let policy = Policy::default();
+    let group = &shared.groups.permission;
+    while Instant::now() < until {
+        let read = group.read(8, |event| {
+            let Some(fd) = event.fd else { return };
+            let is_exec = event.kind == EventKind::Exec;
+            let mode = if is_exec { policy.fail_exec } else { policy.fail_open };
+            let look = Look::at(&fd).ok();
+            let opens = look.is_none_or(|look| fails_open(mode, &look) || !look.is_regular);
+            let opens = opens && !(shared.ledger.unknown() == Answer::Deny && !is_exec);
+            let answer = if opens { Answer::Allow } else { Answer::Deny };
+            let _gone = group.answer(fd.as_raw_fd(), answer);
+            if let (Answer::Allow, Some(look)) = (answer, look)
+                && look.is_regular
+                && look.identity.size > 0
+                && let Ok(handle) = FileHandle::of(fd.as_fd(), look.identity.device)
+            {
+                shared.ledger.expose(&handle, ExposureReason::WorkerDied as u32);
+            }
+        });
+        if read.is_err() {
+            let mut fds = [PollFd::new(group, PollFlags::IN)];
+            let tick = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
+            let _again = rustix::event::poll(&mut fds, Some(&tick));
+        }
+    }
+}
+
+/// Writes a line to the log if that can be done without waiting: what reads it may be held by us.
+fn say(text: &str) {
+    let stderr = rustix::stdio::stderr();
+    let mut fds = [PollFd::new(&stderr, PollFlags::OUT)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    if rustix::event::poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0) {
+        let line = format!("seawall-agent supervisor: {text}\n");
+        let _lost = rustix::io::write(stderr, line.as_bytes());
+    }
+}

@@ -1,0 +1,92 @@
+//! A path counts only if it is true.
+//!
+//! Bind mounts, overlays and user namespaces let an unprivileged user show any path. So the path that
+//! the kernel shows for an open file is looked up again in the driver's own namespace, without
+//! following symlinks, and counts only when that gives the same device and inode. The look-up uses
+//! only what the kernel has in its directory cache (RESOLVE_CACHED, openat2(2)): it was filled by the
+//! open that waits, and nothing here may wait for a disk, a network or an automount.
+
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::ffi::OsStrExt;
+
+/// The path of an open file as the driver sees it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ShownPath {
+    /// The path; empty where the kernel shows none.
+    pub path: Vec<u8>,
+    /// Whether it leads to this very file.
+    pub is_true: bool,
+}
+
+/// The path of `file`, which is the given device and inode.
+pub fn shown_path(file: impl AsFd, device: u64, inode: u64) -> ShownPath {
+    let link = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
+    let Ok(path) = rustix::fs::readlink(link, Vec::new()) else { return ShownPath::default() };
+    let path = path.into_bytes();
+    let is_true = leads_to(&path, device, inode);
+    ShownPath { path, is_true }
+}
+
+fn leads_to(path: &[u8], device: u64, inode: u64) -> bool {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::CACHED;
+    let path = OsStr::from_bytes(path);
+    rustix::fs::openat2(rustix::fs::CWD, path, flags, Mode::empty(), resolve)
+        .and_then(rustix::fs::fstat)
+        .is_ok_and(|found| (found.st_dev, found.st_ino) == (device, inode))
+}
+
+/// Whether a true path lies under one of `prefixes`. A prefix ends at a folder: `/var/cache` excludes
+/// `/var/cache/x` and not `/var/cachet`.
+pub fn is_under(shown: &ShownPath, prefixes: &[impl AsRef<[u8]>]) -> bool {
+    shown.is_true
+        && prefixes.iter().any(|prefix| {
+            let prefix = prefix.as_ref();
+            let prefix = prefix.strip_suffix(b"/").unwrap_or(prefix);
+            let rest = shown.path.strip_prefix(prefix);
+            rest.is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::file::Look;
+    use std::fs::File;
+
+    fn shown(path: &std::path::Path) -> ShownPath {
+        let file = File::open(path).unwrap();
+        let identity = Look::at(&file).unwrap().identity;
+        shown_path(&file, identity.device, identity.inode)
+    }
+
+    #[test]
+    fn a_plain_file_shows_a_true_path_and_a_deleted_one_does_not() {
+        let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+        let path = folder.path().join("x");
+        std::fs::write(&path, "x").unwrap();
+        assert_eq!(
+            shown(&path),
+            ShownPath { path: path.as_os_str().as_bytes().into(), is_true: true }
+        );
+        let file = File::open(&path).unwrap();
+        let identity = Look::at(&file).unwrap().identity;
+        std::fs::remove_file(&path).unwrap();
+        assert!(!shown_path(&file, identity.device, identity.inode).is_true);
+        std::fs::write(folder.path().join("x (deleted)"), "another").unwrap();
+        assert!(!shown_path(&file, identity.device, identity.inode).is_true);
+    }
+
+    #[test]
+    fn a_prefix_ends_at_a_folder() {
+        let at = |path: &str, is_true| ShownPath { path: path.into(), is_true };
+        for prefix in ["/var/cache", "/var/cache/"] {
+            assert!(is_under(&at("/var/cache/x", true), &[prefix]));
+            assert!(is_under(&at("/var/cache", true), &[prefix]));
+            assert!(!is_under(&at("/var/cachet", true), &[prefix]));
+            assert!(!is_under(&at("/var/cache/x", false), &[prefix]), "an untrue path");
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Carrying out what the host decided.
+//!
+//! An allow counts only while the file is as it was at the start of its read. If not it is read
+//! again, [`READS_MAX`] times in all; then fail mode decides. A file is marked clean before the
+//! answer, see [`Driver::remember_clean`].
+
+use crate::driver::{Driver, Job, Subject, count, decision};
+use crate::event::HeldEvent;
+use crate::file::Look;
+use crate::scan;
+use crate::session::{Pending, Session};
+use crate::truth;
+use seawall_fanotify::{Answer, process};
+use seawall_proto::{
+    Decision, ExposureReason, Notice, Outcome, RequestId, ToHost, Verdict, VerdictKind,
+};
+use std::os::fd::AsFd;
+
+/// How often a content that changes under the read is read.
+pub const READS_MAX: u8 = 3;
+
+/// Carries out one verdict. Runs on the session's thread: it must not wait.
+pub fn carry_out(driver: &Driver, session: &Session, pending: Pending, verdict: Verdict) {
+    let Pending { job: Some(job), look, .. } = pending else { return };
+    match verdict.decision {
+        Some(Decision::Allow) => allow(driver, job, &look, &verdict),
+        Some(Decision::Deny) => deny(driver, session, &job, &verdict),
+        None => {
+            let late = verdict.kind == VerdictKind::TimedOut;
+            let reason = if late { ExposureReason::Deadline } else { ExposureReason::HostError };
+            scan::abandon(driver, &job.subject, reason);
+        }
+    }
+}
+
+fn allow(driver: &Driver, job: Job, look: &Look, verdict: &Verdict) {
+    let unchanged = Look::at(job.subject.file()).is_ok_and(|now| now.identity == look.identity);
+    if !unchanged {
+        return read_again(driver, job, look);
+    }
+    let clean = verdict.kind == VerdictKind::Clean && verdict.generation == driver.generation();
+    if clean && look.settled {
+        driver.remember_clean(job.subject.file().as_fd(), &look.identity);
+    }
+    match &job.subject {
+        Subject::Access(event) => {
+            driver.answer(event.claim, Answer::Allow);
+            driver.note_exec(event, Answer::Allow);
+        }
+        Subject::Background { exposure, .. } => settle(driver, *exposure),
+    }
+}
+
+fn read_again(driver: &Driver, job: Job, look: &Look) {
+    let reads = job.reads + 1;
+    if reads < READS_MAX {
+        if let Subject::Access(_) = job.subject {
+            driver.push_job(Job { reads, ..job });
+        }
+        return;
+    }
+    if let Subject::Access(event) = &job.subject {
+        if event.claim.fail() == Answer::Allow {
+            driver.memory.remember_exposed(&look.identity, process::now_ms());
+        }
+        driver.give_up(event, ExposureReason::Changing);
+    }
+}
+
+fn deny(driver: &Driver, session: &Session, job: &Job, verdict: &Verdict) {
+    // The process is looked up before the answer: afterwards it may be gone. It waits in open(2), and
+    // reading its name and owner takes no lock that it could hold.
+    let (process, uid) = process_of(job.subject.pid());
+    let decided = match &job.subject {
+        Subject::Access(event) => deny_access(driver, event),
+        Subject::Background { exposure, .. } => {
+            settle(driver, *exposure);
+            None
+        }
+    };
+    let detail = verdict.detail.clone().unwrap_or_default();
+    let identity = job.subject.file();
+    if let Ok(look) = Look::at(identity) {
+        let shown = truth::shown_path(identity, look.identity.device, look.identity.inode);
+        let path = String::from_utf8_lossy(&shown.path).escape_debug().to_string();
+        driver.note_verdict(path, format!("{:?} ({detail}), {decided:?}", verdict.kind));
+    }
+    tell_outcome(session, verdict.id, decided, process, uid);
+}
+
+fn deny_access(driver: &Driver, event: &HeldEvent) -> Option<Decision> {
+    if !driver.answer(event.claim, Answer::Deny) {
+        driver.note_lost(event);
+        return None;
+    }
+    count(&driver.counters.denied);
+    driver.note_exec(event, Answer::Deny);
+    Some(decision(Answer::Deny))
+}
+
+fn settle(driver: &Driver, exposure: Option<usize>) {
+    if let Some(exposure) = exposure {
+        driver.ledger.settle(exposure);
+    }
+}
+
+fn tell_outcome(
+    session: &Session,
+    id: RequestId,
+    decision: Option<Decision>,
+    process: Vec<u8>,
+    uid: Option<u32>,
+) {
+    let process = serde_bytes::ByteBuf::from(process);
+    let outcome = Notice::Outcome(Outcome { id, decision, process, uid });
+    if session.send(&ToHost::Notice(outcome)).is_err() {
+        session.end();
+    }
+}
+
+fn process_of(pid: u32) -> (Vec<u8>, Option<u32>) {
+    use std::os::unix::fs::MetadataExt;
+    if pid == 0 {
+        return (Vec::new(), None);
+    }
+    let mut name = std::fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+    name.truncate(name.trim_ascii_end().len());
+    let uid = std::fs::metadata(format!("/proc/{pid}")).ok().map(|process| process.uid());
+    (name, uid)
+}

@@ -1,0 +1,142 @@
+//! The worker: starts its threads in the order in which they may be needed.
+//!
+//! The readers run before the first mark is set, so that nothing is ever held without somebody to
+//! take it. A panic anywhere ends the process: the supervisor answers what it held and starts another.
+
+use crate::background::{self, Closed};
+use crate::coverage::{self, Coverage};
+use crate::driver::{Driver, Groups};
+use crate::supervisor::Shared;
+use crate::{control, deadline, event, housekeeping, scan, session};
+use nix::sys::signal::{SigSet, Signal};
+use seawall_fanotify::process;
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+use std::time::{Duration, Instant};
+
+/// Threads that take events. See [`event`] for why there are two.
+const READERS: usize = 2;
+/// Threads that read files. Each may wait for a disk.
+const FILLERS: usize = 6;
+/// Notices that wait for the link.
+const NOTICES: usize = 256;
+/// The stack of a thread, in bytes; only what is touched takes memory.
+const STACK: usize = 256 * 1024;
+/// How long held accesses get their verdict when the driver ends.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// Runs in the process that the supervisor forked; returns its exit status.
+pub fn run(shared: &Shared, supervisor: u32) -> u8 {
+    // The log is written by a thread of its own, and lines are dropped when it cannot follow.
+    let (writer, _flushes_at_the_end) = tracing_appender::non_blocking(std::io::stderr());
+    tracing_subscriber::fmt().with_writer(writer).with_ansi(false).with_target(false).init();
+    if let Err(error) = process::lock_memory() {
+        tracing::warn!(%error, "memory is not locked; under memory pressure answers may be late");
+    }
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
+    match start(shared, supervisor) {
+        Ok(driver) => wait_for_the_end(&driver),
+        Err(error) => {
+            tracing::error!(%error, "the worker cannot start");
+            1
+        }
+    }
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+    let builder = std::thread::Builder::new().name(name.into()).stack_size(STACK);
+    builder.spawn(body).map(drop)
+}
+
+fn start(shared: &Shared, supervisor: u32) -> std::io::Result<Arc<Driver>> {
+    let args = shared.args.clone();
+    let groups = Groups {
+        permission: shared.groups.permission.try_clone()?,
+        close_write: shared.groups.close_write.try_clone()?,
+        ignore: shared.groups.ignore,
+    };
+    let (notices, noticed) = sync_channel(NOTICES);
+    let coverage = Coverage::new(args.only_mount.clone());
+    let ledger = shared.ledger.again();
+    let driver = Arc::new(Driver::new(groups, ledger, coverage, supervisor, notices));
+    let closed = Arc::new(Closed::default());
+    // Ignore marks of the last worker's session count no more.
+    driver.forget_all();
+
+    let with = |body: fn(&Driver)| {
+        let driver = Arc::clone(&driver);
+        move || body(&driver)
+    };
+    spawn("deadline", with(deadline::keep))?;
+    for _ in 0..READERS {
+        spawn("reader", with(event::read_events))?;
+    }
+    for _ in 0..FILLERS {
+        spawn("filler", with(scan::fill))?;
+    }
+    for (name, body) in [
+        ("closes", background::watch_closes as fn(&Driver, &Closed)),
+        ("background", background::work),
+    ] {
+        let (driver, closed) = (Arc::clone(&driver), Arc::clone(&closed));
+        spawn(name, move || body(&driver, &closed))?;
+    }
+    coverage::look(&driver);
+    if control::retire_other(&args.control) {
+        tracing::info!("took over from a driver that had lost its supervisor");
+    }
+    let (link, address) = (args.link.to_string(), args.link.clone());
+    match control::bind(&args.control) {
+        Ok(listener) => {
+            let driver = Arc::clone(&driver);
+            spawn("control", move || control::serve(&driver, &listener, &link))?;
+        }
+        Err(error) => {
+            let path = args.control.display();
+            tracing::error!(%error, %path, "the control socket cannot be made; `status` will not work");
+        }
+    }
+    spawn("coverage", with(coverage::keep))?;
+    let housekeeper = Arc::clone(&driver);
+    spawn("housekeeping", move || housekeeping::keep(&housekeeper, &noticed))?;
+    let (keeper, region) = (Arc::clone(&driver), args.region);
+    spawn("session", move || session::keep(&keeper, &address, &region))?;
+    Ok(driver)
+}
+
+fn wait_for_the_end(driver: &Driver) -> u8 {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.add(Signal::SIGINT);
+    while signals.wait().is_err() {}
+    tracing::info!("told to end");
+    unmark(driver);
+    end(driver)
+}
+
+/// Takes all marks away: from here on no access is held.
+pub fn unmark(driver: &Driver) {
+    for group in [&driver.groups.permission, &driver.groups.close_write] {
+        if let Err(error) = group.flush_filesystems() {
+            tracing::error!(%error, "marks cannot be taken away");
+        }
+    }
+}
+
+/// Lets held accesses finish, answers the rest by fail mode, and ends the process.
+pub fn end(driver: &Driver) -> ! {
+    let until = Instant::now() + DRAIN;
+    while driver.ledger.outstanding() > 0 && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    for claim in driver.ledger.overdue(u64::MAX) {
+        driver.answer_unscanned(claim, seawall_proto::ExposureReason::WorkerDied);
+    }
+    // What is queued in the group and was never read is allowed by the kernel when the supervisor
+    // ends too and the group closes.
+    std::process::exit(0)
+}

@@ -1,0 +1,370 @@
+//! Which events are held, in memory that worker and supervisor share.
+//!
+//! Each held event has the entry of its descriptor's number. The entry's word moves so:
+//!
+//! ```text
+//!   empty ──hold──► held ──answer: claim──► claimed ──written to the kernel──► empty
+//!                     │                        │
+//!                     └── worker dies ─────────┴──► the supervisor answers: by fail mode when
+//!                                                   held, as decided when claimed
+//! ```
+//!
+//! [`Ledger::answer`] is the only place that answers an event of a live worker, and it answers for
+//! whoever takes the claim: the verdict, the deadline and the overload check race, and one wins. The
+//! descriptor is closed after the answer (its owner drops it), so a number cannot be used again while
+//! its entry is taken. Only one process at a time reads the group.
+//!
+//! What was let through unscanned is noted here too ([`Ledger::expose`]), so that the next worker
+//! still knows of it.
+
+use crate::group::{Answer, Group};
+use crate::handle::FileHandle;
+use std::cell::UnsafeCell;
+use std::io;
+use std::os::fd::RawFd;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+/// Descriptor numbers from here on cannot be entered; also the worker's RLIMIT_NOFILE.
+pub const NUMBERS: usize = 8192;
+/// How many files let through unscanned are remembered.
+pub const EXPOSURES: usize = 1024;
+
+const HELD: u64 = 1;
+const CLAIMED: u64 = 2;
+const DENY: u64 = 4;
+const SEQUENCE_SHIFT: u32 = 3;
+
+const FREE: u32 = 0;
+const FILLING: u32 = 1;
+const FULL: u32 = 2;
+
+#[repr(C)]
+struct Entry {
+    word: AtomicU64,
+    deadline_ms: AtomicU64,
+    has_handle: AtomicU32,
+    handle: UnsafeCell<FileHandle>,
+}
+
+#[repr(C)]
+struct ExposureEntry {
+    state: AtomicU32,
+    reason: AtomicU32,
+    handle: UnsafeCell<FileHandle>,
+}
+
+#[repr(C)]
+struct Shared {
+    outstanding: AtomicU32,
+    high: AtomicU32,
+    sequence: AtomicU64,
+    unknown_denies: AtomicU32,
+    overlay: AtomicU32,
+    exposures_lost: AtomicU32,
+    orphans: AtomicU32,
+    beat_ms: AtomicU64,
+    entries: [Entry; NUMBERS],
+    exposures: [ExposureEntry; EXPOSURES],
+}
+
+/// The ledger. Make one before forking; both processes then see the same.
+#[derive(Debug)]
+pub struct Ledger {
+    shared: NonNull<Shared>,
+}
+
+// SAFETY: everything in Shared is atomic, but for the handles. A handle is written only by whoever
+// has the entry alone (hold: a number that the kernel has just given; expose: state FILLING) and
+// read only after the release store that follows.
+unsafe impl Send for Ledger {}
+// SAFETY: as above.
+unsafe impl Sync for Ledger {}
+
+/// What is entered for a held event.
+#[derive(Debug, Clone, Copy)]
+pub struct Held {
+    /// When it must be answered at the latest, in milliseconds of [`crate::process::now_ms`].
+    pub deadline_ms: u64,
+    /// What fail mode makes of it.
+    pub fail: Answer,
+    /// The file, where it has a handle.
+    pub handle: Option<FileHandle>,
+}
+
+/// The right to try to answer one event. Copies race; one wins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Claim {
+    number: RawFd,
+    word: u64,
+}
+
+impl Claim {
+    /// What fail mode makes of the event.
+    #[must_use]
+    pub fn fail(&self) -> Answer {
+        answer_in(self.word)
+    }
+}
+
+fn answer_in(word: u64) -> Answer {
+    if word & DENY == 0 { Answer::Allow } else { Answer::Deny }
+}
+
+/// What a supervisor did for a dead worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Orphans {
+    /// Events in the ledger that it answered.
+    pub entered: u32,
+    /// Events that the worker had read and not entered yet.
+    pub swept: u32,
+}
+
+impl Ledger {
+    /// Maps an empty ledger.
+    ///
+    /// # Errors
+    /// What mmap(2) says.
+    pub fn new() -> io::Result<Self> {
+        // SAFETY: a new anonymous mapping at an address of the kernel's choice; it is never unmapped,
+        // since both processes use it as long as they live.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                size_of::<Shared>(),
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // All-zero is a valid Shared: empty words, free exposures, and handles that nobody reads yet.
+        let shared = NonNull::new(start.cast()).expect("mmap never returns null on success");
+        Ok(Self { shared })
+    }
+
+    fn shared(&self) -> &Shared {
+        // SAFETY: the mapping is as large as Shared, zero-initialised, and lives for ever.
+        unsafe { self.shared.as_ref() }
+    }
+
+    fn entry(&self, number: RawFd) -> Option<&Entry> {
+        self.shared().entries.get(usize::try_from(number).ok()?)
+    }
+
+    /// Enters an event that was just read. `None` when its number is out of range; it must be
+    /// answered at once then.
+    #[must_use]
+    pub fn hold(&self, number: RawFd, held: &Held) -> Option<Claim> {
+        let shared = self.shared();
+        let entry = self.entry(number)?;
+        let sequence = shared.sequence.fetch_add(1, Ordering::Relaxed) + 1;
+        let deny = if held.fail == Answer::Deny { DENY } else { 0 };
+        let word = (sequence << SEQUENCE_SHIFT) | HELD | deny;
+        entry.deadline_ms.store(held.deadline_ms, Ordering::Relaxed);
+        entry.has_handle.store(u32::from(held.handle.is_some()), Ordering::Relaxed);
+        if let Some(handle) = held.handle {
+            // SAFETY: the kernel has just given this number, so no other event has the entry, and
+            // nobody reads the handle before the release store below.
+            unsafe { *entry.handle.get() = handle };
+        }
+        entry.word.store(word, Ordering::Release);
+        let above = u32::try_from(number).unwrap_or(0) + 1;
+        shared.high.fetch_max(above, Ordering::Relaxed);
+        shared.outstanding.fetch_add(1, Ordering::Relaxed);
+        Some(Claim { number, word })
+    }
+
+    /// Answers an event if its claim is still free. `Ok(false)`: somebody else has answered it.
+    ///
+    /// # Errors
+    /// What the kernel says; the claim is free again then, and the deadline tries once more.
+    pub fn answer(&self, group: &Group, claim: Claim, answer: Answer) -> io::Result<bool> {
+        let Some(entry) = self.entry(claim.number) else { return Ok(false) };
+        let deny = if answer == Answer::Deny { DENY } else { 0 };
+        let claimed = (claim.word & !(HELD | DENY)) | CLAIMED | deny;
+        let order = (Ordering::AcqRel, Ordering::Relaxed);
+        if entry.word.compare_exchange(claim.word, claimed, order.0, order.1).is_err() {
+            return Ok(false);
+        }
+        if let Err(error) = group.answer(claim.number, answer) {
+            entry.word.store(claim.word, Ordering::Release);
+            return Err(error);
+        }
+        entry.word.store(0, Ordering::Release);
+        self.shared().outstanding.fetch_sub(1, Ordering::Relaxed);
+        Ok(true)
+    }
+
+    /// Whether nobody has answered the event yet.
+    #[must_use]
+    pub fn is_held(&self, claim: Claim) -> bool {
+        self.entry(claim.number)
+            .is_some_and(|entry| entry.word.load(Ordering::Acquire) == claim.word)
+    }
+
+    /// How many events are held.
+    #[must_use]
+    pub fn outstanding(&self) -> u32 {
+        self.shared().outstanding.load(Ordering::Relaxed)
+    }
+
+    fn held(&self) -> impl Iterator<Item = (Claim, u64)> + '_ {
+        let high = self.shared().high.load(Ordering::Relaxed) as usize;
+        self.shared().entries[..high.min(NUMBERS)].iter().enumerate().filter_map(|(at, entry)| {
+            let word = entry.word.load(Ordering::Acquire);
+            let number = RawFd::try_from(at).ok()?;
+            let deadline = entry.deadline_ms.load(Ordering::Relaxed);
+            (word & HELD != 0).then_some((Claim { number, word }, deadline))
+        })
+    }
+
+    /// The events whose deadline is at or before `now_ms`.
+    pub fn overdue(&self, now_ms: u64) -> impl Iterator<Item = Claim> + '_ {
+        self.held().filter(move |(_, deadline)| *deadline <= now_ms).map(|(claim, _)| claim)
+    }
+
+    /// The event that has been held longest.
+    #[must_use]
+    pub fn oldest(&self) -> Option<Claim> {
+        self.held().map(|(claim, _)| claim).min_by_key(|claim| claim.word >> SEQUENCE_SHIFT)
+    }
+
+    /// The file of a held event.
+    #[must_use]
+    pub fn handle(&self, claim: Claim) -> Option<FileHandle> {
+        let entry = self.entry(claim.number)?;
+        if !self.is_held(claim) || entry.has_handle.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        // SAFETY: the word was stored after the handle was written. Should the event be answered and
+        // the number used again meanwhile, the check below throws the copy away.
+        let handle = unsafe { std::ptr::read_volatile(entry.handle.get()) };
+        self.is_held(claim).then_some(handle)
+    }
+
+    /// What the supervisor answers for events that a dead worker had read and not entered.
+    pub fn set_unknown(&self, answer: Answer) {
+        self.shared().unknown_denies.store(u32::from(answer == Answer::Deny), Ordering::Relaxed);
+    }
+
+    /// What [`Self::set_unknown`] said; allow before it did.
+    #[must_use]
+    pub fn unknown(&self) -> Answer {
+        let denies = self.shared().unknown_denies.load(Ordering::Relaxed) != 0;
+        if denies { Answer::Deny } else { Answer::Allow }
+    }
+
+    /// Another handle to the same ledger.
+    #[must_use]
+    pub fn again(&self) -> Self {
+        Self { shared: self.shared }
+    }
+
+    /// Answers everything that a dead worker left: what is in the ledger by fail mode (or as it had
+    /// decided), then every number, since it may have died between reading an event and entering it.
+    /// Files that are let through go into the exposures with `reason`.
+    ///
+    /// Call it only after the worker has ended and before anybody else reads the group: numbers of a
+    /// new reader would be taken for the dead one's.
+    pub fn answer_orphans(&self, group: &Group, reason: u32) -> Orphans {
+        let shared = self.shared();
+        let mut orphans = Orphans::default();
+        let high = (shared.high.load(Ordering::Relaxed) as usize).min(NUMBERS);
+        for (at, entry) in shared.entries[..high].iter().enumerate() {
+            let word = entry.word.swap(0, Ordering::AcqRel);
+            let Ok(number) = RawFd::try_from(at) else { break };
+            if word == 0 {
+                continue;
+            }
+            let answer = answer_in(word);
+            orphans.entered += u32::from(group.answer(number, answer).unwrap_or(false));
+            let exposed = word & HELD != 0 && answer == Answer::Allow;
+            if exposed && entry.has_handle.load(Ordering::Relaxed) != 0 {
+                // SAFETY: the worker that wrote it has ended.
+                self.expose(unsafe { &*entry.handle.get() }, reason);
+            }
+        }
+        let unknown = self.unknown();
+        for number in 0..RawFd::try_from(NUMBERS).unwrap_or(RawFd::MAX) {
+            orphans.swept += u32::from(group.answer(number, unknown).unwrap_or(false));
+        }
+        shared.outstanding.store(0, Ordering::Relaxed);
+        shared.orphans.fetch_add(orphans.entered + orphans.swept, Ordering::Relaxed);
+        orphans
+    }
+
+    /// Events answered for dead workers since this was last asked.
+    #[must_use]
+    pub fn take_orphans(&self) -> u32 {
+        self.shared().orphans.swap(0, Ordering::Relaxed)
+    }
+
+    /// Notes a file that was let through unscanned. `false`: there was no room, or it is noted
+    /// already.
+    pub fn expose(&self, handle: &FileHandle, reason: u32) -> bool {
+        if self.exposures().any(|(_, noted, _)| noted == *handle) {
+            return false;
+        }
+        for entry in &self.shared().exposures {
+            let order = (Ordering::Acquire, Ordering::Relaxed);
+            if entry.state.compare_exchange(FREE, FILLING, order.0, order.1).is_err() {
+                continue;
+            }
+            // SAFETY: FILLING gives this entry to us alone.
+            unsafe { *entry.handle.get() = *handle };
+            entry.reason.store(reason, Ordering::Relaxed);
+            entry.state.store(FULL, Ordering::Release);
+            return true;
+        }
+        self.shared().exposures_lost.fetch_add(1, Ordering::Relaxed);
+        false
+    }
+
+    /// The files let through unscanned: each with the number by which [`Self::settle`] knows it.
+    pub fn exposures(&self) -> impl Iterator<Item = (usize, FileHandle, u32)> + '_ {
+        self.shared().exposures.iter().enumerate().filter_map(|(at, entry)| {
+            if entry.state.load(Ordering::Acquire) != FULL {
+                return None;
+            }
+            // SAFETY: FULL was stored after the handle was written, and entries are emptied and
+            // filled again only by the one thread that settles.
+            let handle = unsafe { std::ptr::read_volatile(entry.handle.get()) };
+            Some((at, handle, entry.reason.load(Ordering::Relaxed)))
+        })
+    }
+
+    /// Forgets an exposure: it was scanned, or is gone.
+    pub fn settle(&self, exposure: usize) {
+        if let Some(entry) = self.shared().exposures.get(exposure) {
+            entry.state.store(FREE, Ordering::Release);
+        }
+    }
+
+    /// How many exposures found no room since the start.
+    #[must_use]
+    pub fn exposures_lost(&self) -> u32 {
+        self.shared().exposures_lost.load(Ordering::Relaxed)
+    }
+
+    /// The worker still runs.
+    pub fn beat(&self, now_ms: u64) {
+        self.shared().beat_ms.store(now_ms, Ordering::Relaxed);
+    }
+
+    /// When the worker last said so, in milliseconds of [`crate::process::now_ms`]; 0 for never.
+    #[must_use]
+    pub fn last_beat(&self) -> u64 {
+        self.shared().beat_ms.load(Ordering::Relaxed)
+    }
+
+    /// A number that the supervisor writes and the worker reads, or the other way round: the state
+    /// of the overlay probe.
+    #[must_use]
+    pub fn overlay(&self) -> &AtomicU32 {
+        &self.shared().overlay
+    }
+}
