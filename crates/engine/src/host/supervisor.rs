@@ -31,7 +31,7 @@ use super::flow::{Blame, Finished, NotYours, STALL};
 use super::process::{Corpse, Event, Process, ProcessId};
 use super::{Done, EngineEvent, EngineState, Refusal, ScanError, Shared, lock};
 use crate::protocol::{ProtocolError, ToEngine, ToHost, encode_to_engine};
-use crate::report::{Description, Diagnostic};
+use crate::report::{Description, Diagnostic, Level};
 use crate::sys::{self, Wait};
 
 /// First wait before another start, and the longest.
@@ -44,6 +44,8 @@ const PROVEN: Duration = Duration::from_secs(10);
 const SILENCE: Duration = Duration::from_secs(15);
 /// Longest sleep, for the checks that have no deadline of their own.
 const TICK: Duration = Duration::from_secs(5);
+/// Diagnostics of one process that go to the log.
+const MOST_LOGGED: usize = 20;
 /// Most messages taken from one process before the others get their turn.
 const MOST_MESSAGES: usize = 256;
 
@@ -579,9 +581,7 @@ impl Supervisor {
             EngineState::Ready { description } => {
                 let generation = description.generation.short();
                 tracing::info!(engine, rules = description.rules, generation, "ready");
-                for one in &description.diagnostics {
-                    tracing::warn!(engine, "{one}");
-                }
+                log_diagnostics(engine, description);
             }
             EngineState::Restarting { reason } => {
                 tracing::warn!(engine, reason, "the engine is replaced");
@@ -626,6 +626,20 @@ impl Supervisor {
             }
             self.corpses.retain_mut(|corpse| !corpse.reap());
         }
+    }
+}
+
+/// An error means that signatures are missing. All of them are in the status.
+fn log_diagnostics(engine: &str, description: &Description) {
+    for one in description.diagnostics.iter().take(MOST_LOGGED) {
+        match one.level {
+            Level::Error => tracing::warn!(engine, "{one}"),
+            Level::Warning => tracing::info!(engine, "{one}"),
+        }
+    }
+    let rest = description.diagnostics.len().saturating_sub(MOST_LOGGED);
+    if rest + description.omitted as usize > 0 {
+        tracing::info!(engine, rest, omitted = description.omitted, "further diagnostics");
     }
 }
 

@@ -1,0 +1,219 @@
+//! The engine as the service runs it: a process, rules in a folder.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use seawall_engine::host::{
+    ContentFd, Detection, EngineConfig, EngineHandle, EngineState, Lane, Metadata, Operation,
+    Outcome, ScanError, ScanReport, Severity,
+};
+
+const LONG: Duration = Duration::from_secs(60);
+
+/// The EICAR test file, put together here so that the repository holds no complete one.
+fn eicar() -> Vec<u8> {
+    [r"X5O!P%@AP[4\PZX54(P^)7CC)7}$", "EICAR-STANDARD-ANTIVIRUS", "-TEST-FILE!$H+H*"]
+        .concat()
+        .into_bytes()
+}
+
+/// A rule that finds it, written with an escape for the same reason.
+fn eicar_rule() -> String {
+    let text = String::from_utf8(eicar()).unwrap();
+    let hex: Vec<String> = text.bytes().map(|byte| format!("{byte:02x}")).collect();
+    format!(
+        "rule Eicar {{ meta: severity = \"medium\" family = \"test\" \
+         strings: $a = {{ {} }} condition: $a }}",
+        hex.join(" ")
+    )
+}
+
+fn rules(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        fs::write(folder.path().join(name), text).unwrap();
+    }
+    folder
+}
+
+fn start(folder: &Path) -> EngineHandle {
+    let program = env!("CARGO_BIN_EXE_seawall-engine-yara").to_owned();
+    let command = vec![program, "--rules".to_owned(), folder.display().to_string()];
+    let handle = EngineHandle::start(EngineConfig::new("yara", command), |_| ()).unwrap();
+    assert!(handle.wait_ready(LONG), "{:?}", handle.state());
+    handle
+}
+
+fn send(handle: &EngineHandle, content: &[u8], limit: Duration) -> mpsc::Receiver<ScanReport> {
+    let (tell, reply) = mpsc::channel();
+    let metadata =
+        Metadata { path: Vec::new(), guest: "g1".into(), operation: Operation::Open, size: 0 };
+    let content = ContentFd::sealed(content).unwrap();
+    handle.scan(content, metadata, Lane::OnAccess, limit, move |report| drop(tell.send(report)));
+    reply
+}
+
+fn scan(handle: &EngineHandle, content: &[u8]) -> Result<Outcome, ScanError> {
+    send(handle, content, LONG).recv_timeout(LONG).unwrap().result
+}
+
+fn names(outcome: Result<Outcome, ScanError>) -> Vec<String> {
+    match outcome.unwrap() {
+        Outcome::Clean => Vec::new(),
+        Outcome::Infected(found) => found.into_iter().map(|one| one.name).collect(),
+    }
+}
+
+#[test]
+fn eicar_is_found_wherever_it_stands_and_nothing_else_is() {
+    let folder = rules(&[("eicar.yar", &eicar_rule())]);
+    let engine = start(folder.path());
+    let detection = |offset| {
+        let (name, family) = ("Eicar".to_owned(), Some("test".to_owned()));
+        let severity = Severity::Medium;
+        Ok(Outcome::Infected(vec![Detection { name, severity, family, offset: Some(offset) }]))
+    };
+    assert_eq!(scan(&engine, &eicar()), detection(0));
+    let mut deep = vec![b'.'; 3 << 20];
+    deep.extend(eicar());
+    assert_eq!(scan(&engine, &deep), detection(3 << 20));
+    assert_eq!(scan(&engine, b""), Ok(Outcome::Clean));
+    assert_eq!(scan(&engine, b"harmless"), Ok(Outcome::Clean));
+    assert_eq!(scan(&engine, &eicar()[1..]), Ok(Outcome::Clean));
+    assert_eq!(engine.status().restarts, 0);
+}
+
+/// Each module parses real files of this machine inside the sandbox: none of them may need
+/// anything that the sandbox forbids.
+#[test]
+fn all_modules_work_inside_the_sandbox() {
+    let rule = r#"
+        import "elf" import "pe" import "macho" import "dotnet" import "dex" import "lnk"
+        import "hash" import "math" import "string" import "time" import "console" import "zip"
+        rule Program { condition: elf.number_of_sections > 5 and math.entropy(0, filesize) > 1.0
+            and time.now() > 1000 and hash.sha256(0, 4) != "" and console.log("seen")
+            and not pe.is_pe }
+        rule Loop { condition: for any i in (0..100) : ( uint8(i) == 0x7f ) }
+        rule Pattern { strings: $a = /main[a-z_]{3,20}/ nocase $b = "libc" wide ascii xor
+            condition: any of them }
+    "#;
+    let folder = rules(&[("modules.yar", rule)]);
+    let engine = start(folder.path());
+    let program = fs::read(env!("CARGO_BIN_EXE_seawall-engine-yara")).unwrap();
+    let found = names(scan(&engine, &program[..program.len().min(32 << 20)]));
+    assert!(
+        found.contains(&"Program".to_owned()) && found.contains(&"Loop".to_owned()),
+        "{found:?}"
+    );
+    assert_eq!(engine.status().restarts, 0);
+}
+
+#[test]
+fn a_broken_rule_is_named_and_the_last_good_set_stays_in_use() {
+    let folder = rules(&[("eicar.yar", &eicar_rule())]);
+    let engine = start(folder.path());
+    let first = engine.generation().unwrap();
+    fs::write(folder.path().join("new.yar"), "rule new {\n  condition:\n    nothing_known\n}\n")
+        .unwrap();
+    let refusal = replace(&engine).unwrap_err();
+    let one = &refusal[0];
+    assert!(one.file.ends_with("new.yar"), "{one}");
+    assert_eq!((one.line, one.column, one.code.as_str()), (3, 5, "E009"));
+    assert_eq!(names(scan(&engine, &eicar())), ["Eicar"]);
+    assert_eq!(engine.generation(), Some(first));
+    assert_eq!(engine.status().refused.unwrap().diagnostics, refusal);
+    fs::write(folder.path().join("new.yar"), "rule new { condition: filesize == 3 }").unwrap();
+    replace(&engine).unwrap();
+    assert_ne!(engine.generation(), Some(first));
+    assert_eq!(names(scan(&engine, b"abc")), ["new"]);
+    assert_eq!(names(scan(&engine, &eicar())), ["Eicar"]);
+}
+
+fn replace(engine: &EngineHandle) -> Result<(), Vec<seawall_engine::Diagnostic>> {
+    let (tell, done) = mpsc::channel();
+    engine.replace(move |result| tell.send(result).unwrap());
+    done.recv_timeout(LONG).unwrap().map(drop).map_err(|refusal| refusal.diagnostics)
+}
+
+#[test]
+fn a_first_start_leaves_the_broken_file_out_and_says_so() {
+    let folder = rules(&[("bad.yar", "rule bad {"), ("eicar.yar", &eicar_rule())]);
+    let engine = start(folder.path());
+    let EngineState::Ready { description } = engine.state() else { panic!("not ready") };
+    assert_eq!(description.rules, 1);
+    assert!(description.diagnostics.iter().any(|one| one.file.ends_with("bad.yar")));
+    assert_eq!(names(scan(&engine, &eicar())), ["Eicar"]);
+}
+
+/// A rule that takes minutes on this content: yara-x's own limit ends it, or the process's end does.
+#[test]
+fn a_slow_rule_ends_at_its_limit_and_others_are_answered() {
+    let slow = "rule slow { condition: for all i in (0..2000000000) : ( \
+                uint8(i % filesize) + uint8((i * 7) % filesize) != 1000 ) }";
+    let folder = rules(&[("slow.yar", slow)]);
+    let engine = start(folder.path());
+    let content = vec![b'.'; 1 << 20];
+    for (limit, restarts) in [(Duration::from_secs(3), 0), (Duration::from_millis(500), 1)] {
+        let report = send(&engine, &content, limit).recv_timeout(LONG).unwrap();
+        assert_eq!(report.result, Err(ScanError::TimedOut));
+        assert!(report.scanned < limit + Duration::from_millis(700), "{report:?}");
+        assert_eq!(engine.status().restarts, restarts, "{limit:?}");
+    }
+}
+
+#[test]
+fn many_scans_at_a_time_get_their_own_answers() {
+    let folder = rules(&[("eicar.yar", &eicar_rule())]);
+    let engine = start(folder.path());
+    let mut infected = vec![b'.'; 100_000];
+    infected.extend(eicar());
+    let clean = vec![b'.'; 100_000];
+    let replies: Vec<_> = (0..400)
+        .map(|number| send(&engine, if number % 3 == 0 { &infected } else { &clean }, LONG))
+        .collect();
+    for (number, reply) in replies.into_iter().enumerate() {
+        let found = names(reply.recv_timeout(LONG).unwrap().result);
+        assert_eq!(found.len(), usize::from(number % 3 == 0), "scan {number}");
+    }
+}
+
+#[test]
+fn check_prints_what_is_wrong_and_its_status_tells() {
+    let good = rules(&[("eicar.yar", &eicar_rule())]);
+    let (text, status) = check(good.path());
+    assert_eq!((text.as_str(), status), ("1 rules can be used, 0 errors, 0 warnings\n", 0));
+    let bad = rules(&[("bad.yar", "rule bad {\n  condition:\n    nothing_known\n}\n")]);
+    let (text, status) = check(bad.path());
+    let file = bad.path().join("bad.yar").display().to_string();
+    let golden = format!(
+        "{file}:3:5: error[E009]: unknown identifier `nothing_known`: this identifier has not been \
+         declared\n0 rules can be used, 1 errors, 0 warnings\n"
+    );
+    assert_eq!((text, status), (golden, 1));
+}
+
+fn check(folder: &Path) -> (String, i32) {
+    let output = Command::new(env!("CARGO_BIN_EXE_seawall-engine-yara"))
+        .args(["--check", "--rules"])
+        .arg(folder)
+        .output()
+        .unwrap();
+    (String::from_utf8(output.stdout).unwrap(), output.status.code().unwrap())
+}
+
+#[test]
+fn started_by_hand_it_says_what_it_is_for() {
+    let folder = rules(&[("eicar.yar", &eicar_rule())]);
+    let output = Command::new(env!("CARGO_BIN_EXE_seawall-engine-yara"))
+        .arg("--rules")
+        .arg(folder.path())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains("started by the service"), "{text}");
+}
