@@ -1,2 +1,236 @@
-//! placeholder
-fn main() {}
+//! seawalld, the host service.
+//!
+//! Guests' drivers connect ([`listen`]), prove themselves and hold a [`session`]; their content is
+//! copied once ([`copy`]), looked up and scanned ([`pipeline`], [`engines`]). The data path runs on
+//! threads of its own; only the REST interface ([`api`]) is asynchronous.
+
+mod alarm;
+mod api;
+mod config;
+mod copy;
+mod engines;
+mod events;
+mod generation;
+mod guest;
+mod host;
+mod link;
+mod listen;
+mod metrics;
+mod outbox;
+mod pipeline;
+mod quiet;
+mod region;
+mod session;
+
+use anyhow::{Context, bail};
+use clap::Parser;
+use config::Config;
+use host::Host;
+use seawall_client::{Event, EventKind};
+use std::fs::{DirBuilder, File};
+use std::io::IsTerminal;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+use utoipa::OpenApi;
+
+/// The Seawall host service: scans what guests' processes open, on behalf of their drivers.
+///
+/// It logs to stderr. SIGHUP reads the configuration and the signatures again, SIGTERM ends it in
+/// good order. RUST_LOG sets the log's detail (error, warn, info, debug; default info).
+#[derive(Debug, Parser)]
+#[command(
+    name = "seawalld",
+    version,
+    after_help = "Examples:\n  seawalld --config /etc/seawall/seawalld.toml --check\n  \
+                  seawalld --config /etc/seawall/seawalld.toml\n\n\
+                  Exit codes: 0 ended by a signal, or --check found nothing wrong; 1 it cannot run; 2 wrong use."
+)]
+struct Arguments {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE", required_unless_present = "openapi")]
+    config: Option<PathBuf>,
+    /// Only say whether the configuration is right.
+    #[arg(long)]
+    check: bool,
+    /// Print the OpenAPI document of the REST interface.
+    #[arg(long, conflicts_with_all = ["config", "check"])]
+    openapi: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("seawalld: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    if arguments.openapi {
+        println!("{}", api::Document::openapi().to_pretty_json()?);
+        return Ok(());
+    }
+    let path = arguments.config.clone().context("--config is missing")?;
+    let config = Config::load(&path)?;
+    if arguments.check {
+        println!("{}: the configuration is right, {} guests", path.display(), config.guests.len());
+        return Ok(());
+    }
+    log_to_stderr();
+    // Nothing that the service creates is for others.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    let _only_one = only_one(&config)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(serve(path, config))
+}
+
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+}
+
+/// Makes the folders, and sure that no other instance uses the same socket. The lock ends with the
+/// process, however that ends.
+fn only_one(config: &Config) -> anyhow::Result<File> {
+    let service = &config.service;
+    let parent = |path: &Path| path.parent().map(Path::to_owned).unwrap_or_default();
+    let (socket, state) = (service.api_socket.as_path(), service.state_dir.as_path());
+    for folder in [parent(socket), state.to_owned(), parent(service.events_file.as_path())] {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(&folder)
+            .with_context(|| format!("the folder {} cannot be made", folder.display()))?;
+    }
+    let mut lock_path = socket.as_os_str().to_owned();
+    lock_path.push(".lock");
+    let lock_path = PathBuf::from(lock_path);
+    let lock = File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&lock_path)
+        .with_context(|| format!("{} cannot be opened", lock_path.display()))?;
+    if rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+        bail!(
+            "another seawalld serves {}; stop it, or give this one another api_socket",
+            socket.display()
+        );
+    }
+    Ok(lock)
+}
+
+async fn serve(config_path: PathBuf, config: Config) -> anyhow::Result<()> {
+    let socket = config.service.api_socket.as_path().to_owned();
+    // What is left of an earlier instance; the lock says that it is gone.
+    if socket.exists() {
+        std::fs::remove_file(&socket)
+            .with_context(|| format!("{} cannot be replaced", socket.display()))?;
+    }
+    let listener = UnixListener::bind(&socket)
+        .with_context(|| format!("cannot listen on {}", socket.display()))?;
+    let host = start(config)?;
+    let mut end = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    let api = api::Api { host: Arc::clone(&host), config_path: Arc::new(config_path) };
+    let serve = axum::serve(listener, api::router(api.clone()));
+    let served = tokio::spawn(serve.into_future());
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), socket = %socket.display(), "the service runs");
+    loop {
+        tokio::select! {
+            _ = end.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hang_up.recv() => {
+                let api = api.clone();
+                // Its result stands in the log.
+                tokio::task::spawn_blocking(move || drop(api.reload()));
+            }
+        }
+    }
+    served.abort();
+    stop(&host);
+    // The next start replaces it if this fails.
+    let _ = std::fs::remove_file(&socket);
+    // Threads that still wait for guests or engines end with the process.
+    std::process::exit(0);
+}
+
+/// Starts everything but the REST interface.
+fn start(config: Config) -> anyhow::Result<Arc<Host>> {
+    let service = config.service.clone();
+    let metrics = Arc::<metrics::Metrics>::default();
+    let events_file = service.events_file.as_path();
+    let events = events::Events::start(events_file, Arc::clone(&metrics))
+        .with_context(|| format!("{} cannot be opened", events_file.display()))?;
+    let state_dir = service.state_dir.as_path();
+    let budget = copy::Budget::new(config.limits.private_copies_mib << 20, state_dir.to_owned());
+    let generations =
+        generation::Generations::new(generation::start_number(state_dir), config.engines.0.len());
+    let pipeline = pipeline::Pipeline::new(
+        generations,
+        config.limits.verdict_cache_entries,
+        Arc::clone(&metrics),
+    );
+    let guests = guest::Guests::default();
+    let new = guests.configure(&config.guests, &budget);
+    if new.is_empty() {
+        tracing::warn!("no guest is configured: nothing is protected");
+    }
+    let host = Arc::new(Host {
+        config: RwLock::new(Arc::new(config.clone())),
+        guests,
+        pipeline,
+        events,
+        metrics,
+        budget,
+        started: jiff::Timestamp::now(),
+    });
+    host.events.emit(
+        Event::new(EventKind::ServiceStarted)
+            .reason(format!("version {}", env!("CARGO_PKG_VERSION"))),
+    );
+    engines::start(&host, &config).context("an engine's supervisor cannot be started")?;
+    let watching = Arc::clone(&host);
+    std::thread::Builder::new().name("watch".into()).spawn(move || watching.watch())?;
+    let sweeping = Arc::clone(&host.pipeline);
+    std::thread::Builder::new().name("sweep".into()).spawn(move || sweeping.sweep())?;
+    host.serve(&new);
+    if let Some(address) = service.tcp_listen.0 {
+        listen::serve_tcp(&host, address)
+            .with_context(|| format!("cannot listen on TCP {address}"))?;
+    }
+    if service.vsock_listen {
+        listen::serve_vsock(&host)
+            .context("cannot listen on AF_VSOCK (is /dev/vhost-vsock there?)")?;
+    }
+    Ok(host)
+}
+
+/// Ends the sessions and writes the last events.
+fn stop(host: &Host) {
+    tracing::info!("the service ends");
+    for guest in host.guests.all() {
+        guest.remove();
+        if let Some(socket) = &guest.config.socket {
+            // The next start replaces it if this fails.
+            let _ = std::fs::remove_file(socket.get_ref().as_path());
+        }
+    }
+    host.events.emit(Event::new(EventKind::ServiceStopped));
+    host.events.flush(Duration::from_secs(2));
+}

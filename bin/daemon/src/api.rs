@@ -1,0 +1,266 @@
+//! The REST interface, version 1, on a unix socket that only the service's user can open.
+//!
+//! Runs on the service's one asynchronous thread; what may take long goes to blocking threads.
+
+mod scan;
+
+use crate::config::Config;
+use crate::engines;
+use crate::events::{self, RECENT_MAX};
+use crate::guest::Guest as HostGuest;
+use crate::host::Host;
+use crate::metrics;
+use axum::body::{Body, Bytes};
+use axum::extract::{DefaultBodyLimit, Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use seawall_client::{
+    Counters, EngineState, Event, EventKind, Fault, Guest, GuestCounts, GuestState, PrivateCopies,
+    Reload, ReloadedEngine, Session, Status,
+};
+use serde::Deserialize;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use utoipa::{IntoParams, OpenApi};
+
+/// The interface as a document.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Seawall host service",
+        description = "Status, guests, events and on-demand scans of one host. Served on the service's unix socket."
+    ),
+    paths(status, guests, events_of, scan::scan, reload),
+    components(schemas(Event))
+)]
+pub struct Document;
+
+/// What the handlers share.
+#[derive(Clone)]
+pub struct Api {
+    pub host: Arc<Host>,
+    pub config_path: Arc<PathBuf>,
+}
+
+/// All routes.
+pub fn router(api: Api) -> Router {
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/guests", get(guests))
+        .route("/v1/events", get(events_of))
+        // Its length is bounded while it is copied.
+        .route("/v1/scan", post(scan::scan).layer(DefaultBodyLimit::disable()))
+        .route("/v1/reload", post(reload))
+        .fallback(|| async {
+            fault(
+                StatusCode::NOT_FOUND,
+                "not-found",
+                "there is nothing here; see docs/openapi.json",
+            )
+        })
+        .with_state(api)
+}
+
+/// An answer that says what happened.
+fn fault(status: StatusCode, code: &str, message: impl Into<String>) -> Response {
+    let fault = Fault { code: code.to_owned(), message: message.into() };
+    (status, Json(fault)).into_response()
+}
+
+/// How the service is.
+#[utoipa::path(get, path = "/v1/status", responses((status = 200, body = Status)))]
+async fn status(State(api): State<Api>) -> Json<Status> {
+    let host = &api.host;
+    let engines: Vec<_> = host.pipeline.engines().iter().map(engines::report).collect();
+    let guests = host.guests.all();
+    let mut counts = GuestCounts::default();
+    let mut problems = Vec::new();
+    for engine in engines.iter().filter(|engine| engine.state != EngineState::Ready) {
+        let why = engine.reason.clone().unwrap_or_else(|| "it loads its signatures".into());
+        problems.push(format!("engine {} is not ready: {why}", engine.name));
+    }
+    for engine in engines.iter().filter(|engine| !engine.refused.is_empty()) {
+        problems.push(format!(
+            "engine {} refused its new signatures; the last good set is in use",
+            engine.name
+        ));
+    }
+    for engine in &engines {
+        let broken = engine.diagnostics.iter().filter(|found| found.level == "error").count();
+        if broken > 0 && engine.state == EngineState::Ready {
+            problems.push(format!("engine {} left out {broken} broken signatures", engine.name));
+        }
+    }
+    for guest in &guests {
+        match guest.watch.lock().unwrap_or_else(PoisonError::into_inner).state {
+            GuestState::Protected => counts.protected += 1,
+            GuestState::Silent => counts.silent += 1,
+            GuestState::Unprotected => {
+                counts.unprotected += 1;
+                problems.push(format!("guest {} is unprotected", guest.name()));
+            }
+            GuestState::NeverSeen => counts.never_seen += 1,
+        }
+        if let Some(fault) = guest.region.fault() {
+            problems.push(format!("the region of guest {}: {fault}", guest.name()));
+        }
+    }
+    let counters: Counters = host.metrics.read();
+    if counters.events_dropped > 0 {
+        problems.push(format!("{} events were left out of the log", counters.events_dropped));
+    }
+    Json(Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        healthy: problems.is_empty(),
+        problems,
+        started: events::format_time(host.started),
+        generation: host.pipeline.generations.current().0,
+        engines,
+        guests: counts,
+        counters,
+        cached_verdicts: host.pipeline.cached_verdicts(),
+        private_copies: PrivateCopies {
+            memory_bytes: host.budget.used(),
+            memory_limit_bytes: host.budget.limit(),
+            spooled_bytes: host.budget.spooled(),
+        },
+        resources: metrics::resources(std::process::id()).unwrap_or_default(),
+    })
+}
+
+/// All configured guests.
+#[utoipa::path(get, path = "/v1/guests", responses((status = 200, body = Vec<Guest>)))]
+async fn guests(State(api): State<Api>) -> Json<Vec<Guest>> {
+    Json(api.host.guests.all().iter().map(|guest| describe(guest)).collect())
+}
+
+fn describe(guest: &HostGuest) -> Guest {
+    let watch = guest.watch.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let session = guest.session();
+    let reason = match (watch.state, &session) {
+        (GuestState::Protected, _) => "",
+        (GuestState::NeverSeen, _) => "no driver has connected since the service started",
+        (_, Some(_)) => "its driver is connected but sends no heartbeat",
+        (_, None) => "its driver is not connected",
+    };
+    Guest {
+        name: guest.name().to_owned(),
+        state: watch.state,
+        reason: reason.to_owned(),
+        since: events::format_time(watch.since),
+        region: guest.region.path().display().to_string(),
+        region_fault: guest.region.fault(),
+        session: session.map(|session| {
+            let (age, counters, coverage) = session.report();
+            Session {
+                link: session.link,
+                started: events::format_time(session.started),
+                driver: session.driver.clone(),
+                heartbeat_age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
+                outstanding: session.outstanding.load(std::sync::atomic::Ordering::Relaxed),
+                counters,
+                coverage,
+            }
+        }),
+        requests: guest.requests.load(std::sync::atomic::Ordering::Relaxed),
+        verdicts: guest.verdicts.read(),
+    }
+}
+
+/// Which events are wanted.
+#[derive(Debug, Deserialize, IntoParams)]
+struct EventsQuery {
+    /// How many of the last events, at most 1000.
+    #[serde(default = "default_limit")]
+    #[param(default = 50, maximum = 1000)]
+    limit: usize,
+    /// Whether to go on with those that come.
+    #[serde(default)]
+    #[param(default = false)]
+    follow: bool,
+}
+
+fn default_limit() -> usize {
+    50
+}
+
+/// The last events as JSON lines; with `follow` the answer goes on for as long as the caller reads.
+#[utoipa::path(
+    get,
+    path = "/v1/events",
+    params(EventsQuery),
+    responses((status = 200, content_type = "application/x-ndjson", body = Event))
+)]
+async fn events_of(State(api): State<Api>, Query(query): Query<EventsQuery>) -> Response {
+    let (last, mut coming) = api.host.events.tail(query.limit.min(RECENT_MAX));
+    let (lines, body) = mpsc::channel::<Result<Bytes, std::io::Error>>(64);
+    tokio::spawn(async move {
+        for line in last {
+            if lines.send(Ok(Bytes::from(line.as_bytes().to_vec()))).await.is_err() {
+                return;
+            }
+        }
+        while query.follow {
+            let next = tokio::select! {
+                next = coming.recv() => next,
+                () = lines.closed() => return,
+            };
+            let line = match next {
+                Ok(line) => line.as_bytes().to_vec(),
+                Err(RecvError::Lagged(count)) => left_out(count),
+                Err(RecvError::Closed) => return,
+            };
+            if lines.send(Ok(line.into())).await.is_err() {
+                return;
+            }
+        }
+    });
+    let body = Body::from_stream(ReceiverStream::new(body));
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
+}
+
+/// A line for a follower that was too slow; the log itself has what it missed.
+fn left_out(count: u64) -> Vec<u8> {
+    let mut event = Event::new(EventKind::EventsDropped)
+        .reason("you read too slowly; the events file has them");
+    event.time = events::now();
+    event.count = Some(count);
+    let mut line = serde_json::to_vec(&event).unwrap_or_default();
+    line.push(b'\n');
+    line
+}
+
+/// Reads the configuration and the engines' signatures again.
+#[utoipa::path(post, path = "/v1/reload", responses((status = 200, body = Reload)))]
+async fn reload(State(api): State<Api>) -> Response {
+    match tokio::task::spawn_blocking(move || api.reload()).await {
+        Ok(reload) => Json(reload).into_response(),
+        Err(error) => fault(StatusCode::INTERNAL_SERVER_ERROR, "internal", error.to_string()),
+    }
+}
+
+impl Api {
+    /// Takes over what can be taken over while running. A wrong configuration changes nothing.
+    pub fn reload(&self) -> Reload {
+        let config = match Config::load(&self.config_path) {
+            Ok(config) => config,
+            Err(error) => {
+                tracing::error!(
+                    "the configuration cannot be read again, the running one stays:\n{error}"
+                );
+                let event = Event::new(EventKind::ConfigRefused).reason(error.to_string());
+                self.host.events.emit(event);
+                return Reload { config_error: Some(error.to_string()), ..Reload::default() };
+            }
+        };
+        let restart_needed = self.host.take_over(config);
+        let engines: Vec<ReloadedEngine> = self.host.reload_engines();
+        let taken = engines.iter().all(|engine| engine.taken);
+        Reload { taken, config_error: None, restart_needed, engines }
+    }
+}

@@ -1,0 +1,89 @@
+use super::*;
+
+const EXAMPLE: &str = include_str!("../../../../packaging/seawalld.toml");
+
+fn render(text: &str) -> String {
+    match Config::parse(Path::new("seawalld.toml"), text) {
+        Ok(config) => panic!("this is no valid configuration: {config:?}"),
+        Err(error) => error.to_string(),
+    }
+}
+
+/// The example with every commented key uncommented. Prose has a blank behind its `#`.
+fn uncommented() -> String {
+    let is_key = |line: &str| line.starts_with('#') && !line.starts_with("# ") && line.len() > 1;
+    EXAMPLE
+        .lines()
+        .map(|line| if is_key(line) { &line[1..] } else { line })
+        .fold(String::new(), |text, line| text + line + "\n")
+}
+
+#[test]
+fn the_example_as_it_is_gives_the_built_in_defaults() {
+    let config = Config::parse(Path::new("example"), EXAMPLE).expect("the example is valid");
+    assert_eq!(config, Config::default());
+}
+
+#[test]
+fn each_commented_default_in_the_example_is_the_built_in_one() {
+    let mut config = Config::parse(Path::new("example"), &uncommented())
+        .unwrap_or_else(|error| panic!("{error}"));
+    let guests = std::mem::take(&mut config.guests);
+    assert_eq!(config, Config::default());
+    assert_eq!(guests.len(), 1, "the example shows one guest");
+}
+
+/// No key that the code knows is missing from the example.
+#[test]
+fn the_example_shows_every_key() {
+    let shown: toml::Table = toml::from_str(&uncommented()).expect("the example is TOML");
+    let mut known = Config::default();
+    known.guests.push(GuestConfig {
+        name: Spanned::new(0..0, GuestName("g".into())),
+        region: Spanned::new(0..0, AbsolutePath("/r".into())),
+        socket: Some(Spanned::new(0..0, AbsolutePath("/s".into()))),
+        vsock_cid: Some(Spanned::new(0..0, 4)),
+    });
+    let known = toml::Table::try_from(&known).expect("a configuration is TOML");
+    assert_eq!(keys(&shown.into()), keys(&known.into()));
+}
+
+fn keys(value: &toml::Value) -> Vec<String> {
+    match value {
+        toml::Value::Table(table) => table
+            .iter()
+            .flat_map(|(name, value)| {
+                let below = keys(value);
+                if below.is_empty() {
+                    vec![name.clone()]
+                } else {
+                    below.iter().map(|key| format!("{name}.{key}")).collect()
+                }
+            })
+            .collect(),
+        toml::Value::Array(items) => items.iter().flat_map(keys).collect(),
+        _ => Vec::new(),
+    }
+}
+
+#[test]
+fn what_is_wrong_is_told_with_its_place() {
+    let golden = include_str!("golden.txt");
+    let guest = "[[guest]]\nname = \"g1\"\nregion = \"/r\"\nsocket = \"/s\"\n";
+    let wrong = [
+        "[policy]\nwhole_file_limt_mib = 3\n".to_owned(),
+        "[service]\napi_socket = run/api.sock\n".to_owned(),
+        "[service]\ntcp_listen = \"7325\"\n".to_owned(),
+        "[[guest]]\nname = \"g1\"\n".to_owned(),
+        "[[guest]]\nname = \"g 1\"\nregion = \"/r\"\n".to_owned(),
+        format!("{guest}\n{guest}"),
+        "[[guest]]\nname = \"g1\"\nregion = \"/r\"\n".to_owned(),
+        "[policy.fail_mode]\nopen = \"closed-if-user-writable\"\n".to_owned(),
+        "[policy.deadline]\nopen_ms = -1\n".to_owned(),
+        "[policy]\nexclude_paths = [\"/var/cache/\", \"var/../tmp\"]\n".to_owned(),
+        "[alarm]\nheartbeat_ms = \"fast\"\n".to_owned(),
+        "engine = []\n".to_owned(),
+    ];
+    let rendered = wrong.map(|text| render(&text)).join("\n\n") + "\n";
+    assert_eq!(rendered, golden, "got:\n{rendered}");
+}

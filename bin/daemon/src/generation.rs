@@ -1,0 +1,133 @@
+//! The generation: which set of engines and signatures a verdict belongs to.
+//!
+//! Owns the number that drivers see and the signature sets of all engines that it stands for. It
+//! grows by one whenever an engine comes with another signature set than before; an engine that
+//! restarts with the same one changes nothing. It starts from the time, and above everything that
+//! this host ever used, so that nothing a driver remembers of an earlier service counts.
+
+use seawall_engine::Generation as Signatures;
+use seawall_proto::Generation;
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// How many earlier sets are known: a scan may have been queued under one of them.
+const REMEMBERED: usize = 8;
+/// Left between the starts of two services whose clock went backwards.
+const GAP: u64 = 1 << 20;
+
+#[derive(Debug)]
+pub struct Generations(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    current: u64,
+    /// What each engine uses now, in order; `None` before it was ready for the first time.
+    engines: Vec<Option<Signatures>>,
+    earlier: VecDeque<(u64, Vec<Option<Signatures>>)>,
+}
+
+impl Generations {
+    /// Begins above `start`, for `engines` engines.
+    pub fn new(start: u64, engines: usize) -> Self {
+        let engines = vec![None; engines];
+        Self(Mutex::new(State { current: start, engines, earlier: VecDeque::new() }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn current(&self) -> Generation {
+        Generation(self.lock().current)
+    }
+
+    /// An engine takes scans with these signatures. Gives the new generation when that is news.
+    pub fn engine_has(&self, engine: usize, signatures: Signatures) -> Option<Generation> {
+        let mut state = self.lock();
+        if state.engines[engine] == Some(signatures) {
+            return None;
+        }
+        let before = (state.current, state.engines.clone());
+        state.earlier.push_front(before);
+        state.earlier.truncate(REMEMBERED);
+        state.engines[engine] = Some(signatures);
+        state.current += 1;
+        Some(Generation(state.current))
+    }
+
+    /// The newest generation in which the first engines used just these signatures. `None` when
+    /// there was none: the engines that looked were never in use together.
+    pub fn of(&self, used: &[Option<Signatures>]) -> Option<Generation> {
+        let state = self.lock();
+        let is_it =
+            |set: &[Option<Signatures>]| set.starts_with(used) && used.iter().all(Option::is_some);
+        if is_it(&state.engines) {
+            return Some(Generation(state.current));
+        }
+        let earlier = state.earlier.iter().find(|(_, set)| is_it(set));
+        earlier.map(|(number, _)| Generation(*number))
+    }
+}
+
+/// The number to start from: the time in milliseconds, or what is kept in `folder` if that is more.
+/// A file that cannot be read or written costs the protection against a clock that went backwards,
+/// and nothing else.
+pub fn start_number(folder: &Path) -> u64 {
+    let path = folder.join("generation");
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis());
+    let kept = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
+    let start =
+        u64::try_from(now).unwrap_or(0).max(kept.map_or(0, |kept: u64| kept.saturating_add(GAP)));
+    let new = folder.join("generation.new");
+    let written =
+        std::fs::write(&new, format!("{start}\n")).and_then(|()| std::fs::rename(&new, &path));
+    if let Err(error) = written {
+        tracing::warn!(path = %path.display(), %error, "the generation cannot be kept; a clock that goes backwards would not be noticed");
+    }
+    start
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: Signatures = Signatures([1; 32]);
+    const B: Signatures = Signatures([2; 32]);
+
+    #[test]
+    fn only_another_signature_set_is_a_new_generation() {
+        let generations = Generations::new(10, 2);
+        assert_eq!(generations.engine_has(0, A), Some(Generation(11)));
+        assert_eq!(generations.engine_has(1, A), Some(Generation(12)));
+        assert_eq!(generations.engine_has(0, A), None, "a restart");
+        assert_eq!(generations.engine_has(0, B), Some(Generation(13)));
+        assert_eq!(generations.current(), Generation(13));
+    }
+
+    #[test]
+    fn a_scan_belongs_to_the_set_that_made_it() {
+        let generations = Generations::new(10, 2);
+        generations.engine_has(0, A);
+        generations.engine_has(1, A);
+        generations.engine_has(0, B);
+        assert_eq!(generations.of(&[Some(B), Some(A)]), Some(Generation(13)));
+        assert_eq!(generations.of(&[Some(B)]), Some(Generation(13)), "the first one found it");
+        assert_eq!(generations.of(&[Some(A), Some(A)]), Some(Generation(12)), "queued before");
+        assert_eq!(generations.of(&[Some(A), Some(B)]), None, "never in use together");
+        assert_eq!(generations.of(&[Some(B), None]), None);
+    }
+
+    #[test]
+    fn a_start_is_above_every_earlier_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = start_number(folder.path());
+        assert!(first > 1_700_000_000_000);
+        let future = first + (1 << 40);
+        std::fs::write(folder.path().join("generation"), future.to_string()).unwrap();
+        assert!(start_number(folder.path()) > future);
+        std::fs::write(folder.path().join("generation"), "nonsense").unwrap();
+        assert!(start_number(folder.path()) >= first);
+    }
+}

@@ -1,0 +1,162 @@
+//! One configured guest: its region, its session if it has one, and how it is.
+
+use crate::alarm::Watch;
+use crate::config::GuestConfig;
+use crate::copy::{Budget, Share};
+use crate::link::Socket;
+use crate::metrics::VerdictMetrics;
+use crate::quiet::Complaints;
+use crate::region::{GuestRegion, OpenRegion};
+use crate::session::Session;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+/// Connections of one guest that are not a session yet. One more ends the oldest: whoever holds
+/// them open without a word cannot keep the driver out.
+const HALF_OPEN_MAX: usize = 8;
+
+pub struct Guest {
+    pub config: GuestConfig,
+    pub region: GuestRegion,
+    pub complaints: Complaints,
+    pub share: Arc<Share>,
+    pub watch: Mutex<Watch>,
+    pub requests: AtomicU64,
+    pub verdicts: VerdictMetrics,
+    session: Mutex<Option<Arc<Session>>>,
+    half_open: Mutex<VecDeque<(u64, Socket)>>,
+    next_half_open: AtomicU64,
+    removed: AtomicBool,
+}
+
+impl Guest {
+    pub fn new(config: GuestConfig, budget: &Arc<Budget>) -> Arc<Self> {
+        Arc::new(Self {
+            region: GuestRegion::new(config.region.get_ref().0.clone()),
+            config,
+            complaints: Complaints::default(),
+            share: budget.share(),
+            watch: Mutex::default(),
+            requests: AtomicU64::new(0),
+            verdicts: VerdictMetrics::default(),
+            session: Mutex::default(),
+            half_open: Mutex::default(),
+            next_half_open: AtomicU64::new(0),
+            removed: AtomicBool::new(false),
+        })
+    }
+
+    pub fn name(&self) -> &str {
+        &self.config.name.get_ref().0
+    }
+
+    /// Says something that the guest can cause at will.
+    pub fn complain(&self, what: &str) {
+        self.complaints.say(self.name(), what);
+    }
+
+    /// The region as it is now.
+    pub fn current_region(&self) -> Option<Arc<OpenRegion>> {
+        self.region.refresh(self.name(), &self.complaints)
+    }
+
+    pub fn session(&self) -> Option<Arc<Session>> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Makes `session` this guest's only one; it has proved that it is the driver.
+    pub fn begin_session(&self, session: &Arc<Session>) {
+        let before = self
+            .session
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .replace(Arc::clone(session));
+        if let Some(before) = before {
+            before.end("a new session of the same guest takes its place");
+        }
+        if self.is_removed() {
+            session.end("the guest is no longer configured");
+        }
+    }
+
+    /// Forgets `session`, unless another has taken its place.
+    pub fn end_session(&self, session: &Arc<Session>) {
+        let mut current = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, session)) {
+            *current = None;
+        }
+    }
+
+    /// The guest is no longer configured: its session ends and its listener stops.
+    pub fn remove(&self) {
+        self.removed.store(true, Relaxed);
+        if let Some(session) = self.session() {
+            session.end("the guest is no longer configured");
+        }
+    }
+
+    pub fn is_removed(&self) -> bool {
+        self.removed.load(Relaxed)
+    }
+
+    /// Notes a connection that is not a session yet.
+    pub fn half_open(self: &Arc<Self>, socket: Socket) -> HalfOpen {
+        let id = self.next_half_open.fetch_add(1, Relaxed);
+        let mut all = self.half_open.lock().unwrap_or_else(PoisonError::into_inner);
+        all.push_back((id, socket));
+        if all.len() > HALF_OPEN_MAX
+            && let Some((_, oldest)) = all.pop_front()
+        {
+            oldest.end();
+        }
+        HalfOpen { guest: Arc::clone(self), id }
+    }
+}
+
+/// A place among a guest's half-open connections, given back on drop.
+pub struct HalfOpen {
+    guest: Arc<Guest>,
+    id: u64,
+}
+
+impl Drop for HalfOpen {
+    fn drop(&mut self) {
+        let mut all = self.guest.half_open.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|(id, _)| *id != self.id);
+    }
+}
+
+/// All configured guests.
+#[derive(Default)]
+pub struct Guests(RwLock<Vec<Arc<Guest>>>);
+
+impl Guests {
+    pub fn all(&self) -> Vec<Arc<Guest>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn find(&self, is_it: impl Fn(&Guest) -> bool) -> Option<Arc<Guest>> {
+        let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        all.iter().find(|guest| is_it(guest)).cloned()
+    }
+
+    /// Brings the guests in line with `wanted`: those that are configured just as before stay as
+    /// they are. Gives those that are new.
+    pub fn configure(&self, wanted: &[GuestConfig], budget: &Arc<Budget>) -> Vec<Arc<Guest>> {
+        let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let (stay, go): (Vec<_>, Vec<_>) =
+            all.drain(..).partition(|guest| wanted.contains(&guest.config));
+        go.iter().for_each(|guest| guest.remove());
+        let mut new = Vec::new();
+        for config in wanted {
+            let guest = stay.iter().find(|guest| guest.config == *config).cloned();
+            all.push(guest.unwrap_or_else(|| {
+                let guest = Guest::new(config.clone(), budget);
+                new.push(Arc::clone(&guest));
+                guest
+            }));
+        }
+        new
+    }
+}

@@ -1,0 +1,143 @@
+//! What all parts of the service share.
+
+use crate::alarm::{self, Change};
+use crate::config::Config;
+use crate::copy::Budget;
+use crate::events::Events;
+use crate::guest::{Guest, Guests};
+use crate::metrics::Metrics;
+use crate::pipeline::Pipeline;
+use seawall_client::{Event, EventKind};
+use seawall_proto::ToGuest;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+pub struct Host {
+    pub config: RwLock<Arc<Config>>,
+    pub guests: Guests,
+    pub pipeline: Arc<Pipeline>,
+    pub events: Events,
+    pub metrics: Arc<Metrics>,
+    pub budget: Arc<Budget>,
+    pub started: jiff::Timestamp,
+}
+
+impl Host {
+    pub fn config(&self) -> Arc<Config> {
+        Arc::clone(&self.config.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub fn set_config(&self, config: Config) {
+        *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+    }
+
+    /// Says `message` to every guest that has a session.
+    pub fn broadcast(&self, message: &ToGuest) {
+        for guest in self.guests.all() {
+            if let Some(session) = guest.session() {
+                session.outbox.push(message);
+            }
+        }
+    }
+
+    /// Watches over guests, regions and what became due, for as long as the service lives.
+    pub fn watch(&self) {
+        let mut next_second = Instant::now();
+        loop {
+            let config = self.config();
+            let now = Instant::now();
+            let each_second = now >= next_second;
+            if each_second {
+                next_second = now + Duration::from_secs(1);
+                self.events.report_lost();
+            }
+            for guest in self.guests.all() {
+                if each_second {
+                    guest.current_region();
+                    guest.complaints.sum_up(guest.name());
+                }
+                let session = guest.session();
+                let change = guest.watch.lock().unwrap_or_else(PoisonError::into_inner).look(
+                    now,
+                    session.is_some(),
+                    Duration::from_millis(config.alarm.heartbeat_ms.into()),
+                    Duration::from_millis(config.alarm.unprotected_after_ms.into()),
+                );
+                if let Some(change) = change {
+                    self.tell(guest.name(), session.is_some(), &change);
+                }
+                if let Some(session) = session {
+                    session.flush_pending(now);
+                }
+            }
+            std::thread::sleep(alarm::TICK);
+        }
+    }
+
+    fn tell(&self, guest: &str, has_session: bool, change: &Change) {
+        match change {
+            Change::Unprotected { silent_for } => {
+                let why = if has_session {
+                    "its driver is connected but sends no heartbeat"
+                } else {
+                    "its driver is not connected"
+                };
+                let silent_ms = silent_for.as_millis();
+                tracing::error!(guest, silent_ms, "the guest is unprotected: {why}");
+                let reason = format!("{why}; silent for {silent_ms} ms");
+                self.events
+                    .emit(Event::new(EventKind::GuestUnprotected).guest(guest).reason(reason));
+            }
+            Change::Protected => {
+                tracing::info!(guest, "the guest is protected again");
+                self.events.emit(Event::new(EventKind::GuestProtected).guest(guest));
+            }
+        }
+    }
+}
+
+impl Host {
+    /// Brings the running service in line with `config`: guests, policy, alarm. Gives the sections
+    /// whose changes count only after a restart.
+    pub fn take_over(self: &Arc<Self>, config: Config) -> Vec<String> {
+        let before = self.config();
+        let fixed = [
+            ("[service]", before.service != config.service),
+            ("[[engine]]", before.engines != config.engines),
+            ("[limits]", before.limits != config.limits),
+        ];
+        let restart_needed: Vec<_> = fixed
+            .iter()
+            .filter(|(_, changed)| *changed)
+            .map(|(name, _)| (*name).to_owned())
+            .collect();
+        for section in &restart_needed {
+            tracing::warn!("changes in {section} count after a restart of the service");
+        }
+        let policy_changed = before.policy != config.policy;
+        let new = self.guests.configure(&config.guests, &self.budget);
+        let policy = config.policy.to_proto();
+        self.set_config(config);
+        self.serve(&new);
+        if policy_changed {
+            self.broadcast(&ToGuest::Policy(policy));
+        }
+        tracing::info!(new_guests = new.len(), policy_changed, "the configuration was read again");
+        let reason = match restart_needed.as_slice() {
+            [] => String::new(),
+            sections => format!("a restart is needed for {}", sections.join(", ")),
+        };
+        self.events.emit(Event::new(EventKind::ConfigReloaded).reason(reason));
+        restart_needed
+    }
+
+    /// Prepares the regions of guests that are new, and listens for them.
+    pub fn serve(self: &Arc<Self>, new: &[Arc<Guest>]) {
+        for guest in new {
+            guest.current_region();
+            if let Err(error) = crate::listen::serve_guest(self, guest) {
+                tracing::error!(guest = guest.name(), %error, "no thread to listen for the guest");
+            }
+        }
+    }
+}

@@ -1,0 +1,418 @@
+//! From a private copy to a verdict: cache, single flight, engines.
+//!
+//! Owns the verdict cache and the flights. A flight is one scan of one content under one
+//! generation; whoever asks for the same content meanwhile waits for the same flight. Engines are
+//! asked in order; one that finds something ends the flight. Only clean and infected are
+//! remembered, and only under the generation whose engines really looked.
+//!
+//! ```text
+//! lookup ──hit──► answer                      report: clean ──► next engine, or end
+//!   │miss                                             infected ──► end
+//!   ▼                                                 failed ──► next engine; the end is no verdict
+//! flight there? ──yes──► wait with it         end ──► cache, answer everyone who waits
+//!   │no
+//!   ▼ seal the copy, ask the first engine
+//! ```
+//!
+//! Nothing here waits: engines report on their supervisors' threads, answers go to outboxes that
+//! never block, and a thread of its own ends the wait of those whose time is over.
+
+use crate::copy::{Charge, PrivateCopy};
+use crate::generation::Generations;
+use crate::metrics::Metrics;
+use quick_cache::sync::Cache;
+use seawall_client::{Detection, EngineReport, Verdict};
+use seawall_engine::content::ContentFd;
+use seawall_engine::host::{EngineHandle, Lane, ScanError, ScanReport};
+use seawall_engine::{Generation as Signatures, Metadata, Outcome};
+use seawall_proto::{ContentHash, Generation};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Scans that wait for one engine.
+pub const ENGINE_QUEUE: usize = 4096;
+/// Of these, so many may be one guest's.
+const GUEST_SCANS_MAX: u32 = ENGINE_QUEUE as u32 / 2;
+/// How often waits that are over are ended.
+const SWEEP: Duration = Duration::from_millis(100);
+
+/// What is known of a content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Finding {
+    Clean,
+    /// Never empty.
+    Infected(Arc<[Detection]>),
+    Error(String),
+    TimedOut(String),
+}
+
+impl Finding {
+    pub fn verdict(&self) -> Verdict {
+        match self {
+            Self::Clean => Verdict::Clean,
+            Self::Infected(_) => Verdict::Infected,
+            Self::Error(_) => Verdict::Error,
+            Self::TimedOut(_) => Verdict::TimedOut,
+        }
+    }
+}
+
+/// What whoever asked gets.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    pub finding: Finding,
+    pub generation: Generation,
+    pub cached: bool,
+    pub engines: Arc<[EngineReport]>,
+}
+
+type Reply = Box<dyn FnOnce(Answer) + Send>;
+
+/// A content that is to be scanned, and for whom.
+pub struct Request {
+    pub hash: ContentHash,
+    pub copy: PrivateCopy,
+    pub meta: Metadata,
+    pub lane: Lane,
+    /// How long the answer is waited for.
+    pub until: Instant,
+    pub reply: Reply,
+}
+
+/// One configured engine.
+pub struct EngineSlot {
+    pub handle: EngineHandle,
+    pub scan_timeout: Duration,
+    pub scans: AtomicU64,
+    pub failures: AtomicU64,
+}
+
+pub struct Pipeline {
+    engines: OnceLock<Vec<EngineSlot>>,
+    cache: Cache<(ContentHash, Generation), Known>,
+    flights: Mutex<Flights>,
+    pub generations: Generations,
+    metrics: Arc<Metrics>,
+}
+
+/// A remembered verdict: nothing was found, or these.
+type Known = Option<Arc<[Detection]>>;
+
+#[derive(Default)]
+struct Flights {
+    by_content: HashMap<(ContentHash, Generation), Flight>,
+    next_id: u64,
+}
+
+struct Flight {
+    /// Tells this flight from a later one of the same content.
+    id: u64,
+    waiters: Vec<Waiter>,
+    lane: Lane,
+    /// There once the copy is sealed.
+    scan: Option<Arc<Scan>>,
+}
+
+struct Waiter {
+    until: Instant,
+    reply: Reply,
+}
+
+/// What the engines get.
+struct Scan {
+    key: (ContentHash, Generation),
+    flight: u64,
+    content: ContentFd,
+    meta: Metadata,
+    charge: Charge,
+}
+
+impl Drop for Scan {
+    fn drop(&mut self) {
+        self.charge.share().scans.fetch_sub(1, Relaxed);
+    }
+}
+
+/// What the engines said so far.
+#[derive(Default)]
+struct Progress {
+    reports: Vec<EngineReport>,
+    signatures: Vec<Option<Signatures>>,
+    failure: Option<Finding>,
+}
+
+impl Pipeline {
+    /// A pipeline without engines yet; they need its generations to report to.
+    pub fn new(generations: Generations, cache_entries: u64, metrics: Arc<Metrics>) -> Arc<Self> {
+        let entries = usize::try_from(cache_entries).unwrap_or(usize::MAX);
+        Arc::new(Self {
+            engines: OnceLock::new(),
+            cache: Cache::new(entries),
+            flights: Mutex::default(),
+            generations,
+            metrics,
+        })
+    }
+
+    /// Gives the pipeline its engines, once.
+    pub fn set_engines(&self, engines: Vec<EngineSlot>) {
+        assert!(self.engines.set(engines).is_ok(), "engines are set once, at the start");
+    }
+
+    pub fn engines(&self) -> &[EngineSlot] {
+        self.engines.get().map_or(&[], Vec::as_slice)
+    }
+
+    pub fn cached_verdicts(&self) -> u64 {
+        self.cache.len() as u64
+    }
+
+    /// An engine takes scans with these signatures. Gives the new generation when that is news;
+    /// no verdict of an earlier one is asked for again.
+    pub fn engine_has(&self, engine: usize, signatures: Signatures) -> Option<Generation> {
+        let new = self.generations.engine_has(engine, signatures)?;
+        self.cache.clear();
+        Some(new)
+    }
+
+    fn flights(&self) -> MutexGuard<'_, Flights> {
+        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The verdict, if it is known.
+    pub fn lookup(&self, hash: ContentHash) -> Option<Answer> {
+        let answer = self.known(hash, self.generations.current())?;
+        self.metrics.cache_hits.fetch_add(1, Relaxed);
+        Some(answer)
+    }
+
+    fn known(&self, hash: ContentHash, generation: Generation) -> Option<Answer> {
+        let finding = match self.cache.get(&(hash, generation))? {
+            None => Finding::Clean,
+            Some(detections) => Finding::Infected(detections),
+        };
+        Some(Answer { finding, generation, cached: true, engines: Arc::default() })
+    }
+
+    /// Has a content scanned, or joins a scan of it that is under way. Replies exactly once.
+    pub fn scan(self: &Arc<Self>, request: Request) {
+        let Request { hash, copy, meta, lane, until, reply } = request;
+        let generation = self.generations.current();
+        let key = (hash, generation);
+        let id = {
+            let mut flights = self.flights();
+            let id = flights.next_id;
+            match flights.by_content.entry(key) {
+                Entry::Occupied(mut entry) => {
+                    self.metrics.joined.fetch_add(1, Relaxed);
+                    let flight = entry.get_mut();
+                    flight.waiters.push(Waiter { until, reply });
+                    let hurry = flight.hurry(lane);
+                    drop(flights);
+                    if let Some(scan) = hurry {
+                        self.ask(0, &scan, Lane::OnAccess, Progress::default());
+                    }
+                    return;
+                }
+                Entry::Vacant(entry) => {
+                    // It may have landed since the lookup.
+                    if let Some(answer) = self.known(hash, generation) {
+                        drop(flights);
+                        self.metrics.cache_hits.fetch_add(1, Relaxed);
+                        reply(answer);
+                        return;
+                    }
+                    if copy.share().scans.load(Relaxed) >= GUEST_SCANS_MAX {
+                        drop(flights);
+                        let why = "this guest fills its half of the engine's queue";
+                        reply(Answer {
+                            finding: Finding::Error(why.into()),
+                            generation,
+                            cached: false,
+                            engines: Arc::default(),
+                        });
+                        return;
+                    }
+                    let waiters = vec![Waiter { until, reply }];
+                    entry.insert(Flight { id, waiters, lane, scan: None });
+                    flights.next_id += 1;
+                    id
+                }
+            }
+        };
+        self.take_off(key, id, copy, meta);
+    }
+
+    fn take_off(
+        self: &Arc<Self>,
+        key: (ContentHash, Generation),
+        id: u64,
+        copy: PrivateCopy,
+        meta: Metadata,
+    ) {
+        let (content, charge) = match copy.seal() {
+            Ok(sealed) => sealed,
+            Err(error) => {
+                let why = format!("the private copy cannot be sealed: {error}");
+                self.land(key, id, Finding::Error(why), key.1, Vec::new());
+                return;
+            }
+        };
+        charge.share().scans.fetch_add(1, Relaxed);
+        let scan = Arc::new(Scan { key, flight: id, content, meta, charge });
+        let lane = {
+            let mut flights = self.flights();
+            // Only its own landing removes a flight.
+            let Some(flight) = flights.by_content.get_mut(&key) else { return };
+            flight.scan = Some(Arc::clone(&scan));
+            flight.lane
+        };
+        self.metrics.scans.fetch_add(1, Relaxed);
+        self.ask(0, &scan, lane, Progress::default());
+    }
+
+    /// Asks the engine of that number, or ends the flight after the last one.
+    fn ask(self: &Arc<Self>, number: usize, scan: &Arc<Scan>, lane: Lane, mut progress: Progress) {
+        let Some(engine) = self.engines().get(number) else {
+            let finding = progress.failure.take().unwrap_or(if number == 0 {
+                Finding::Error("no engine is configured".into())
+            } else {
+                Finding::Clean
+            });
+            self.conclude(scan, finding, progress);
+            return;
+        };
+        engine.scans.fetch_add(1, Relaxed);
+        let (pipeline, scan_again) = (Arc::clone(self), Arc::clone(scan));
+        let reply = move |report: ScanReport| {
+            pipeline.reported(number, &scan_again, lane, progress, report);
+        };
+        engine.handle.scan(
+            scan.content.clone(),
+            scan.meta.clone(),
+            lane,
+            engine.scan_timeout,
+            reply,
+        );
+    }
+
+    fn reported(
+        self: &Arc<Self>,
+        number: usize,
+        scan: &Arc<Scan>,
+        lane: Lane,
+        mut progress: Progress,
+        report: ScanReport,
+    ) {
+        let engine = &self.engines()[number];
+        let name = engine.handle.name();
+        progress.signatures.push(report.generation);
+        let finding = finding_of(name, report.result);
+        progress.reports.push(EngineReport {
+            engine: name.to_owned(),
+            verdict: finding.verdict(),
+            queued_us: micros(report.queued),
+            scanned_us: micros(report.scanned),
+        });
+        match finding {
+            Finding::Clean => self.ask(number + 1, scan, lane, progress),
+            Finding::Infected(_) => self.conclude(scan, finding, progress),
+            failure => {
+                engine.failures.fetch_add(1, Relaxed);
+                progress.failure.get_or_insert(failure);
+                self.ask(number + 1, scan, lane, progress);
+            }
+        }
+    }
+
+    /// Remembers what the engines found, under the generation that really looked, and answers.
+    fn conclude(&self, scan: &Scan, finding: Finding, progress: Progress) {
+        let generation = self.generations.of(&progress.signatures);
+        let known = match &finding {
+            Finding::Clean => Some(None),
+            Finding::Infected(found) => Some(Some(Arc::clone(found))),
+            _ => None,
+        };
+        if let (Some(known), Some(generation)) = (known, generation) {
+            self.cache.insert((scan.key.0, generation), known);
+        }
+        // Generation 0 is older than every other: a driver remembers nothing of it.
+        let generation = generation.unwrap_or_default();
+        self.land(scan.key, scan.flight, finding, generation, progress.reports);
+    }
+
+    fn land(
+        &self,
+        key: (ContentHash, Generation),
+        id: u64,
+        finding: Finding,
+        generation: Generation,
+        reports: Vec<EngineReport>,
+    ) {
+        let flight = match self.flights().by_content.entry(key) {
+            Entry::Occupied(entry) if entry.get().id == id => entry.remove(),
+            _ => return,
+        };
+        let answer = Answer { finding, generation, cached: false, engines: reports.into() };
+        for waiter in flight.waiters {
+            (waiter.reply)(answer.clone());
+        }
+    }
+
+    /// Ends the wait of those whose time is over, for as long as the service lives. The scan goes
+    /// on: its verdict is remembered.
+    pub fn sweep(&self) {
+        loop {
+            std::thread::sleep(SWEEP);
+            let now = Instant::now();
+            let mut late = Vec::new();
+            for flight in self.flights().by_content.values_mut() {
+                late.extend(flight.waiters.extract_if(.., |waiter| waiter.until <= now));
+            }
+            for waiter in late {
+                (waiter.reply)(Answer {
+                    finding: Finding::TimedOut("the scan is not done in time".into()),
+                    generation: self.generations.current(),
+                    cached: false,
+                    engines: Arc::default(),
+                });
+            }
+        }
+    }
+}
+
+impl Flight {
+    /// Someone who holds an access waits for a scan that was queued for nobody: it is queued once
+    /// more in front, and whichever ends first counts.
+    fn hurry(&mut self, lane: Lane) -> Option<Arc<Scan>> {
+        if !matches!((self.lane, lane), (Lane::OnDemand, Lane::OnAccess)) {
+            return None;
+        }
+        self.lane = Lane::OnAccess;
+        self.scan.clone()
+    }
+}
+
+fn finding_of(engine: &str, result: Result<Outcome, ScanError>) -> Finding {
+    match result {
+        Ok(Outcome::Clean) => Finding::Clean,
+        Ok(Outcome::Infected(found)) => {
+            let found = found.into_iter().map(|detection| Detection {
+                name: detection.name,
+                severity: detection.severity.to_string(),
+                family: detection.family,
+                engine: engine.to_owned(),
+            });
+            Finding::Infected(found.collect())
+        }
+        Err(error @ ScanError::TimedOut) => Finding::TimedOut(format!("engine {engine}: {error}")),
+        Err(error) => Finding::Error(format!("engine {engine}: {error}")),
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}

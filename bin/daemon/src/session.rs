@@ -1,0 +1,259 @@
+//! A guest's session: from the proof of its driver to the end of its connection.
+//!
+//! One thread reads what the driver says, copies content and looks up verdicts; it alone changes
+//! the open requests. Verdicts of scans come from engines' threads through [`Session::answer`].
+//! Whatever the driver says that the protocol does not allow ends this session and nothing else.
+
+mod notices;
+mod requests;
+
+use crate::config::Config;
+use crate::guest::Guest;
+use crate::host::Host;
+use crate::link::{LinkReader, ReadError, Socket};
+use crate::metrics::Metrics;
+use crate::outbox::Outbox;
+use crate::pipeline::{Answer, Finding};
+use crate::region::OpenRegion;
+use notices::Pending;
+use requests::{Asked, Requests};
+use seawall_client::{Coverage, Driver, DriverCounters, Event, EventKind, LinkKind, Verdict};
+use seawall_proto::frame::{Decoder, FrameError, decode};
+use seawall_proto::{
+    ContentHash, Decision, Generation, Heartbeat, RequestId, ToGuest, ToHost,
+    Verdict as ProtoVerdict, VerdictKind,
+};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long the reader waits for bytes before it gives back memory that it keeps for reuse.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// What the driver did that ends its session.
+#[derive(Debug, thiserror::Error)]
+enum Breach {
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error("a second attach message")]
+    AttachedTwice,
+    #[error("request {id} does not follow request {highest}: numbers must grow")]
+    Order { id: u64, highest: u64 },
+    #[error("content for request {id}, which was never begun")]
+    UnknownRequest { id: u64 },
+    #[error("a path of {len} bytes; the most is 4096")]
+    PathTooLong { len: usize },
+}
+
+/// What other threads see of a session.
+pub struct Session {
+    pub guest: Arc<Guest>,
+    pub link: LinkKind,
+    pub started: jiff::Timestamp,
+    pub driver: Driver,
+    pub outbox: Outbox,
+    /// Requests that wait for their verdict.
+    pub outstanding: AtomicU32,
+    life: Mutex<Life>,
+    /// Verdict events that wait for what the driver made of them.
+    pending: Mutex<HashMap<RequestId, Pending>>,
+    host: Arc<Host>,
+}
+
+/// The driver's last heartbeat and coverage.
+struct Life {
+    heartbeat: Instant,
+    counters: DriverCounters,
+    coverage: Coverage,
+}
+
+impl Session {
+    pub fn new(
+        host: Arc<Host>,
+        guest: Arc<Guest>,
+        link: LinkKind,
+        driver: Driver,
+        outbox: Outbox,
+    ) -> Arc<Self> {
+        let life = Life {
+            heartbeat: Instant::now(),
+            counters: DriverCounters::default(),
+            coverage: Coverage::default(),
+        };
+        Arc::new(Self {
+            guest,
+            link,
+            started: jiff::Timestamp::now(),
+            driver,
+            outbox,
+            outstanding: AtomicU32::new(0),
+            life: Mutex::new(life),
+            pending: Mutex::default(),
+            host,
+        })
+    }
+
+    /// Ends the session; `why` stands in the log.
+    pub fn end(&self, why: &str) {
+        self.outbox.end(why);
+    }
+
+    /// Says what changed since the driver was told these.
+    pub fn catch_up(&self, config: &Arc<Config>, generation: Generation) {
+        let now = self.host.config();
+        if !Arc::ptr_eq(&now, config) {
+            self.outbox.push(&ToGuest::Policy(now.policy.to_proto()));
+        }
+        let current = self.host.pipeline.generations.current();
+        if current != generation {
+            self.outbox.push(&ToGuest::Generation(current));
+        }
+    }
+
+    fn life(&self) -> MutexGuard<'_, Life> {
+        self.life.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The age of the last heartbeat, what it said, and the coverage.
+    pub fn report(&self) -> (Duration, DriverCounters, Coverage) {
+        let life = self.life();
+        (life.heartbeat.elapsed(), life.counters.clone(), life.coverage.clone())
+    }
+
+    fn metrics(&self) -> &Metrics {
+        &self.host.metrics
+    }
+
+    fn heartbeat(&self, beat: &Heartbeat) {
+        let mut life = self.life();
+        life.heartbeat = Instant::now();
+        life.counters = DriverCounters {
+            events: beat.events,
+            passed: beat.passed,
+            remembered: beat.remembered,
+            requests: beat.requests,
+            denied: beat.denied,
+            unscanned: beat.unscanned,
+            overloaded: beat.overloaded,
+            exposed: beat.exposed,
+            outstanding: beat.outstanding,
+            supervised: beat.supervised,
+            memory_kib: beat.memory_kib,
+            cpu_ms: beat.cpu_ms,
+        };
+        drop(life);
+        self.alive();
+    }
+
+    fn alive(&self) {
+        self.guest.watch.lock().unwrap_or_else(PoisonError::into_inner).alive();
+    }
+
+    /// Sends the verdict for a request, once. Comes from any thread; never waits.
+    fn answer(&self, asked: &Asked, hash: Option<ContentHash>, answer: &Answer) {
+        let verdict = answer.finding.verdict();
+        self.metrics().verdicts.count(verdict);
+        self.guest.verdicts.count(verdict);
+        let (kind, decision, detail) = match &answer.finding {
+            Finding::Clean => (VerdictKind::Clean, Some(Decision::Allow), None),
+            Finding::Infected(found) => (
+                VerdictKind::Infected,
+                Some(Decision::Deny),
+                found.first().map(|detection| detection.name.clone()),
+            ),
+            Finding::Error(why) => (VerdictKind::Error, None, Some(why.clone())),
+            Finding::TimedOut(why) => (VerdictKind::TimedOut, None, Some(why.clone())),
+        };
+        if verdict != Verdict::Clean {
+            // Before the verdict goes: the driver may answer at once.
+            self.expect_outcome(asked, hash, answer);
+        }
+        self.outstanding.fetch_sub(1, Relaxed);
+        self.outbox.push(&ToGuest::Verdict(ProtoVerdict {
+            id: asked.id,
+            kind,
+            decision,
+            generation: answer.generation,
+            hash,
+            detail,
+        }));
+    }
+
+    /// Reads what the driver says until the session ends. Runs on the session's own thread.
+    pub fn run(
+        self: &Arc<Self>,
+        socket: &Socket,
+        mut reader: LinkReader,
+        mut decoder: Decoder,
+        region: Arc<OpenRegion>,
+    ) {
+        self.alive();
+        let mut requests = Requests::new(Arc::clone(self), region);
+        let breach = loop {
+            if let Err(breach) = self.handle_all(&mut decoder, &mut requests) {
+                break breach;
+            }
+            // Set again each time: nothing else uses the socket's patience after the handshake.
+            match reader.read(|bytes| decoder.extend(bytes)) {
+                Ok(true) => {}
+                Ok(false) => requests.rest(),
+                Err(error) => break error.into(),
+            }
+        };
+        socket.end();
+        self.host.guest_left(self, &breach);
+        requests.abandon();
+        self.flush_all();
+    }
+
+    /// Prepares the socket for [`Session::run`].
+    pub fn patience() -> Duration {
+        IDLE
+    }
+
+    fn handle_all(&self, decoder: &mut Decoder, requests: &mut Requests) -> Result<(), Breach> {
+        while let Some(payload) = decoder.next_payload()? {
+            // A message of a later version is skipped.
+            let Some(message) = decode::<ToHost>(payload)? else { continue };
+            match message {
+                ToHost::Attach(_) => return Err(Breach::AttachedTwice),
+                ToHost::ScanRequest(request) => requests.begin(request)?,
+                ToHost::Content(content) => requests.go_on(content)?,
+                ToHost::Cancel(id) => requests.cancel(id),
+                ToHost::Heartbeat(beat) => self.heartbeat(&beat),
+                ToHost::Notice(notice) => self.notice(notice),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Host {
+    /// A session is over: says so once, and who ended it.
+    fn guest_left(&self, session: &Arc<Session>, breach: &Breach) {
+        let guest = &session.guest;
+        guest.end_session(session);
+        let reason = match (session.outbox.ended(), breach) {
+            (Some(why), _) => {
+                tracing::warn!(guest = guest.name(), "the session ends: {why}");
+                why
+            }
+            (None, Breach::Read(ReadError::Ended)) => {
+                tracing::info!(guest = guest.name(), "the session ends: {breach}");
+                breach.to_string()
+            }
+            (None, _) => {
+                let why = breach.to_string();
+                guest.complain(&format!("the session ends: {why}"));
+                session.end(&why);
+                why
+            }
+        };
+        // The sending thread must end in every case.
+        session.end(&reason);
+        self.events.emit(Event::new(EventKind::SessionEnded).guest(guest.name()).reason(reason));
+    }
+}

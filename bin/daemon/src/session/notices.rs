@@ -1,0 +1,198 @@
+//! What the driver reports, and the events made of it.
+//!
+//! The event of a verdict other than clean waits a little for the driver's word on what it did with
+//! the access, so that one line tells the whole story.
+
+use super::Session;
+use crate::pipeline::{Answer, Finding};
+use crate::session::requests::Asked;
+use seawall_client::text::{escape, escape_short};
+use seawall_client::{Coverage, Event, EventKind, Uncovered};
+use seawall_proto::{
+    ContentHash, Decision, ExposureReason, FileMetadata, Notice, Operation, Outcome, RequestId,
+};
+use std::collections::HashMap;
+use std::sync::{MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long a verdict's event waits for the driver's word.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Events of one session that wait; more are written without the driver's word.
+const PENDING_MAX: usize = 2048;
+/// File systems that are not watched, kept for one guest.
+const UNCOVERED_MAX: usize = 256;
+/// Characters kept of a text that the driver reports, but for paths.
+const TEXT_MAX: usize = 128;
+
+/// A verdict's event that waits for what the driver made of it.
+pub struct Pending {
+    until: Instant,
+    event: Event,
+}
+
+impl Session {
+    fn pending(&self) -> MutexGuard<'_, HashMap<RequestId, Pending>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Prepares the event of a verdict that is not clean.
+    pub fn expect_outcome(&self, asked: &Asked, hash: Option<ContentHash>, answer: &Answer) {
+        let mut event = self.file_event(EventKind::Verdict, asked.operation, &asked.file);
+        event.verdict = Some(answer.finding.verdict());
+        event.hash = hash.map(|hash| hash.to_string());
+        event.size = Some(asked.size);
+        event.generation = Some(answer.generation.0);
+        event.duration_us =
+            Some(u64::try_from(asked.since.elapsed().as_micros()).unwrap_or(u64::MAX));
+        match &answer.finding {
+            Finding::Clean => {}
+            Finding::Infected(found) => {
+                if let Some(first) = found.first() {
+                    event.detection = Some(escape_short(first.name.as_bytes(), 256));
+                    event.engine = Some(first.engine.clone());
+                }
+            }
+            Finding::Error(why) | Finding::TimedOut(why) => event.reason = Some(why.clone()),
+        }
+        let until = Instant::now() + PATIENCE;
+        let mut pending = self.pending();
+        if pending.len() < PENDING_MAX {
+            pending.insert(asked.id, Pending { until, event });
+        } else {
+            drop(pending);
+            self.host.events.emit(event);
+        }
+    }
+
+    /// Writes the events whose driver has not spoken in time.
+    pub fn flush_pending(&self, now: Instant) {
+        let due: Vec<_> = self.pending().extract_if(|_, waits| waits.until <= now).collect();
+        self.write(due);
+    }
+
+    /// Writes all events that wait.
+    pub fn flush_all(&self) {
+        let all: Vec<_> = self.pending().drain().collect();
+        self.write(all);
+    }
+
+    fn write(&self, mut events: Vec<(RequestId, Pending)>) {
+        events.sort_by_key(|(id, _)| *id);
+        for (_, waited) in events {
+            self.host.events.emit(waited.event);
+        }
+    }
+
+    fn file_event(&self, kind: EventKind, operation: Operation, file: &FileMetadata) -> Event {
+        let mut event = Event::new(kind).guest(self.guest.name());
+        event.path = Some(escape(&file.path));
+        event.path_hex = std::str::from_utf8(&file.path).is_err().then(|| hex(&file.path));
+        event.path_is_true = Some(file.path_is_true);
+        event.operation = Some(operation_name(operation).to_owned());
+        event.pid = (file.pid != 0).then_some(file.pid);
+        event
+    }
+
+    /// The driver reports something.
+    pub fn notice(&self, notice: Notice) {
+        match notice {
+            Notice::Outcome(outcome) => self.outcome(&outcome),
+            Notice::Unscanned { mut file, operation, reason, decision } => {
+                file.path.truncate(4096);
+                let mut event = self.file_event(EventKind::Unscanned, operation, &file);
+                event.decision = Some(decision_name(decision).to_owned());
+                event.size = Some(file.size);
+                event.reason = Some(exposure(reason).to_owned());
+                self.host.events.emit(event);
+            }
+            Notice::Coverage(coverage) => self.coverage(&coverage),
+            Notice::WorkerRestarted { orphans } => {
+                self.guest.complain(&format!(
+                    "the driver's worker died and was restarted; {orphans} accesses were answered by fail mode"
+                ));
+                let mut event = Event::new(EventKind::WorkerRestarted).guest(self.guest.name());
+                event.count = Some(orphans.into());
+                self.host.events.emit(event);
+            }
+        }
+    }
+
+    fn outcome(&self, outcome: &Outcome) {
+        let waited = self.pending().remove(&outcome.id);
+        let mut event = waited.map_or_else(
+            || Event::new(EventKind::Outcome).guest(self.guest.name()),
+            |waited| waited.event,
+        );
+        event.decision = outcome.decision.map(|decision| decision_name(decision).to_owned());
+        event.process = Some(escape_short(&outcome.process, TEXT_MAX));
+        event.uid = outcome.uid;
+        self.host.events.emit(event);
+    }
+
+    fn coverage(&self, said: &seawall_proto::Coverage) {
+        let uncovered = said.uncovered.iter().take(UNCOVERED_MAX).map(|system| Uncovered {
+            mount_point: escape_short(&system.mount_point, 4096),
+            fs_type: escape_short(system.fs_type.as_bytes(), TEXT_MAX),
+            reason: escape_short(system.reason.as_bytes(), TEXT_MAX),
+        });
+        let coverage = Coverage { covered: said.covered, uncovered: uncovered.collect() };
+        let mut life = self.life();
+        if life.coverage == coverage {
+            return;
+        }
+        life.coverage = coverage.clone();
+        drop(life);
+        let mut event = Event::new(EventKind::Coverage).guest(self.guest.name());
+        event.count = Some(said.uncovered.len() as u64);
+        let first: Vec<_> = coverage
+            .uncovered
+            .iter()
+            .take(8)
+            .map(|system| format!("{} ({}): {}", system.mount_point, system.fs_type, system.reason))
+            .collect();
+        event.reason = Some(format!(
+            "{} file systems are watched, {} are not{}{}",
+            coverage.covered,
+            said.uncovered.len(),
+            if first.is_empty() { "" } else { ": " },
+            first.join("; ")
+        ));
+        self.host.events.emit(event);
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+fn operation_name(operation: Operation) -> &'static str {
+    match operation {
+        Operation::Open => "open",
+        Operation::Exec => "exec",
+        Operation::Background => "background",
+    }
+}
+
+fn decision_name(decision: Decision) -> &'static str {
+    match decision {
+        Decision::Allow => "allow",
+        Decision::Deny => "deny",
+    }
+}
+
+fn exposure(reason: ExposureReason) -> &'static str {
+    match reason {
+        ExposureReason::LinkDown => "no session with the host",
+        ExposureReason::Deadline => "the deadline passed",
+        ExposureReason::TooLarge => "larger than the whole-file limit",
+        ExposureReason::HostError => "the host had no verdict",
+        ExposureReason::Overload => "too many accesses were outstanding",
+        ExposureReason::Changing => "the content changed each time it was read",
+        ExposureReason::Unreadable => "the driver could not read the file",
+        ExposureReason::WorkerDied => "the worker that held the access died",
+    }
+}

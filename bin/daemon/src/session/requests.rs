@@ -1,0 +1,278 @@
+//! The open requests of one session: content arrives, is copied once, and gets its verdict.
+//!
+//! Every slot that a message names is copied while that message is handled, so none stays the
+//! host's afterwards. Each request gets exactly one verdict for as long as the session lives.
+
+use super::{Breach, Session};
+use crate::copy::{CopyError, HEAP_MAX, PrivateCopy};
+use crate::pipeline::{Answer, Finding, Request};
+use crate::region::OpenRegion;
+use seawall_engine::Metadata;
+use seawall_engine::host::Lane;
+use seawall_proto::{
+    Content, ContentHash, FileMetadata, Operation, RequestId, ScanRequest, SlotRef, ToGuest,
+};
+use seawall_region::HostRegionError;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+/// Requests that wait for their verdict at the same time.
+const OUTSTANDING_MAX: u32 = 1024;
+/// Linux's PATH_MAX.
+const PATH_MAX: usize = 4096;
+/// Slots are given back after so many, while the rest of a message is copied.
+const GIVE_BACK_EVERY: u32 = 16;
+/// The shortest and longest time that a verdict is worked for.
+const WAIT_MIN: Duration = Duration::from_secs(1);
+const WAIT_MAX: Duration = Duration::from_secs(600);
+
+/// Why a request ends without a scan. The session goes on.
+#[derive(Debug, thiserror::Error)]
+enum Fault {
+    #[error("slot {index} is named twice before it was given back")]
+    Overlap { index: u16 },
+    #[error(transparent)]
+    Region(#[from] HostRegionError),
+    #[error(transparent)]
+    Copy(#[from] CopyError),
+}
+
+/// What was asked, as far as the answer and its event need it.
+pub struct Asked {
+    pub id: RequestId,
+    pub operation: Operation,
+    pub file: FileMetadata,
+    pub since: Instant,
+    /// Bytes copied.
+    pub size: u64,
+}
+
+/// A request whose content has not ended yet.
+struct Open {
+    asked: Asked,
+    until: Instant,
+    copy: PrivateCopy,
+    slots: u32,
+}
+
+pub struct Requests {
+    session: Arc<Session>,
+    region: Arc<OpenRegion>,
+    open: HashMap<RequestId, Open>,
+    highest: Option<RequestId>,
+    /// A buffer to use again.
+    spare: Vec<u8>,
+    scratch: Vec<u8>,
+}
+
+impl Requests {
+    pub fn new(session: Arc<Session>, region: Arc<OpenRegion>) -> Self {
+        let (open, spare, scratch) = Default::default();
+        Self { session, region, open, highest: None, spare, scratch }
+    }
+
+    /// A file access waits for a verdict.
+    pub fn begin(&mut self, request: ScanRequest) -> Result<(), Breach> {
+        let ScanRequest { id, operation, deadline_ms, file, slots, last } = request;
+        if let Some(highest) = self.highest.filter(|highest| id <= *highest) {
+            return Err(Breach::Order { id: id.0, highest: highest.0 });
+        }
+        if file.path.len() > PATH_MAX {
+            return Err(Breach::PathTooLong { len: file.path.len() });
+        }
+        self.highest = Some(id);
+        self.session.metrics().requests.fetch_add(1, Relaxed);
+        self.session.guest.requests.fetch_add(1, Relaxed);
+        let now = Instant::now();
+        let open = Open {
+            copy: self.new_copy(operation, file.size),
+            asked: Asked { id, operation, file, since: now, size: 0 },
+            until: now + Duration::from_millis(deadline_ms.into()).clamp(WAIT_MIN, WAIT_MAX),
+            slots: 0,
+        };
+        if self.session.outstanding.fetch_add(1, Relaxed) >= OUTSTANDING_MAX {
+            let why = format!("more than {OUTSTANDING_MAX} requests wait for their verdict");
+            self.refuse(open, &why);
+            return Ok(());
+        }
+        self.take(open, &slots, last);
+        Ok(())
+    }
+
+    /// On access a file has the whole-file limit; what nobody waits for may be as long as announced.
+    fn new_copy(&mut self, operation: Operation, announced: u64) -> PrivateCopy {
+        let usual = self.session.host.config().policy.whole_file_limit();
+        let limit = match operation {
+            Operation::Open | Operation::Exec => usual,
+            Operation::Background => usual.max(announced),
+        };
+        let share = Arc::clone(&self.session.guest.share);
+        PrivateCopy::new(share, limit, usual, std::mem::take(&mut self.spare))
+    }
+
+    /// More content of an open request. One that this side has ended already, or that the driver
+    /// cancelled, may still have content on the way: its slots came back with the verdict.
+    pub fn go_on(&mut self, content: Content) -> Result<(), Breach> {
+        let Content { id, slots, last } = content;
+        if let Some(open) = self.open.remove(&id) {
+            self.take(open, &slots, last);
+            return Ok(());
+        }
+        if self.highest.is_none_or(|highest| id > highest) {
+            return Err(Breach::UnknownRequest { id: id.0 });
+        }
+        Ok(())
+    }
+
+    /// The driver waits no longer. What is being scanned is scanned to the end, for the next one.
+    pub fn cancel(&mut self, id: RequestId) {
+        if let Some(open) = self.open.remove(&id) {
+            self.refuse(open, "the driver cancelled the request");
+        }
+    }
+
+    /// Copies what a message brought, and ends the request where the content ends.
+    fn take(&mut self, mut open: Open, slots: &[SlotRef], last: bool) {
+        match self.copy(&mut open, slots, last) {
+            Err(fault) => {
+                // A budget that is used up is no fault of the driver's.
+                if !matches!(fault, Fault::Copy(_)) {
+                    self.session.guest.complain(&format!("a request ends: {fault}"));
+                }
+                self.refuse(open, &fault.to_string());
+            }
+            Ok(()) if last => self.complete(open),
+            Ok(()) => {
+                self.session.outbox.push(&ToGuest::Copied { id: open.asked.id, slots: open.slots });
+                self.open.insert(open.asked.id, open);
+            }
+        }
+    }
+
+    fn copy(&mut self, open: &mut Open, slots: &[SlotRef], last: bool) -> Result<(), Fault> {
+        let mut named = Bitmap::default();
+        for (nth, slot) in (1_u32..).zip(slots) {
+            if !named.insert(slot.index) {
+                return Err(Fault::Overlap { index: slot.index });
+            }
+            let len = slot.len as usize;
+            // Checked before room is made for it.
+            self.region.slots.geometry().offset(*slot).map_err(HostRegionError::from)?;
+            open.copy.append(len, &mut self.scratch, |to| {
+                self.region.slots.copy_slot(*slot, to).map_err(Fault::from)
+            })?;
+            open.slots += 1;
+            if !last && nth % GIVE_BACK_EVERY == 0 {
+                self.session.outbox.push(&ToGuest::Copied { id: open.asked.id, slots: open.slots });
+            }
+            self.session.metrics().bytes_copied.fetch_add(u64::from(slot.len), Relaxed);
+        }
+        Ok(())
+    }
+
+    /// The content is whole: known, or given to the pipeline.
+    fn complete(&mut self, open: Open) {
+        let Open { mut asked, until, copy, slots } = open;
+        asked.size = copy.len();
+        let hash = copy.hash();
+        if let Some(answer) = self.session.host.pipeline.lookup(hash) {
+            self.session.answer(&asked, Some(hash), &answer);
+            self.keep(copy.into_spare());
+            return;
+        }
+        if slots > 0 {
+            self.session.outbox.push(&ToGuest::Copied { id: asked.id, slots });
+        }
+        let (operation, lane) = match asked.operation {
+            Operation::Open => (seawall_engine::Operation::Open, Lane::OnAccess),
+            Operation::Exec => (seawall_engine::Operation::Exec, Lane::OnAccess),
+            Operation::Background => (seawall_engine::Operation::Rescan, Lane::OnDemand),
+        };
+        // No path: the verdict is remembered for the content, whatever any guest calls it, so no
+        // engine may be moved by a name that a guest made up.
+        let meta = Metadata {
+            path: Vec::new(),
+            guest: self.session.guest.name().to_owned(),
+            operation,
+            size: asked.size,
+        };
+        let session = Arc::clone(&self.session);
+        let reply = move |answer: Answer| session.answer(&asked, Some(hash), &answer);
+        self.session.host.pipeline.scan(Request {
+            hash,
+            copy,
+            meta,
+            lane,
+            until,
+            reply: Box::new(reply),
+        });
+    }
+
+    /// Ends a request without a scan.
+    fn refuse(&mut self, open: Open, why: &str) {
+        let Open { mut asked, copy, .. } = open;
+        asked.size = copy.len();
+        let answer = Answer {
+            finding: Finding::Error(why.to_owned()),
+            generation: self.session.host.pipeline.generations.current(),
+            cached: false,
+            engines: Arc::default(),
+        };
+        self.session.answer(&asked, None::<ContentHash>, &answer);
+        self.keep(copy.into_spare());
+    }
+
+    fn keep(&mut self, spare: Vec<u8>) {
+        if spare.capacity() <= HEAP_MAX && spare.capacity() > self.spare.capacity() {
+            self.spare = spare;
+        }
+    }
+
+    /// Nothing came for a while: gives memory back.
+    pub fn rest(&mut self) {
+        self.spare = Vec::new();
+        self.scratch = Vec::new();
+    }
+
+    /// The session is over: gives up what has not ended.
+    pub fn abandon(mut self) {
+        for (_, open) in self.open.drain() {
+            self.session.outstanding.fetch_sub(1, Relaxed);
+            drop(open);
+        }
+    }
+}
+
+/// Which slot numbers were named.
+#[derive(Default)]
+struct Bitmap(Vec<u64>);
+
+impl Bitmap {
+    /// Whether `index` is new.
+    fn insert(&mut self, index: u16) -> bool {
+        let (word, bit) = (usize::from(index / 64), 1_u64 << (index % 64));
+        if self.0.len() <= word {
+            self.0.resize(word + 1, 0);
+        }
+        let is_new = self.0[word] & bit == 0;
+        self.0[word] |= bit;
+        is_new
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_number_is_new_once() {
+        let mut named = Bitmap::default();
+        for index in [0, 63, 64, u16::MAX] {
+            assert!(named.insert(index));
+            assert!(!named.insert(index));
+        }
+        assert!(named.insert(1));
+    }
+}

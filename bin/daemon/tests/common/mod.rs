@@ -1,0 +1,457 @@
+//! A real service with real engines, and a driver that does as the test tells it, right or wrong.
+
+#![allow(dead_code)] // Each test file uses a part.
+
+use seawall_client::{Client, Event, EventKind, Guest, ScanReport, Status};
+use seawall_proto::frame::{Decoder, Message, decode, encode};
+use seawall_proto::{
+    Attach, Attached, FileMetadata, Heartbeat, Hello, Operation, Proof, RegionId, RequestId,
+    ScanRequest, SlotRef, ToGuest, ToHost, Verdict,
+};
+use seawall_region::{GuestRegion, Slot};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// No wait in a test is longer.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+const REGION_LEN: u64 = 1 << 20;
+
+/// The EICAR test file, joined at run time so that no scanner finds it here.
+pub fn eicar() -> Vec<u8> {
+    let halves = [r"X5O!P%@AP[4\PZX54(P^)7CC)7}$EICAR-STANDARD-", "ANTIVIRUS-TEST-FILE!$H+H*"];
+    halves.concat().into_bytes()
+}
+
+/// Waits until `what` gives something.
+pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < until, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A program that another package builds: beside this test's own ones, or in a folder named by
+/// SEAWALL_BIN_DIR.
+pub fn program(name: &str) -> PathBuf {
+    let own = Path::new(env!("CARGO_BIN_EXE_seawalld")).parent().expect("it lies in a folder");
+    let named = std::env::var_os("SEAWALL_BIN_DIR").map(PathBuf::from);
+    let found = named.iter().map(PathBuf::as_path).chain([own]).map(|folder| folder.join(name));
+    found.into_iter().find(|path| path.exists()).unwrap_or_else(|| {
+        panic!(
+            "{name} is not built: run `cargo build --release -p {name}` with the same target folder \
+             ({}), or set SEAWALL_BIN_DIR",
+            own.display()
+        )
+    })
+}
+
+/// What a test wants of the service's configuration.
+pub struct Setup {
+    pub guests: Vec<&'static str>,
+    pub engine: Engine,
+    pub more: String,
+    pub tcp: bool,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+pub enum Engine {
+    Yara,
+    Fault,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self { guests: vec!["g1", "g2"], engine: Engine::Fault, more: String::new(), tcp: false }
+    }
+}
+
+/// A running service in a folder of its own.
+pub struct Service {
+    pub folder: tempfile::TempDir,
+    pub setup: Setup,
+    pub port: u16,
+    child: Child,
+    log: Arc<Mutex<String>>,
+}
+
+impl Service {
+    pub fn start(setup: Setup) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::create_dir(folder.path().join("rules")).expect("a folder");
+        let eicar = String::from_utf8(eicar()).expect("it is ASCII").replace('\\', "\\\\");
+        std::fs::write(
+            folder.path().join("rules/eicar.yar"),
+            format!("rule Eicar {{ strings: $a = \"{eicar}\" condition: $a }}\n"),
+        )
+        .expect("rules");
+        for guest in &setup.guests {
+            new_region(&folder.path().join(format!("{guest}.region")));
+        }
+        let port = free_port();
+        let log = Arc::new(Mutex::new(String::new()));
+        let child = spawn(folder.path(), &setup, port, &log);
+        let service = Self { folder, setup, port, child, log };
+        service.wait_ready();
+        service
+    }
+
+    /// Waits until the service answers and its engine is ready.
+    pub fn wait_ready(&self) {
+        wait_for("the service to be ready", || {
+            let status = self.try_status()?;
+            let ready = |engine: &seawall_client::Engine| {
+                engine.state == seawall_client::EngineState::Ready
+            };
+            status.engines.iter().all(ready).then_some(())
+        });
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn signal(&self, name: &str) {
+        let done =
+            Command::new("kill").arg(format!("-{name}")).arg(self.pid().to_string()).status();
+        assert!(done.expect("kill runs").success());
+    }
+
+    /// Ends the service with a signal and starts it anew in the same folder.
+    pub fn restart(&mut self, signal: &str) {
+        self.signal(signal);
+        self.child.wait().expect("it is our child");
+        self.child = spawn(self.folder.path(), &self.setup, self.port, &self.log);
+        self.wait_ready();
+    }
+
+    pub fn wait_end(&mut self) -> std::process::ExitStatus {
+        wait_for("the service to end", || self.child.try_wait().expect("it is our child"))
+    }
+
+    /// Writes the configuration of `self.setup` again.
+    pub fn configure(&self) {
+        write_config(self.folder.path(), &self.setup, self.port);
+    }
+
+    pub fn log(&self) -> String {
+        self.log.lock().expect("nobody panicked with it").clone()
+    }
+
+    pub fn wait_log(&self, text: &str) {
+        let until = Instant::now() + PATIENCE;
+        while !self.log().contains(text) {
+            assert!(Instant::now() < until, "no `{text}` in the log:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn client(&self) -> Client {
+        Client::new(self.path("api.sock"))
+    }
+
+    pub fn try_status(&self) -> Option<Status> {
+        block_on(self.client().status()).ok()
+    }
+
+    pub fn status(&self) -> Status {
+        block_on(self.client().status()).expect("the service answers")
+    }
+
+    pub fn guest(&self, name: &str) -> Guest {
+        let guests = block_on(self.client().guests()).expect("the service answers");
+        guests.into_iter().find(|guest| guest.name == name).expect("it is configured")
+    }
+
+    pub fn scan(&self, name: &str, content: &[u8]) -> ScanReport {
+        let body = http_body_util::Full::new(bytes::Bytes::copy_from_slice(content));
+        block_on(self.client().scan(name, body)).expect("the service answers")
+    }
+
+    pub fn events(&self) -> Vec<Event> {
+        let text = std::fs::read_to_string(self.path("events.jsonl")).unwrap_or_default();
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    pub fn wait_event(&self, kind: EventKind, guest: &str) -> Event {
+        wait_for(&format!("a {kind:?} event of {guest}"), || {
+            let is_it = |event: &Event| event.kind == kind && event.guest.as_deref() == Some(guest);
+            self.events().into_iter().find(is_it)
+        })
+    }
+
+    /// Puts a new region file in place of a guest's.
+    pub fn renew_region(&self, guest: &str) {
+        let new = self.path("new");
+        new_region(&new);
+        std::fs::rename(new, self.path(&format!("{guest}.region"))).expect("same folder");
+    }
+
+    /// A driver of `guest` that has a session.
+    pub fn driver(&self, guest: &str) -> Driver {
+        self.try_driver(guest).unwrap_or_else(|refused| panic!("refused: {refused:?}"))
+    }
+
+    pub fn try_driver(&self, guest: &str) -> Result<Driver, ToGuest> {
+        let mut connection = self.connect(guest);
+        let region = self.region(guest);
+        let header = region.header().expect("the service wrote it");
+        match connection.attach(&header.key.0, header.region) {
+            ToGuest::Attached(attached) => Ok(Driver {
+                connection,
+                region,
+                attached,
+                next_id: 1,
+                copied: Vec::new(),
+                said: Vec::new(),
+            }),
+            other => Err(other),
+        }
+    }
+
+    pub fn region(&self, guest: &str) -> GuestRegion {
+        GuestRegion::open_file(&self.path(&format!("{guest}.region"))).expect("it is there")
+    }
+
+    /// A connection of `guest` on which nothing was said.
+    pub fn connect(&self, guest: &str) -> Connection {
+        let path = self.path(&format!("{guest}.sock"));
+        let stream = wait_for("the guest's socket", || UnixStream::connect(&path).ok());
+        stream.set_read_timeout(Some(PATIENCE)).expect("it is open");
+        Connection { stream: Box::new(stream), decoder: Decoder::new() }
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- the service's log\n{}", self.log());
+        }
+    }
+}
+
+/// A region of the given file name, as QEMU makes it.
+fn new_region(path: &Path) {
+    File::create(path).and_then(|file| file.set_len(REGION_LEN)).expect("a region file");
+}
+
+pub fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("it is bound").port()
+}
+
+pub fn block_on<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime")
+        .block_on(work)
+}
+
+fn write_config(folder: &Path, setup: &Setup, port: u16) -> PathBuf {
+    let dir = folder.display();
+    let mut text = format!(
+        "[service]\napi_socket = \"{dir}/api.sock\"\nstate_dir = \"{dir}/state\"\n\
+         events_file = \"{dir}/events.jsonl\"\n"
+    );
+    if setup.tcp {
+        text += &format!("tcp_listen = \"127.0.0.1:{port}\"\n");
+    }
+    text += &setup.more;
+    let command = match setup.engine {
+        Engine::Yara => {
+            let program = program("seawall-engine-yara");
+            format!("[\"{}\", \"--rules\", \"{dir}/rules\"]", program.display())
+        }
+        Engine::Fault => format!("[\"{}\"]", program("seawall-engine-fault").display()),
+    };
+    text += &format!("\n[[engine]]\nname = \"first\"\ncommand = {command}\nmemory_mib = 1024\n");
+    if setup.engine == Engine::Fault {
+        text += "scan_timeout_ms = 3000\n";
+    }
+    for guest in &setup.guests {
+        text += &format!(
+            "\n[[guest]]\nname = \"{guest}\"\nregion = \"{dir}/{guest}.region\"\n\
+             socket = \"{dir}/{guest}.sock\"\n"
+        );
+    }
+    let path = folder.join("seawalld.toml");
+    std::fs::write(&path, text).expect("the folder is ours");
+    path
+}
+
+fn spawn(folder: &Path, setup: &Setup, port: u16, log: &Arc<Mutex<String>>) -> Child {
+    let config = write_config(folder, setup, port);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_seawalld"))
+        .arg("--config")
+        .arg(config)
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("seawalld runs");
+    let mut stderr = child.stderr.take().expect("it is piped");
+    let log = Arc::clone(log);
+    std::thread::spawn(move || {
+        let mut bytes = [0; 4096];
+        while let Ok(len @ 1..) = stderr.read(&mut bytes) {
+            log.lock().expect("no panic").push_str(&String::from_utf8_lossy(&bytes[..len]));
+        }
+    });
+    child
+}
+
+pub trait Stream: Read + Write + Send {}
+impl<T: Read + Write + Send> Stream for T {}
+
+/// One end of a link on which a test can say anything.
+pub struct Connection {
+    pub stream: Box<dyn Stream>,
+    pub decoder: Decoder,
+}
+
+impl Connection {
+    /// Exchanges hellos and sends an attach message that proves `key`.
+    pub fn attach(&mut self, key: &[u8; 32], region: RegionId) -> ToGuest {
+        let peer = self.hello(&Hello::new([7; 32]));
+        let key = seawall_proto::Key(*key);
+        self.say(&ToHost::Attach(Attach {
+            proof: Proof::new(&key, &peer.nonce, &[7; 32]),
+            region,
+            driver_version: "test".into(),
+            kernel: "6.1\x1b[2J".into(),
+            boot_id: "b".into(),
+        }));
+        self.hear().expect("an answer to the attach message")
+    }
+
+    pub fn hello(&mut self, ours: &Hello) -> Hello {
+        self.raw(&ours.to_bytes());
+        let mut theirs = [0; Hello::LEN];
+        self.stream.read_exact(&mut theirs).expect("a hello");
+        Hello::parse(&theirs).expect("a hello")
+    }
+
+    pub fn raw(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).expect("the connection stands");
+    }
+
+    pub fn say(&mut self, message: &impl Message) {
+        let mut wire = Vec::new();
+        encode(message, &mut wire).expect("it is short");
+        self.raw(&wire);
+    }
+
+    /// The next message; `None` when the service has ended the connection.
+    pub fn hear(&mut self) -> Option<ToGuest> {
+        loop {
+            if let Some(payload) = self.decoder.next_payload().expect("frames") {
+                return Some(decode(payload).expect("a message").expect("one of this version"));
+            }
+            let mut bytes = [0; 4096];
+            match self.stream.read(&mut bytes) {
+                Ok(0) => return None,
+                Ok(len) => self.decoder.extend(&bytes[..len]),
+                Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return None,
+                Err(error) => panic!("the service neither speaks nor ends: {error}"),
+            }
+        }
+    }
+
+    /// Whatever comes until the service ends the connection.
+    pub fn hear_the_end(&mut self) -> Vec<ToGuest> {
+        std::iter::from_fn(|| self.hear()).collect()
+    }
+}
+
+/// A driver with a session.
+pub struct Driver {
+    pub connection: Connection,
+    pub region: GuestRegion,
+    pub attached: Attached,
+    pub next_id: u64,
+    /// Copied messages so far.
+    pub copied: Vec<(RequestId, u32)>,
+    /// Other messages that came while a verdict was waited for.
+    pub said: Vec<ToGuest>,
+}
+
+impl Driver {
+    /// Puts content into slots.
+    pub fn fill(&self, content: &[u8]) -> (Vec<Slot>, Vec<SlotRef>) {
+        let mut file = tempfile::tempfile().expect("a file");
+        file.write_all(content).expect("room");
+        let (mut slots, mut refs, mut at) = (Vec::new(), Vec::new(), 0);
+        while at < content.len() as u64 {
+            let mut slot = self.region.take_slot().expect("a free slot");
+            let len = slot.fill(&file, at).expect("it is readable");
+            refs.push(SlotRef { index: slot.index(), len });
+            at += u64::from(len);
+            slots.push(slot);
+        }
+        self.region.publish();
+        (slots, refs)
+    }
+
+    pub fn request(&mut self, slots: Vec<SlotRef>, last: bool) -> ScanRequest {
+        let id = RequestId(self.next_id);
+        self.next_id += 1;
+        ScanRequest {
+            id,
+            operation: Operation::Open,
+            deadline_ms: 10_000,
+            file: FileMetadata {
+                path: serde_bytes::ByteBuf::from(b"/data/\x1b[2Jfile\xff".to_vec()),
+                path_is_true: true,
+                inode: (1, 2),
+                size: slots.iter().map(|slot| u64::from(slot.len)).sum(),
+                pid: 77,
+            },
+            slots,
+            last,
+        }
+    }
+
+    pub fn say(&mut self, message: ToHost) {
+        self.connection.say(&message);
+    }
+
+    /// Asks for a verdict on `content` and waits for it.
+    pub fn scan(&mut self, content: &[u8]) -> Verdict {
+        let (slots, refs) = self.fill(content);
+        let request = self.request(refs, true);
+        let id = request.id;
+        self.say(ToHost::ScanRequest(request));
+        let verdict = self.verdict(id);
+        drop(slots);
+        verdict
+    }
+
+    /// Waits for the verdict on one request.
+    pub fn verdict(&mut self, id: RequestId) -> Verdict {
+        loop {
+            match self.connection.hear().expect("the session stands") {
+                ToGuest::Verdict(verdict) if verdict.id == id => return verdict,
+                ToGuest::Copied { id, slots } => self.copied.push((id, slots)),
+                other => self.said.push(other),
+            }
+        }
+    }
+
+    pub fn heartbeat(&mut self) {
+        self.say(ToHost::Heartbeat(Heartbeat { events: 5, ..Heartbeat::default() }));
+    }
+}

@@ -1,0 +1,231 @@
+//! Asks the service over its unix socket: HTTP/1.1, one connection for each request.
+
+use crate::types::{Fault, Guest, Reload, ScanReport, Status};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty, combinators::BoxBody};
+use hyper::body::{Body, Incoming};
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use std::io;
+use std::path::{Path, PathBuf};
+use tokio::net::UnixStream;
+
+/// The longest answer that is not a stream, in bytes.
+const ANSWER_MAX: usize = 64 << 20;
+/// The longest event line, in bytes.
+const LINE_MAX: usize = 1 << 20;
+
+/// Why the service gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens there, or not for this user.
+    #[error("the service cannot be reached at {}: {reason}", socket.display())]
+    Unreachable {
+        /// The service's socket.
+        socket: PathBuf,
+        /// What the system says.
+        reason: io::Error,
+    },
+    /// The connection ended in the middle.
+    #[error("the connection to the service broke: {0}")]
+    Broken(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The service refused the request.
+    #[error("{}", .0.message)]
+    Refused(Fault),
+    /// The answer is not what this build expects.
+    #[error("the service's answer is not understood ({status}): {reason}")]
+    Answer {
+        /// The HTTP status.
+        status: u16,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+fn broken(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ClientError {
+    ClientError::Broken(error.into())
+}
+
+/// The service's REST interface, version 1.
+#[derive(Debug, Clone)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+impl Client {
+    /// A client of the service that listens on `socket`. Connects at each request.
+    #[must_use]
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self { socket: socket.into() }
+    }
+
+    /// The service's socket.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// How the service is.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn status(&self) -> Result<Status, ClientError> {
+        self.get("/v1/status").await
+    }
+
+    /// All configured guests.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn guests(&self) -> Result<Vec<Guest>, ClientError> {
+        self.get("/v1/guests").await
+    }
+
+    /// The last `limit` events; with `follow`, also those that come.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn events(&self, limit: usize, follow: bool) -> Result<Lines, ClientError> {
+        let path = format!("/v1/events?limit={limit}&follow={follow}");
+        let answer = self.send(Method::GET, &path, Empty::new()).await?;
+        Ok(Lines { body: answer.into_body(), pending: Vec::new() })
+    }
+
+    /// Scans `content`; `name` is for the report and the engines' hints.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn scan<B>(&self, name: &str, content: B) -> Result<ScanReport, ClientError>
+    where
+        B: Body<Data = Bytes> + Send + Sync + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + std::error::Error + Send + Sync,
+    {
+        let path = format!("/v1/scan?name={}", encode_query(name));
+        read(self.send(Method::POST, &path, content).await?).await
+    }
+
+    /// Has the service read its configuration and its engines' signatures again.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn reload(&self) -> Result<Reload, ClientError> {
+        read(self.send(Method::POST, "/v1/reload", Empty::new()).await?).await
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        read(self.send(Method::GET, path, Empty::new()).await?).await
+    }
+
+    async fn send<B>(
+        &self,
+        method: Method,
+        path: &str,
+        body: B,
+    ) -> Result<Response<Incoming>, ClientError>
+    where
+        B: Body<Data = Bytes> + Send + Sync + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + std::error::Error + Send + Sync,
+    {
+        let stream = UnixStream::connect(&self.socket)
+            .await
+            .map_err(|reason| ClientError::Unreachable { socket: self.socket.clone(), reason })?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        tokio::spawn(connection);
+        let body: BoxBody<Bytes, B::Error> = BoxBody::new(body);
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "seawalld")
+            .body(body)
+            .map_err(broken)?;
+        let answer = sender.send_request(request).await.map_err(broken)?;
+        if answer.status().is_success() { Ok(answer) } else { Err(fault(answer).await) }
+    }
+}
+
+async fn fault(answer: Response<Incoming>) -> ClientError {
+    let status = answer.status();
+    let body = match collect(answer.into_body()).await {
+        Ok(body) => body,
+        Err(error) => return error,
+    };
+    match serde_json::from_slice(&body) {
+        Ok(fault) => ClientError::Refused(fault),
+        Err(_) => ClientError::Answer {
+            status: status.as_u16(),
+            reason: crate::text::escape_short(&body, 200),
+        },
+    }
+}
+
+async fn read<T: DeserializeOwned>(answer: Response<Incoming>) -> Result<T, ClientError> {
+    let body = collect(answer.into_body()).await?;
+    serde_json::from_slice(&body).map_err(|error| ClientError::Answer {
+        status: StatusCode::OK.as_u16(),
+        reason: error.to_string(),
+    })
+}
+
+async fn collect(body: Incoming) -> Result<Bytes, ClientError> {
+    let limited = http_body_util::Limited::new(body, ANSWER_MAX);
+    Ok(limited.collect().await.map_err(broken)?.to_bytes())
+}
+
+/// Event lines as they arrive; each is one JSON object ([`Event`](crate::Event)).
+#[derive(Debug)]
+pub struct Lines {
+    body: Incoming,
+    pending: Vec<u8>,
+}
+
+impl Lines {
+    /// The next line, without its end; `None` after the last one.
+    ///
+    /// # Errors
+    /// [`ClientError::Broken`].
+    pub async fn next(&mut self) -> Result<Option<String>, ClientError> {
+        loop {
+            if let Some(end) = self.pending.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.pending.drain(..=end).take(end).collect();
+                return String::from_utf8(line).map(Some).map_err(broken);
+            }
+            if self.pending.len() > LINE_MAX {
+                return Err(broken("an event line without an end"));
+            }
+            match self.body.frame().await {
+                Some(frame) => {
+                    if let Ok(data) = frame.map_err(broken)?.into_data() {
+                        self.pending.extend_from_slice(&data);
+                    }
+                }
+                None => return Ok(None),
+            }
+        }
+    }
+}
+
+/// Percent-encodes a query value (RFC 3986, section 2.3: everything but unreserved characters).
+fn encode_query(value: &str) -> String {
+    use std::fmt::Write;
+    let mut out = String::with_capacity(value.len());
+    for byte in value.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            let _ = write!(out, "%{byte:02X}");
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_travel_in_a_query() {
+        assert_eq!(encode_query("a b&c=ü/~"), "a%20b%26c%3D%C3%BC%2F~");
+    }
+}

@@ -1,0 +1,179 @@
+//! One line of the event log.
+//!
+//! Names and meanings of the fields are stable: programs read them. A field that does not apply is
+//! left out. Strings that came from a guest are escaped ([`text::escape`](crate::text::escape)).
+
+use crate::types::Verdict;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// What an event tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EventKind {
+    /// A request ended with another verdict than clean.
+    Verdict,
+    /// A driver reported what it did with a request whose verdict event was already written.
+    Outcome,
+    /// An access was answered without a verdict, by fail mode.
+    Unscanned,
+    /// Which file systems of a guest are watched changed.
+    Coverage,
+    /// A guest's supervisor started a new worker after the last one died.
+    WorkerRestarted,
+    /// A guest's driver opened a session.
+    SessionStarted,
+    /// A guest's session ended.
+    SessionEnded,
+    /// No sign of life from a guest's driver for longer than allowed.
+    GuestUnprotected,
+    /// The driver of an unprotected guest is back.
+    GuestProtected,
+    /// An engine takes scans with the signatures named.
+    EngineReady,
+    /// An engine's process ended and is started again.
+    EngineRestarting,
+    /// An engine cannot run.
+    EngineFailed,
+    /// New signatures were refused; the last good set stays in use.
+    SignaturesRefused,
+    /// The service started.
+    ServiceStarted,
+    /// The service ended in good order.
+    ServiceStopped,
+    /// The configuration was read again.
+    ConfigReloaded,
+    /// The configuration could not be read again; the running one stays.
+    ConfigRefused,
+    /// Events were left out: the queue was full, or a guest caused too many.
+    EventsDropped,
+    /// A kind that this build does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+/// One event.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Event {
+    /// When, in UTC with milliseconds (RFC 3339).
+    pub time: String,
+    /// What happened.
+    pub kind: EventKind,
+    /// The guest concerned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest: Option<String>,
+    /// The file's path as the guest says, escaped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// The same path's bytes in hexadecimal, where they are not UTF-8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_hex: Option<String>,
+    /// Whether the driver could open the file by that path; a false path may be made up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_is_true: Option<bool>,
+    /// What the process wanted: `open`, `exec` or `background`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operation: Option<String>,
+    /// What the process got: `allow` or `deny`; left out where nobody waited or it is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decision: Option<String>,
+    /// What the host found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<Verdict>,
+    /// The first detection's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detection: Option<String>,
+    /// The engine concerned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<String>,
+    /// BLAKE3 of the content that was scanned, in hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hash: Option<String>,
+    /// The content's size in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+    /// The name of the process that waited, escaped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<String>,
+    /// Its process id in the guest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// Its real user id in the guest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// From the request's arrival to its verdict, in microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duration_us: Option<u64>,
+    /// How many: events dropped, accesses answered in a dead worker's place, file systems not
+    /// watched, rules loaded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count: Option<u64>,
+    /// The generation of engines and signatures.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u64>,
+    /// Why, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+impl Event {
+    /// An event with nothing but its kind. The writer of the log sets the time.
+    #[must_use]
+    pub fn new(kind: EventKind) -> Self {
+        Self {
+            time: String::new(),
+            kind,
+            guest: None,
+            path: None,
+            path_hex: None,
+            path_is_true: None,
+            operation: None,
+            decision: None,
+            verdict: None,
+            detection: None,
+            engine: None,
+            hash: None,
+            size: None,
+            process: None,
+            pid: None,
+            uid: None,
+            duration_us: None,
+            count: None,
+            generation: None,
+            reason: None,
+        }
+    }
+
+    /// The same event about a guest.
+    #[must_use]
+    pub fn guest(mut self, name: &str) -> Self {
+        self.guest = Some(name.to_owned());
+        self
+    }
+
+    /// The same event with a reason.
+    #[must_use]
+    pub fn reason(mut self, reason: impl Into<String>) -> Self {
+        self.reason = Some(reason.into());
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_of_a_later_service_is_read() {
+        let line = r#"{"time":"2026-11-23T10:00:00.000Z","kind":"from_the_future","x":1}"#;
+        let event: Event = serde_json::from_str(line).unwrap();
+        assert_eq!(event.kind, EventKind::Unknown);
+    }
+
+    #[test]
+    fn what_does_not_apply_is_left_out() {
+        let event = Event::new(EventKind::GuestProtected).guest("g1");
+        let line = serde_json::to_string(&event).unwrap();
+        assert_eq!(line, r#"{"time":"","kind":"guest_protected","guest":"g1"}"#);
+    }
+}

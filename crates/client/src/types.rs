@@ -1,0 +1,394 @@
+//! What the service answers. Durations and sizes carry their unit in the name.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// What was found in a content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// Every engine looked at all of it and found nothing.
+    Clean,
+    /// At least one engine found malware.
+    Infected,
+    /// No engine could say.
+    Error,
+    /// The scan took longer than it may.
+    TimedOut,
+}
+
+/// How the service as a whole is.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Status {
+    /// The service's version.
+    pub version: String,
+    /// Whether every engine runs, every guest that was seen is protected, and nothing was dropped.
+    pub healthy: bool,
+    /// What is not as it should be, for people; empty when `healthy`.
+    pub problems: Vec<String>,
+    /// When the service started (RFC 3339, UTC).
+    pub started: String,
+    /// Counts changes of engines and signatures.
+    pub generation: u64,
+    /// The engines, in the order in which they scan.
+    pub engines: Vec<Engine>,
+    /// How many guests are in each state.
+    pub guests: GuestCounts,
+    /// What was done since the start.
+    pub counters: Counters,
+    /// Verdicts in the cache now.
+    pub cached_verdicts: u64,
+    /// Copies of guests' content that wait for their scan.
+    pub private_copies: PrivateCopies,
+    /// What the service itself costs, without its engines.
+    pub resources: Resources,
+}
+
+/// How many guests are in each state.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GuestCounts {
+    /// Sessions with a heartbeat.
+    pub protected: u32,
+    /// Silent, but not for long enough for the alarm.
+    pub silent: u32,
+    /// Silent for longer than allowed.
+    pub unprotected: u32,
+    /// No driver since the service started.
+    pub never_seen: u32,
+}
+
+/// What a process costs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Resources {
+    /// Resident memory in KiB.
+    pub resident_kib: u64,
+    /// CPU time used in milliseconds.
+    pub cpu_ms: u64,
+    /// Threads.
+    pub threads: u32,
+}
+
+/// The memory for private copies.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PrivateCopies {
+    /// Bytes in memory now.
+    pub memory_bytes: u64,
+    /// At most so many bytes are in memory.
+    pub memory_limit_bytes: u64,
+    /// Bytes in unlinked files now.
+    pub spooled_bytes: u64,
+}
+
+/// What was done since the service started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Counters {
+    /// Requests from guests.
+    pub requests: u64,
+    /// Bytes copied out of regions.
+    pub bytes_copied: u64,
+    /// Contents given to the engines.
+    pub scans: u64,
+    /// Requests answered by the verdict cache.
+    pub cache_hits: u64,
+    /// Requests that waited for another's scan of the same content.
+    pub joined: u64,
+    /// Verdicts by kind.
+    pub verdicts: VerdictCounts,
+    /// Events that were left out.
+    pub events_dropped: u64,
+}
+
+/// Verdicts by kind.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VerdictCounts {
+    /// Clean.
+    pub clean: u64,
+    /// Infected.
+    pub infected: u64,
+    /// Error.
+    pub error: u64,
+    /// Timed out.
+    pub timed_out: u64,
+}
+
+/// What an engine does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EngineState {
+    /// It loads its signatures.
+    Starting,
+    /// It takes scans.
+    Ready,
+    /// Its process ended; a new one is being started.
+    Restarting,
+    /// It cannot run; it is tried again.
+    Failed,
+}
+
+/// One engine.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Engine {
+    /// Its name in the configuration.
+    pub name: String,
+    /// What it does.
+    pub state: EngineState,
+    /// Why, where it is not ready.
+    pub reason: Option<String>,
+    /// What it says of itself: program and version.
+    pub version: Option<String>,
+    /// Digest of its signature set, in hexadecimal.
+    pub signatures: Option<String>,
+    /// Rules or signatures loaded.
+    pub rules: Option<u32>,
+    /// What its signature files say about themselves: broken and doubtful rules.
+    pub diagnostics: Vec<Diagnostic>,
+    /// Why the last new signature set was refused; the one before it is in use.
+    pub refused: Vec<Diagnostic>,
+    /// A new signature set is being loaded.
+    pub loading: bool,
+    /// Its process id.
+    pub pid: Option<u32>,
+    /// How often its process had to be replaced.
+    pub restarts: u64,
+    /// Contents that wait for it.
+    pub queued: u64,
+    /// Contents that it has.
+    pub in_flight: u64,
+    /// Contents that it was given since the service started.
+    pub scans: u64,
+    /// Of these, those that ended without clean or infected.
+    pub failures: u64,
+    /// What its process costs.
+    pub resources: Option<Resources>,
+}
+
+/// What is wrong in a signature file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Diagnostic {
+    /// `error` or `warning`.
+    pub level: String,
+    /// The file.
+    pub file: String,
+    /// The line, from 1; 0 where there is none.
+    pub line: u32,
+    /// The column, from 1; 0 where there is none.
+    pub column: u32,
+    /// A stable code.
+    pub code: String,
+    /// What is wrong.
+    pub reason: String,
+}
+
+/// How a guest is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum GuestState {
+    /// No driver since the service started.
+    NeverSeen,
+    /// A session with a heartbeat.
+    Protected,
+    /// No session or no heartbeat, but not for long enough for the alarm.
+    Silent,
+    /// No sign of life for longer than allowed.
+    Unprotected,
+}
+
+/// By what a guest is connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LinkKind {
+    /// The guest's unix socket: vhost-device-vsock, or a driver on this machine.
+    Unix,
+    /// TCP over the bridge, encrypted.
+    Tcp,
+    /// AF_VSOCK.
+    Vsock,
+}
+
+/// One guest. Strings under `session` come from the guest and are escaped.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Guest {
+    /// Its name in the configuration.
+    pub name: String,
+    /// How it is.
+    pub state: GuestState,
+    /// Why, for people; empty when protected.
+    pub reason: String,
+    /// Since when it is in this state (RFC 3339, UTC).
+    pub since: String,
+    /// The file behind its region.
+    pub region: String,
+    /// Why the region cannot be used, if so.
+    pub region_fault: Option<String>,
+    /// Its session, where there is one.
+    pub session: Option<Session>,
+    /// Requests since the service started.
+    pub requests: u64,
+    /// Verdicts for it since the service started.
+    pub verdicts: VerdictCounts,
+}
+
+/// A guest's session.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Session {
+    /// By what it is connected.
+    pub link: LinkKind,
+    /// When it began (RFC 3339, UTC).
+    pub started: String,
+    /// What the driver says of itself.
+    pub driver: Driver,
+    /// Milliseconds since the last heartbeat.
+    pub heartbeat_age_ms: u64,
+    /// Requests that wait for their verdict.
+    pub outstanding: u32,
+    /// What the driver counts, as of its last heartbeat.
+    pub counters: DriverCounters,
+    /// Which file systems the driver watches.
+    pub coverage: Coverage,
+}
+
+/// What a driver says of itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Driver {
+    /// The driver's version.
+    pub version: String,
+    /// The guest's kernel release.
+    pub kernel: String,
+    /// The guest's boot id.
+    pub boot_id: String,
+}
+
+/// What a driver counts since its worker's start.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DriverCounters {
+    /// Permission events read.
+    pub events: u64,
+    /// Answered at once: own process, excluded, empty, not a regular file.
+    pub passed: u64,
+    /// Answered from what the driver remembers.
+    pub remembered: u64,
+    /// Requests sent to the host.
+    pub requests: u64,
+    /// Accesses denied because of a verdict.
+    pub denied: u64,
+    /// Accesses answered by fail mode.
+    pub unscanned: u64,
+    /// Of these, because more were outstanding than may be.
+    pub overloaded: u64,
+    /// Files let through unscanned that still wait for their scan.
+    pub exposed: u64,
+    /// Permission events that wait for their answer.
+    pub outstanding: u32,
+    /// Whether a supervisor would answer if the worker died.
+    pub supervised: bool,
+    /// Resident memory of worker and supervisor in KiB.
+    pub memory_kib: u32,
+    /// CPU time of worker and supervisor in milliseconds.
+    pub cpu_ms: u64,
+}
+
+/// Which file systems a driver watches.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Coverage {
+    /// How many are watched.
+    pub covered: u32,
+    /// Those that are not.
+    pub uncovered: Vec<Uncovered>,
+}
+
+/// A file system that is not watched.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Uncovered {
+    /// Where it is mounted.
+    pub mount_point: String,
+    /// Its type.
+    pub fs_type: String,
+    /// Why it is not watched.
+    pub reason: String,
+}
+
+/// The answer to an on-demand scan.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct ScanReport {
+    /// The name that came with the content.
+    pub name: String,
+    /// What was found.
+    pub verdict: Verdict,
+    /// Why there is no verdict, for `error` and `timed_out`.
+    pub reason: Option<String>,
+    /// What was found, in the order of the engines.
+    pub detections: Vec<Detection>,
+    /// What each engine did; empty when the verdict was known.
+    pub engines: Vec<EngineReport>,
+    /// BLAKE3 of the content in hexadecimal.
+    pub hash: String,
+    /// The content's size in bytes.
+    pub size: u64,
+    /// Whether the verdict was known already.
+    pub cached: bool,
+    /// The generation of engines and signatures that looked.
+    pub generation: u64,
+    /// From the content's arrival to the verdict, in microseconds.
+    pub duration_us: u64,
+}
+
+/// What one engine did with a content.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct EngineReport {
+    /// The engine.
+    pub engine: String,
+    /// What it found.
+    pub verdict: Verdict,
+    /// How long the content waited for it, in microseconds.
+    pub queued_us: u64,
+    /// How long it looked, in microseconds.
+    pub scanned_us: u64,
+}
+
+/// Something found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Detection {
+    /// The signature's name.
+    pub name: String,
+    /// `low`, `medium`, `high` or `critical`.
+    pub severity: String,
+    /// The malware family, where the signature names one.
+    pub family: Option<String>,
+    /// The engine that found it.
+    pub engine: String,
+}
+
+/// The answer to a reload.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+pub struct Reload {
+    /// Whether everything was taken over.
+    pub taken: bool,
+    /// Why the configuration was refused, with file, line and column; the running one stays.
+    pub config_error: Option<String>,
+    /// Changes that count only after a restart.
+    pub restart_needed: Vec<String>,
+    /// What became of each engine's signatures.
+    pub engines: Vec<ReloadedEngine>,
+}
+
+/// What became of an engine's signatures at a reload.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct ReloadedEngine {
+    /// The engine.
+    pub engine: String,
+    /// Whether the new set is in use.
+    pub taken: bool,
+    /// Rules loaded, where it is.
+    pub rules: Option<u32>,
+    /// What is wrong with the set.
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+/// Why a request failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Fault {
+    /// A stable code.
+    pub code: String,
+    /// What happened, why, and what to do.
+    pub message: String,
+}
