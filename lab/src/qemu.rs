@@ -214,7 +214,7 @@ fn qemu_arguments(
     add("smp", "2".into());
     add("m", memory.to_string());
     add("display", "none".into());
-    add("kernel", shown(&kernel_dir(state.kernel).join("vmlinuz")));
+    add("kernel", shown(&kernel_dir(state.kernel).join("vmlinux")));
     add("initrd", shown(image));
     add("append", kernel_command_line(state, guest));
     add("chardev", format!("file,id=console,path={}", shown(&guest.console)));

@@ -20,6 +20,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("e2fsprogs", "/sbin/mkfs.ext4"),
     ("kmod", "/sbin/depmod"),
     ("xz-utils", "/usr/bin/xz"),
+    ("zstd", "/usr/bin/zstd"),
+    ("lz4", "/usr/bin/lz4"),
     ("util-linux", "/usr/bin/setpriv"),
 ];
 
@@ -46,7 +48,7 @@ pub fn setup() -> anyhow::Result<()> {
 
 /// [`setup`] when something is missing, and a check of what it cannot install.
 pub fn ensure() -> anyhow::Result<()> {
-    let kernels = Kernel::ALL.iter().all(|kernel| kernel_dir(*kernel).join("version").exists());
+    let kernels = Kernel::ALL.iter().all(|kernel| kernel_dir(*kernel).join("vmlinux").exists());
     if !missing_packages().is_empty() || !vsock_device().exists() || !kernels {
         setup()?;
     }
@@ -70,7 +72,7 @@ pub(crate) fn vsock_device() -> PathBuf {
     cache_dir().join("bin").join(VSOCK_DEVICE)
 }
 
-/// Folder with `vmlinuz`, `version` and `lib/modules/VERSION` of a kernel.
+/// Folder with `vmlinux`, `version` and `lib/modules/VERSION` of a kernel.
 pub(crate) fn kernel_dir(kernel: Kernel) -> PathBuf {
     cache_dir().join("kernels").join(kernel.as_str())
 }
@@ -150,7 +152,7 @@ fn install_vsock_device() -> anyhow::Result<()> {
 
 fn fetch_kernel(kernel: Kernel) -> anyhow::Result<()> {
     let target = kernel_dir(kernel);
-    if target.join("version").exists() {
+    if target.join("vmlinux").exists() {
         return Ok(());
     }
     let package = match newest_package(kernel)? {
@@ -180,13 +182,50 @@ fn fetch_kernel(kernel: Kernel) -> anyhow::Result<()> {
         .path();
     run_tool(["dpkg".as_ref(), "-x".as_ref(), deb.as_os_str(), unpacked.as_os_str()])?;
     let version = package.trim_start_matches("linux-image-").to_owned();
-    fs::rename(unpacked.join("boot").join(format!("vmlinuz-{version}")), unpacked.join("vmlinuz"))?;
+    unpack_kernel(
+        &unpacked.join("boot").join(format!("vmlinuz-{version}")),
+        &unpacked.join("vmlinux"),
+    )
+    .with_context(|| format!("cannot unpack the kernel of {package}"))?;
     // The package leaves this to its installation script.
     run_tool(["depmod".as_ref(), "-b".as_ref(), unpacked.as_os_str(), version.as_ref()])?;
     fs::write(unpacked.join("version"), &version)?;
     let _ = fs::remove_dir_all(&target);
     fs::rename(&unpacked, &target)?;
     Ok(fs::remove_dir_all(work)?)
+}
+
+/// Takes the kernel proper out of its self-extracting image (Documentation/arch/x86/boot.rst, payload_offset).
+/// QEMU starts it through its PVH entry; an emulated processor needs a second and more to unpack it.
+fn unpack_kernel(image: &Path, target: &Path) -> anyhow::Result<()> {
+    let bytes = fs::read(image)?;
+    let word = |at: usize| {
+        bytes.get(at..at + 4).map(|word| u32::from_le_bytes([word[0], word[1], word[2], word[3]]))
+    };
+    let (Some(offset), Some(length)) = (word(0x248), word(0x24c)) else {
+        bail!("the image is too short")
+    };
+    // A value of 0 means 4 sectors; one more for the boot sector.
+    let sectors = match bytes[0x1f1] {
+        0 => 4,
+        count => usize::from(count),
+    };
+    let start = (sectors + 1) * 512 + offset as usize;
+    // The last four bytes hold the unpacked size and belong to no stream.
+    let payload = bytes
+        .get(start..start + length as usize - 4)
+        .context("the payload ends after the image")?;
+    let tool = match payload {
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => "zstd",
+        [0x02, 0x21, 0x4c, 0x18, ..] => "lz4",
+        _ => bail!("the payload is neither zstd nor lz4"),
+    };
+    let packed = image.with_extension("payload");
+    fs::write(&packed, payload)?;
+    let words =
+        [tool.as_ref(), "-dqf".as_ref(), packed.as_os_str(), "-o".as_ref(), target.as_os_str()];
+    let words = words.into_iter().filter(|word| tool == "zstd" || *word != "-o");
+    run_tool(words).map(drop)
 }
 
 fn download(package: &str, folder: &Path) -> anyhow::Result<()> {
