@@ -154,3 +154,121 @@ fn equals(argument: u8, value: u64) -> Result<SeccompCondition, BackendError> {
 fn masked(argument: u8, mask: u64, value: u64) -> Result<SeccompCondition, BackendError> {
     SeccompCondition::new(argument, Length::Dword, Op::MaskedEq(mask), value)
 }
+
+#[cfg(test)]
+#[allow(unsafe_code, clippy::unwrap_used)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::process::Command;
+    use std::ptr;
+
+    use super::*;
+
+    const INSIDE: &str = "SEAWALL_TEST_INSIDE";
+
+    /// The filter cannot be left again, so this test runs itself in a process of its own.
+    #[test]
+    fn what_is_not_allowed_is_refused_and_what_is_needed_works() {
+        let own = std::env::current_exe().unwrap();
+        let output = Command::new(own)
+            .args(["--exact", "runtime::sandbox::tests::inside", "--nocapture"])
+            .env(INSIDE, "1")
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{text}");
+        assert!(text.contains("all as told"), "{text}");
+    }
+
+    /// Body of the test above; alone it has nothing to do.
+    #[test]
+    fn inside() {
+        if std::env::var_os(INSIDE).is_none() {
+            return;
+        }
+        let (socket, other) = sys::seqpacket_pair().unwrap();
+        enter_landlock().unwrap();
+        enter_filter(socket.as_fd(), 1).unwrap();
+        let wrong = [refused(other.as_raw_fd()), allowed()].concat();
+        if wrong.is_empty() {
+            eprintln!("all as told");
+        } else {
+            eprintln!("not as told: {wrong:?}");
+        }
+        sys::exit_now(i32::from(!wrong.is_empty()));
+    }
+
+    /// Names of the calls that were not refused with EPERM.
+    fn refused(other_socket: i32) -> Vec<&'static str> {
+        let shared = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+        let validate = libc::MAP_SHARED_VALIDATE | libc::MAP_ANONYMOUS;
+        let private = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let (write, exec) = (libc::PROT_READ | libc::PROT_WRITE, libc::PROT_READ | libc::PROT_EXEC);
+        let map = |prot: i32, flags: i32| [0, 4096, prot as i64, flags as i64, -1, 0];
+        let path = c"/etc/passwd".as_ptr() as i64;
+        let parent = i64::from(std::os::unix::process::parent_id());
+        let here = i64::from(libc::AT_FDCWD);
+        // SAFETY: a fresh private page, never unmapped; only its protection is asked to change.
+        let page = unsafe { libc::mmap(ptr::null_mut(), 4096, write, private, -1, 0) } as i64;
+        let calls: &[(&str, i64, [i64; 6])] = &[
+            ("open", libc::SYS_open, [path, 0, 0, 0, 0, 0]),
+            ("openat", libc::SYS_openat, [here, path, 0, 0, 0, 0]),
+            ("openat2", libc::SYS_openat2, [here, path, 0, 0, 0, 0]),
+            ("stat", libc::SYS_stat, [path, page, 0, 0, 0, 0]),
+            ("newfstatat", libc::SYS_newfstatat, [here, path, page, 0, 0, 0]),
+            ("unlink", libc::SYS_unlink, [path, 0, 0, 0, 0, 0]),
+            ("socket", libc::SYS_socket, [2, 1, 0, 0, 0, 0]),
+            ("socketpair", libc::SYS_socketpair, [1, 1, 0, page, 0, 0]),
+            ("connect", libc::SYS_connect, [3, page, 16, 0, 0, 0]),
+            ("sendmsg elsewhere", libc::SYS_sendmsg, [other_socket.into(), page, 0, 0, 0, 0]),
+            ("write elsewhere", libc::SYS_write, [1, page, 1, 0, 0, 0]),
+            ("execve", libc::SYS_execve, [path, 0, 0, 0, 0, 0]),
+            ("fork", libc::SYS_fork, [0; 6]),
+            ("clone", libc::SYS_clone, [0; 6]),
+            ("clone3", libc::SYS_clone3, [page, 64, 0, 0, 0, 0]),
+            ("memfd_create", libc::SYS_memfd_create, [path, 0, 0, 0, 0, 0]),
+            ("mmap executable", libc::SYS_mmap, map(exec, private)),
+            ("mmap shared", libc::SYS_mmap, map(write, shared)),
+            ("mmap shared, validated", libc::SYS_mmap, map(write, validate)),
+            ("mprotect executable", libc::SYS_mprotect, [page, 4096, exec.into(), 0, 0, 0]),
+            ("pkey_mprotect", libc::SYS_pkey_mprotect, [page, 4096, exec.into(), -1, 0, 0]),
+            ("kill", libc::SYS_kill, [parent, 0, 0, 0, 0, 0]),
+            ("tgkill of another", libc::SYS_tgkill, [parent, parent, 0, 0, 0, 0]),
+            ("ptrace", libc::SYS_ptrace, [16, parent, 0, 0, 0, 0]),
+            ("process_vm_readv", libc::SYS_process_vm_readv, [parent, page, 1, page, 1, 0]),
+            ("pidfd_open", libc::SYS_pidfd_open, [parent, 0, 0, 0, 0, 0]),
+            ("prlimit64", libc::SYS_prlimit64, [0, 7, 0, page, 0, 0]),
+            ("prctl", libc::SYS_prctl, [1, 0, 0, 0, 0, 0]),
+            ("ioctl", libc::SYS_ioctl, [2, 0x5412, page, 0, 0, 0]),
+            ("io_uring_setup", libc::SYS_io_uring_setup, [1, page, 0, 0, 0, 0]),
+            ("bpf", libc::SYS_bpf, [0, page, 8, 0, 0, 0]),
+            ("userfaultfd", libc::SYS_userfaultfd, [0; 6]),
+            ("unshare", libc::SYS_unshare, [0x1000_0000, 0, 0, 0, 0, 0]),
+            ("fcntl F_SETFL", libc::SYS_fcntl, [2, 4, 0, 0, 0, 0]),
+            ("fcntl F_DUPFD", libc::SYS_fcntl, [2, 0, 0, 0, 0, 0]),
+        ];
+        let works = |number: i64, a: &[i64; 6]| {
+            // SAFETY: each call is one that the filter must refuse before the kernel looks at its
+            // arguments; those that point somewhere point to a live page or string.
+            let got = unsafe { libc::syscall(number, a[0], a[1], a[2], a[3], a[4], a[5]) };
+            got != -1 || io::Error::last_os_error().raw_os_error() != Some(libc::EPERM)
+        };
+        calls.iter().filter(|(_, number, a)| works(*number, a)).map(|(name, ..)| *name).collect()
+    }
+
+    /// Names of what does not work though an engine needs it.
+    fn allowed() -> Vec<&'static str> {
+        let mut wrong = Vec::new();
+        // Above the allocator's threshold: a mapping of its own, grown by mremap.
+        let mut memory = vec![1u8; 8 << 20];
+        memory.resize(16 << 20, 2);
+        if memory.iter().map(|byte| u64::from(*byte)).sum::<u64>() != 24 << 20 {
+            wrong.push("memory");
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+        if std::panic::catch_unwind(|| panic!("on purpose")).is_ok() {
+            wrong.push("panic");
+        }
+        wrong
+    }
+}
