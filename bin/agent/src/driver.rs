@@ -6,7 +6,7 @@
 
 use crate::coverage::Coverage;
 use crate::event::HeldEvent;
-use crate::file::{Identity, Look};
+use crate::file::{Identity, Look, mode_number};
 use crate::memory::Memory;
 use crate::session::Session;
 use crate::truth::{self, ShownPath};
@@ -199,6 +199,10 @@ impl Driver {
                 Answer::Deny
             };
             self.ledger.set_unknown(unknown);
+            let modes = [policy.fail_open, policy.fail_exec].map(mode_number);
+            for (place, mode) in self.ledger.left_behind().iter().zip(modes) {
+                place.store(mode, Ordering::Relaxed);
+            }
             *self.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
         }
         if let Some(Generation(generation)) = generation {
@@ -342,8 +346,8 @@ impl Driver {
 
     /// Gives an access up: answers it by fail mode and tells the host.
     pub fn give_up(&self, event: &HeldEvent, reason: ExposureReason) {
+        self.note_exec(event, event.claim.fail());
         if self.answer_unscanned(event.claim, reason) {
-            self.note_exec(event, event.claim.fail());
             self.note_unscanned(event, reason, event.claim.fail());
         } else {
             self.note_lost(event);
@@ -374,7 +378,8 @@ impl Driver {
         let _full = self.notices.try_send(notice);
     }
 
-    /// Remembers how an exec was answered: the kernel asks once more, for the open that belongs to it.
+    /// Remembers how an exec is answered: the kernel asks once more, for the open that belongs to it.
+    /// Called before the answer, since that second event follows it at once.
     pub fn note_exec(&self, event: &HeldEvent, answer: Answer) {
         if event.operation != Operation::Exec {
             return;

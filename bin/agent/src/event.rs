@@ -138,11 +138,13 @@ fn hold(driver: &Driver, fd: OwnedFd, operation: Operation, pid: u32, look: Look
         driver.answer_unscanned(claim, ExposureReason::Overload);
         return;
     }
-    if driver.ledger.outstanding() > OUTSTANDING_MAX
+    // Both readers may pick the same one: then one of them looks again.
+    while driver.ledger.outstanding() > OUTSTANDING_MAX
         && let Some(oldest) = driver.ledger.oldest()
-        && driver.answer_unscanned(oldest, ExposureReason::Overload)
     {
-        count(&driver.counters.overloaded);
+        if driver.answer_unscanned(oldest, ExposureReason::Overload) {
+            count(&driver.counters.overloaded);
+        }
     }
     let event = HeldEvent::new(claim, fd, operation, pid, look, deadline_ms);
     driver.push_job(Job { subject: Subject::Access(event), reads: 0 });

@@ -67,6 +67,21 @@ fn is_settled(ctime: (i64, u64)) -> bool {
     age > i128::try_from(TWO_TICKS.as_nanos()).unwrap_or(i128::MAX)
 }
 
+/// A fail mode as a number other than 0, for the memory that worker and supervisor share.
+pub fn mode_number(mode: FailMode) -> u32 {
+    match mode {
+        FailMode::Open => 1,
+        FailMode::Closed => 2,
+        FailMode::ClosedIfUserWritable => 3,
+    }
+}
+
+/// Back from [`mode_number`]; `default` for anything else.
+pub fn mode_from_number(number: u32, default: FailMode) -> FailMode {
+    let all = [FailMode::Open, FailMode::Closed, FailMode::ClosedIfUserWritable];
+    all.into_iter().find(|mode| mode_number(*mode) == number).unwrap_or(default)
+}
+
 /// Whether fail mode lets an access to this file go on.
 pub fn fails_open(mode: FailMode, look: &Look) -> bool {
     match mode {

@@ -77,8 +77,8 @@ fn answered_here(driver: &Driver, event: &HeldEvent, shown: &ShownPath) -> bool 
     } else {
         return false;
     };
-    driver.answer(event.claim, answer);
     driver.note_exec(event, answer);
+    driver.answer(event.claim, answer);
     true
 }
 
@@ -89,9 +89,9 @@ fn too_large(driver: &Driver, subject: &Subject, look: &Look) {
         driver.ledger.expose(&handle, ExposureReason::TooLarge as u32);
     }
     driver.memory.remember_exposed(&look.identity, process::now_ms());
+    driver.note_exec(event, Answer::Allow);
     if driver.answer(event.claim, Answer::Allow) {
         count(&driver.counters.unscanned);
-        driver.note_exec(event, Answer::Allow);
         driver.note_unscanned(event, ExposureReason::TooLarge, Answer::Allow);
     }
 }

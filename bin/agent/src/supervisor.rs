@@ -13,7 +13,7 @@
 //! Its log lines are written only when that cannot block.
 
 use crate::RunArgs;
-use crate::file::{Look, fails_open};
+use crate::file::{Look, fails_open, mode_from_number};
 use crate::worker;
 use anyhow::Context;
 use nix::sys::signal::{SigSet, Signal};
@@ -173,32 +173,34 @@ fn answer_late(shared: &Shared) {
 /// While there is no worker: every access gets its fail mode at once.
 fn stand_in(shared: &Shared, pause: Duration) {
     let until = Instant::now() + pause;
-    let policy = Policy::default();
     let group = &shared.groups.permission;
     while Instant::now() < until {
-        let read = group.read(8, |event| {
-            let Some(fd) = event.fd else { return };
-            let is_exec = event.kind == EventKind::Exec;
-            let mode = if is_exec { policy.fail_exec } else { policy.fail_open };
-            let look = Look::at(&fd).ok();
-            let opens = look.is_none_or(|look| fails_open(mode, &look) || !look.is_regular);
-            let opens = opens && !(shared.ledger.unknown() == Answer::Deny && !is_exec);
-            let answer = if opens { Answer::Allow } else { Answer::Deny };
-            let _gone = group.answer(fd.as_raw_fd(), answer);
-            if let (Answer::Allow, Some(look)) = (answer, look)
-                && look.is_regular
-                && look.identity.size > 0
-                && let Ok(handle) = FileHandle::of(fd.as_fd(), look.identity.device)
-            {
-                shared.ledger.expose(&handle, ExposureReason::WorkerDied as u32);
-            }
-        });
-        if read.is_err() {
+        if group.read(8, |event| answer_alone(shared, &event)).is_err() {
             let mut fds = [PollFd::new(group, PollFlags::IN)];
             let tick = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
             let _again = rustix::event::poll(&mut fds, Some(&tick));
         }
     }
+}
+
+fn answer_alone(shared: &Shared, event: &seawall_fanotify::Event) {
+    let Some(fd) = &event.fd else { return };
+    let defaults = Policy::default();
+    let (place, default) = match event.kind {
+        EventKind::Exec => (1, defaults.fail_exec),
+        _ => (0, defaults.fail_open),
+    };
+    let mode = shared.ledger.left_behind()[place].load(Ordering::Relaxed);
+    let mode = mode_from_number(mode, default);
+    let look = Look::at(fd).ok().filter(|look| look.is_regular && look.identity.size > 0);
+    let opens = look.is_none_or(|look| fails_open(mode, &look));
+    let answer = if opens { Answer::Allow } else { Answer::Deny };
+    if let (Answer::Allow, Some(look)) = (answer, look)
+        && let Ok(handle) = FileHandle::of(fd.as_fd(), look.identity.device)
+    {
+        shared.ledger.expose(&handle, ExposureReason::WorkerDied as u32);
+    }
+    let _gone = shared.groups.permission.answer(fd.as_raw_fd(), answer);
 }
 
 /// Writes a line to the log if that can be done without waiting: what reads it may be held by us.

@@ -44,8 +44,8 @@ fn allow(driver: &Driver, job: Job, look: &Look, verdict: &Verdict) {
     }
     match &job.subject {
         Subject::Access(event) => {
-            driver.answer(event.claim, Answer::Allow);
             driver.note_exec(event, Answer::Allow);
+            driver.answer(event.claim, Answer::Allow);
         }
         Subject::Background { exposure, .. } => settle(driver, *exposure),
     }
@@ -94,7 +94,6 @@ fn deny_access(driver: &Driver, event: &HeldEvent) -> Option<Decision> {
         return None;
     }
     count(&driver.counters.denied);
-    driver.note_exec(event, Answer::Deny);
     Some(decision(Answer::Deny))
 }
 

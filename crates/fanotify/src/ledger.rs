@@ -60,6 +60,7 @@ struct Shared {
     high: AtomicU32,
     sequence: AtomicU64,
     unknown_denies: AtomicU32,
+    left_behind: [AtomicU32; 2],
     overlay: AtomicU32,
     exposures_lost: AtomicU32,
     orphans: AtomicU32,
@@ -359,6 +360,13 @@ impl Ledger {
     #[must_use]
     pub fn last_beat(&self) -> u64 {
         self.shared().beat_ms.load(Ordering::Relaxed)
+    }
+
+    /// Two numbers that the worker leaves for its supervisor: the fail modes of open and exec, in the
+    /// driver's own encoding; 0 until it has said.
+    #[must_use]
+    pub fn left_behind(&self) -> &[AtomicU32; 2] {
+        &self.shared().left_behind
     }
 
     /// A number that the supervisor writes and the worker reads, or the other way round: the state

@@ -1,0 +1,377 @@
+//! A real driver on a tmpfs in a mount namespace of the test's own, and a host that does what a test
+//! tells it: the fault injector for what a real host will not do on demand.
+
+use seawall_proto::{
+    Attached, ContentHash, Decision, Generation, Hello, Policy, Proof, RegionId, RequestId,
+    ScanRequest, SlotRef, ToGuest, ToHost, Verdict, VerdictKind, frame,
+};
+use seawall_region::{Header, HostRegion};
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// What the host makes of a content.
+#[derive(Debug, Clone, Copy)]
+pub enum Reply {
+    Clean,
+    Infected,
+    Error,
+    /// No answer, ever.
+    Silence,
+    /// The same as another, after a while.
+    After(Duration, &'static Reply),
+}
+
+type Rule = dyn Fn(&ScanRequest, &[u8]) -> Reply + Send + Sync;
+
+/// What the host has seen.
+#[derive(Default)]
+pub struct Seen {
+    pub requests: AtomicU64,
+    pub contents: Mutex<Vec<(seawall_proto::Operation, Vec<u8>)>>,
+    pub messages: Mutex<Vec<ToHost>>,
+    pub sessions: AtomicU64,
+}
+
+pub struct Host {
+    pub seen: Arc<Seen>,
+    accepting: Arc<AtomicBool>,
+    streams: Arc<Mutex<Vec<UnixStream>>>,
+    generation: Arc<AtomicU64>,
+}
+
+const KEY: seawall_proto::Key = seawall_proto::Key([5; 32]);
+const REGION: RegionId = RegionId([6; 16]);
+
+impl Host {
+    fn start(folder: &Path, policy: Policy, rule: Arc<Rule>) -> Self {
+        let region = Arc::new(HostRegion::open(&folder.join("region")).unwrap());
+        region.write_header(&Header { region: REGION, key: KEY }).unwrap();
+        let listener = UnixListener::bind(folder.join("link")).unwrap();
+        let host = Self {
+            seen: Arc::default(),
+            accepting: Arc::new(AtomicBool::new(true)),
+            streams: Arc::default(),
+            generation: Arc::new(AtomicU64::new(1)),
+        };
+        let (seen, accepting, streams, generation) = (
+            Arc::clone(&host.seen),
+            Arc::clone(&host.accepting),
+            Arc::clone(&host.streams),
+            Arc::clone(&host.generation),
+        );
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                if !accepting.load(Ordering::Relaxed) {
+                    continue;
+                }
+                streams.lock().unwrap().push(stream.try_clone().unwrap());
+                let (seen, region, rule) =
+                    (Arc::clone(&seen), Arc::clone(&region), Arc::clone(&rule));
+                let (policy, generation) = (policy.clone(), Arc::clone(&generation));
+                std::thread::spawn(move || {
+                    serve(stream, &seen, &region, &*rule, policy, &generation)
+                });
+            }
+        });
+        host
+    }
+
+    /// Cuts the link; new connections are closed at once until [`Self::up`].
+    pub fn down(&self) {
+        self.accepting.store(false, Ordering::Relaxed);
+        for stream in self.streams.lock().unwrap().drain(..) {
+            let _gone = stream.shutdown(std::net::Shutdown::Both);
+        }
+    }
+
+    pub fn up(&self) {
+        self.accepting.store(true, Ordering::Relaxed);
+    }
+
+    /// New signatures.
+    pub fn renew(&self) {
+        let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
+        for stream in self.streams.lock().unwrap().iter_mut() {
+            let mut wire = Vec::new();
+            frame::encode(&ToGuest::Generation(Generation(generation)), &mut wire).unwrap();
+            let _gone = stream.write_all(&wire);
+        }
+    }
+
+    pub fn requests(&self) -> u64 {
+        self.seen.requests.load(Ordering::Relaxed)
+    }
+}
+
+struct Partial {
+    request: ScanRequest,
+    content: Vec<u8>,
+    copied: u32,
+}
+
+fn serve(
+    mut stream: UnixStream,
+    seen: &Seen,
+    region: &HostRegion,
+    rule: &Rule,
+    policy: Policy,
+    generation: &Arc<AtomicU64>,
+) -> Option<()> {
+    stream.write_all(&Hello::new([7; 32]).to_bytes()).ok()?;
+    let mut hello = [0; Hello::LEN];
+    stream.read_exact(&mut hello).ok()?;
+    let guest_nonce = Hello::parse(&hello).ok()?.nonce;
+    let writer = Arc::new(Mutex::new(stream.try_clone().ok()?));
+    let send = |message: &ToGuest| {
+        let mut wire = Vec::new();
+        frame::encode(message, &mut wire).unwrap();
+        let _gone = writer.lock().unwrap().write_all(&wire);
+    };
+    let mut decoder = frame::Decoder::new();
+    let mut partial: HashMap<RequestId, Partial> = HashMap::new();
+    let mut buffer = [0; 65536];
+    loop {
+        let payload = loop {
+            if let Some(payload) = decoder.next_payload().unwrap() {
+                break payload.to_vec();
+            }
+            let read = stream.read(&mut buffer).ok().filter(|read| *read > 0)?;
+            decoder.extend(&buffer[..read]);
+        };
+        let message = frame::decode(&payload).unwrap().unwrap();
+        match &message {
+            ToHost::Attach(attach) => {
+                let proof = Proof::new(&KEY, &[7; 32], &guest_nonce);
+                assert!(proof.matches(&attach.proof), "the driver proves that it has the key");
+                seen.sessions.fetch_add(1, Ordering::Relaxed);
+                send(&ToGuest::Attached(Attached {
+                    guest: "native".into(),
+                    policy: policy.clone(),
+                    generation: Generation(generation.load(Ordering::Relaxed)),
+                    heartbeat_ms: 200,
+                }));
+            }
+            ToHost::ScanRequest(request) => {
+                let new = Partial { request: request.clone(), content: Vec::new(), copied: 0 };
+                partial.insert(request.id, new);
+                copy(region, partial.get_mut(&request.id)?, &request.slots);
+            }
+            ToHost::Content(content) => {
+                copy(region, partial.get_mut(&content.id)?, &content.slots);
+            }
+            ToHost::Cancel(id) => drop(partial.remove(id)),
+            _ => (),
+        }
+        let (id, last) = match &message {
+            ToHost::ScanRequest(request) => (request.id, request.last),
+            ToHost::Content(content) => (content.id, content.last),
+            _ => {
+                seen.messages.lock().unwrap().push(message);
+                continue;
+            }
+        };
+        send(&ToGuest::Copied { id, slots: partial[&id].copied });
+        if last {
+            let Partial { request, content, .. } = partial.remove(&id)?;
+            seen.requests.fetch_add(1, Ordering::Relaxed);
+            let reply = rule(&request, &content);
+            seen.contents.lock().unwrap().push((request.operation, content));
+            answer(Arc::clone(&writer), id, reply, Arc::clone(generation));
+        }
+    }
+}
+
+fn copy(region: &HostRegion, partial: &mut Partial, slots: &[SlotRef]) {
+    for slot in slots {
+        let mut bytes = vec![0; slot.len as usize];
+        region.copy_slot(*slot, &mut bytes).unwrap();
+        partial.content.extend_from_slice(&bytes);
+        partial.copied += 1;
+    }
+}
+
+fn answer(writer: Arc<Mutex<UnixStream>>, id: RequestId, reply: Reply, now: Arc<AtomicU64>) {
+    let (kind, decision) = match reply {
+        Reply::Clean => (VerdictKind::Clean, Some(Decision::Allow)),
+        Reply::Infected => (VerdictKind::Infected, Some(Decision::Deny)),
+        Reply::Error => (VerdictKind::Error, None),
+        Reply::Silence => return,
+        Reply::After(pause, reply) => {
+            std::thread::spawn(move || {
+                std::thread::sleep(pause);
+                answer(writer, id, *reply, now);
+            });
+            return;
+        }
+    };
+    let generation = Generation(now.load(Ordering::Relaxed));
+    let hash = Some(ContentHash([0; 32]));
+    let verdict = Verdict { id, kind, decision, generation, hash, detail: Some("Test".into()) };
+    let mut wire = Vec::new();
+    frame::encode(&ToGuest::Verdict(verdict), &mut wire).unwrap();
+    let _gone = writer.lock().unwrap().write_all(&wire);
+}
+
+/// A driver under test.
+pub struct Native {
+    folder: tempfile::TempDir,
+    agent: Child,
+    pub host: Host,
+}
+
+impl Native {
+    /// Starts a driver for a tmpfs of its own and waits until it is attached.
+    pub fn start(
+        policy: Policy,
+        rule: impl Fn(&ScanRequest, &[u8]) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        assert!(rustix::process::geteuid().is_root(), "these tests need root, for fanotify");
+        // The tests of this thread, and what it starts, get a mount namespace of their own.
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+        let private = nix::mount::MsFlags::MS_PRIVATE | nix::mount::MsFlags::MS_REC;
+        nix::mount::mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let mount = folder.path().join("m");
+        std::fs::create_dir(&mount).unwrap();
+        let flags = nix::mount::MsFlags::empty();
+        nix::mount::mount(Some("none"), &mount, Some("tmpfs"), flags, None::<&str>).unwrap();
+        let region = std::fs::File::create(folder.path().join("region")).unwrap();
+        region.set_len(1 << 20).unwrap();
+        let host = Host::start(folder.path(), policy, Arc::new(rule));
+        let agent = spawn_agent(folder.path());
+        let native = Self { folder, agent, host };
+        native.wait_protected();
+        native
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join("m").join(name)
+    }
+
+    /// Writes a file and lets its times settle, so that it can be remembered.
+    pub fn write(&self, name: &str, content: &[u8]) -> PathBuf {
+        let path = self.path(name);
+        std::fs::write(&path, content).unwrap();
+        path
+    }
+
+    pub fn settle(&self) {
+        // Longer than two clock ticks, and long enough for the scan after the close.
+        std::thread::sleep(Duration::from_millis(400));
+    }
+
+    fn control(&self, command: &str) -> Output {
+        let control = self.folder.path().join("control");
+        let program = env!("CARGO_BIN_EXE_seawall-agent");
+        let mut args = vec![command];
+        args.extend((command == "status").then_some("--json"));
+        Command::new(program).args(args).arg("--control").arg(control).output().unwrap()
+    }
+
+    pub fn status(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.control("status").stdout).unwrap_or_default()
+    }
+
+    pub fn number(&self, key: &str) -> u64 {
+        self.status()[key].as_u64().unwrap_or(0)
+    }
+
+    pub fn wait_protected(&self) {
+        let ok = || self.control("status").status.success();
+        assert!(eventually(ok), "not protected: {}\n{}", self.status(), self.log());
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    pub fn kill_worker(&self) {
+        kill(self.number("worker"));
+    }
+
+    pub fn kill_supervisor(&mut self) {
+        self.agent.kill().unwrap();
+        self.agent.wait().unwrap();
+    }
+
+    /// Starts another driver beside what is left of the first.
+    pub fn start_again(&mut self) {
+        self.agent = spawn_agent(self.folder.path());
+    }
+
+    pub fn stop(&self) -> bool {
+        self.control("stop").status.success()
+    }
+}
+
+fn kill(pid: u64) {
+    assert!(pid > 1, "the driver tells its processes");
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+}
+
+fn spawn_agent(folder: &Path) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_seawall-agent"))
+        .arg("run")
+        .arg(format!("--link=unix:{}", folder.join("link").display()))
+        .arg("--region")
+        .arg(folder.join("region"))
+        .arg("--only-mount")
+        .arg(folder.join("m"))
+        .arg("--control")
+        .arg(folder.join("control"))
+        .arg("--log")
+        .arg(folder.join("log"))
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+impl Drop for Native {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("driver's log:\n{}\nstatus: {}", self.log(), self.status());
+        }
+        let worker = self.number("worker");
+        let _already = self.agent.kill();
+        let _already = self.agent.wait();
+        if worker > 1 {
+            kill(worker);
+        }
+        let _busy = nix::mount::umount2(&self.path(""), nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+/// Waits up to ten seconds for something to become true.
+pub fn eventually(mut check: impl FnMut() -> bool) -> bool {
+    let until = Instant::now() + Duration::from_secs(10);
+    while Instant::now() < until {
+        if check() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    false
+}
+
+/// Opens and reads a file in a thread; what became of it and how long it took.
+pub fn read_in_thread(
+    path: PathBuf,
+) -> std::thread::JoinHandle<(Result<Vec<u8>, std::io::Error>, Duration)> {
+    std::thread::spawn(move || {
+        let start = Instant::now();
+        let result = std::fs::read(path);
+        (result, start.elapsed())
+    })
+}
+
+/// Whether an access was denied with EPERM.
+pub fn is_denied<T>(result: &std::io::Result<T>) -> bool {
+    result.as_ref().err().and_then(std::io::Error::raw_os_error) == Some(1)
+}

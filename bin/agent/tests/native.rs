@@ -1,0 +1,351 @@
+//! The driver on this machine's kernel, with a host that the test controls.
+
+mod common;
+
+use common::{Native, Reply, eventually, is_denied, read_in_thread};
+use seawall_proto::{FailMode, Operation, Policy, ScanRequest};
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+fn by_content(_: &ScanRequest, content: &[u8]) -> Reply {
+    if content.starts_with(b"evil") { Reply::Infected } else { Reply::Clean }
+}
+
+/// A deadline short enough for tests and long enough for a busy machine.
+fn policy(fail_open: FailMode) -> Policy {
+    Policy { fail_open, open_deadline_ms: 1500, exec_deadline_ms: 1500, ..Policy::default() }
+}
+
+#[test]
+fn an_infected_file_is_denied_and_a_clean_one_opens() {
+    let native = Native::start(Policy::default(), by_content);
+    let (evil, good) = (native.write("evil", b"evil content"), native.write("good", b"good"));
+    assert!(is_denied(&std::fs::read(&evil)));
+    assert!(is_denied(&OpenOptions::new().write(true).truncate(true).open(&evil)), "O_TRUNC too");
+    assert_eq!(std::fs::read(&good).unwrap(), b"good");
+    assert!(native.stop());
+    assert_eq!(std::fs::read(&evil).unwrap(), b"evil content", "the content is still there");
+}
+
+#[test]
+fn a_clean_file_raises_no_event_until_it_changes() {
+    let native = Native::start(Policy::default(), by_content);
+    let path = native.write("f", b"good");
+    native.settle();
+    std::fs::read(&path).unwrap();
+    let before = (native.number("events"), native.host.requests());
+    for _ in 0..10 {
+        std::fs::read(&path).unwrap();
+    }
+    assert_eq!((native.number("events"), native.host.requests()), before, "marked clean");
+    native.write("f", b"evil now");
+    assert!(is_denied(&std::fs::read(&path)), "a change takes the mark away");
+}
+
+#[test]
+fn new_signatures_take_all_marks_away() {
+    let native = Native::start(Policy::default(), by_content);
+    let path = native.write("f", b"good");
+    native.settle();
+    std::fs::read(&path).unwrap();
+    let before = native.host.requests();
+    std::fs::read(&path).unwrap();
+    assert_eq!(native.host.requests(), before);
+    native.host.renew();
+    assert!(eventually(|| {
+        std::fs::read(&path).unwrap();
+        native.host.requests() > before
+    }));
+}
+
+#[test]
+fn a_file_written_through_a_mapping_is_scanned_after_its_close() {
+    let native = Native::start(Policy::default(), by_content);
+    let path = native.write("f", b"good content");
+    native.settle();
+    std::fs::read(&path).unwrap();
+    // python3 maps, changes and closes it: no write(2), so the kernel leaves the mark alone.
+    let script =
+        "import mmap,sys; f=open(sys.argv[1],'r+b'); m=mmap.mmap(f.fileno(),0); m[0:4]=b'evil'";
+    assert!(Command::new("python3").arg("-c").arg(script).arg(&path).status().unwrap().success());
+    assert!(eventually(|| is_denied(&std::fs::read(&path))));
+}
+
+#[test]
+fn an_execve_is_one_scan_though_the_kernel_asks_twice() {
+    let native = Native::start(Policy::default(), by_content);
+    let program = native.path("true");
+    std::fs::copy("/bin/true", &program).unwrap();
+    // So young that it may not be remembered; the scan after the close is not due yet either.
+    assert!(Command::new(&program).status().unwrap().success());
+    let on_access = |seen: &common::Seen| {
+        let contents = seen.contents.lock().unwrap();
+        contents.iter().filter(|(operation, _)| *operation != Operation::Background).count()
+    };
+    assert_eq!(on_access(&native.host.seen), 1);
+    native.settle();
+    assert!(Command::new(&program).status().unwrap().success());
+    assert_eq!(on_access(&native.host.seen), 1, "remembered by now");
+}
+
+#[test]
+fn an_infected_program_does_not_run_in_any_way() {
+    let native = Native::start(Policy::default(), |_, content| {
+        let evil = content.windows(4).any(|bytes| bytes == b"evil");
+        if evil { Reply::Infected } else { Reply::Clean }
+    });
+    let script = native.write("script", b"#!/bin/sh\n# evil\nexit 0\n");
+    std::fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).unwrap();
+    assert!(is_denied(&Command::new(&script).status()));
+    assert!(!Command::new("sh").arg(&script).status().unwrap().success(), "as an argument");
+    let program = native.path("program");
+    let mut bytes = std::fs::read("/bin/true").unwrap();
+    bytes.extend_from_slice(b"evil");
+    std::fs::write(&program, bytes).unwrap();
+    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+    assert!(is_denied(&Command::new(&program).status()));
+}
+
+#[test]
+fn odd_files_have_their_stated_answers() {
+    let native = Native::start(Policy::default(), by_content);
+    // Empty: allowed at once, not a request.
+    let before = native.host.requests();
+    std::fs::read(native.write("empty", b"")).unwrap();
+    assert_eq!(native.host.requests(), before);
+    // Sparse: read as the zeros that it is.
+    let sparse = native.path("sparse");
+    File::create(&sparse).unwrap().set_len(3 << 20).unwrap();
+    assert_eq!(std::fs::read(&sparse).unwrap().len(), 3 << 20);
+    let whole = |(_, content): &(Operation, Vec<u8>)| content.len() == 3 << 20;
+    assert!(native.host.seen.contents.lock().unwrap().iter().any(whole), "through a 1 MiB region");
+    // A FIFO: nobody is held, nothing is read.
+    let fifo = native.path("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let reader = read_in_thread(fifo.clone());
+    let mut writer = OpenOptions::new().write(true).open(&fifo).unwrap();
+    writer.write_all(b"through").unwrap();
+    drop(writer);
+    assert_eq!(reader.join().unwrap().0.unwrap(), b"through");
+    // A device node.
+    let null = native.path("null");
+    let device = nix::sys::stat::makedev(1, 3);
+    nix::sys::stat::mknod(
+        &null,
+        nix::sys::stat::SFlag::S_IFCHR,
+        nix::sys::stat::Mode::S_IRWXU,
+        device,
+    )
+    .unwrap();
+    File::open(&null).unwrap();
+    // A folder.
+    assert!(std::fs::read_dir(native.path("")).unwrap().count() >= 4);
+    // O_PATH opens nothing.
+    let evil = native.write("evil", b"evil");
+    OpenOptions::new().read(true).custom_flags(nix::libc::O_PATH).open(&evil).unwrap();
+}
+
+#[test]
+fn a_file_that_a_writer_holds_is_scanned_and_not_remembered_as_clean() {
+    let native = Native::start(Policy::default(), by_content);
+    let path = native.write("log", b"good");
+    native.settle();
+    let mut writer = OpenOptions::new().append(true).open(&path).unwrap();
+    writer.write_all(b" line").unwrap();
+    native.settle();
+    let before = native.host.requests();
+    std::fs::read(&path).unwrap();
+    assert_eq!(native.host.requests(), before + 1);
+    writer.write_all(b" line").unwrap();
+    std::fs::read(&path).unwrap();
+    assert_eq!(native.host.requests(), before + 1, "let through for a while");
+    drop(writer);
+    assert!(eventually(|| native.host.requests() > before + 1), "scanned at the last close");
+}
+
+#[test]
+fn without_a_verdict_the_deadline_and_fail_mode_decide() {
+    for (mode, denied) in [(FailMode::Open, false), (FailMode::Closed, true)] {
+        let native = std::thread::spawn(move || {
+            let native = Native::start(policy(mode), |_, _| Reply::Silence);
+            let path = native.write("f", b"good");
+            let (result, took) = read_in_thread(path).join().unwrap();
+            assert_eq!(is_denied(&result), denied, "{mode:?}: {result:?}");
+            assert!(took >= Duration::from_millis(1400), "{took:?}");
+            assert!(took <= Duration::from_millis(2500), "{took:?}");
+            // What fail mode let through waits for its scan; what it denied does not.
+            assert_eq!(native.number("exposed"), u64::from(!denied));
+        });
+        native.join().unwrap();
+    }
+}
+
+#[test]
+fn a_host_without_an_answer_is_fail_mode_too() {
+    let native = Native::start(policy(FailMode::Closed), |_, _| Reply::Error);
+    let path = native.write("f", b"good");
+    let start = Instant::now();
+    assert!(is_denied(&std::fs::read(&path)));
+    assert!(start.elapsed() < Duration::from_millis(1400), "at once, not at the deadline");
+}
+
+#[test]
+fn what_was_let_through_while_the_link_was_down_is_scanned_when_it_is_back() {
+    let native = Native::start(Policy::default(), by_content);
+    let path = native.write("evil", b"evil");
+    native.settle();
+    native.host.down();
+    assert_eq!(std::fs::read(&path).unwrap(), b"evil", "fail open");
+    assert_eq!(native.number("exposed"), 1);
+    native.host.up();
+    native.wait_protected();
+    assert!(eventually(|| native.number("exposed") == 0));
+    let contents = native.host.seen.contents.lock().unwrap();
+    assert!(contents.contains(&(Operation::Background, b"evil".to_vec())));
+}
+
+#[test]
+fn one_slow_scan_holds_up_nobody_else() {
+    static SLOW: Reply = Reply::Clean;
+    let native = Native::start(Policy::default(), |_, content| {
+        if content.starts_with(b"slow") {
+            Reply::After(Duration::from_secs(3), &SLOW)
+        } else {
+            Reply::Clean
+        }
+    });
+    let mut slow_content = vec![b'x'; 64 * 1024];
+    slow_content[..4].copy_from_slice(b"slow");
+    let slow = native.write("slow", &slow_content);
+    let paths: Vec<_> =
+        (0_u8..200).map(|n| native.write(&format!("f{n}"), &vec![n; 64 * 1024])).collect();
+    let slow = read_in_thread(slow);
+    let others: Vec<_> = paths.into_iter().map(read_in_thread).collect();
+    for other in others {
+        other.join().unwrap().0.unwrap();
+    }
+    assert!(!slow.is_finished(), "two hundred were done before the slow one");
+    slow.join().unwrap().0.unwrap();
+}
+
+/// Half of the contents are infected. Whatever dies meanwhile: with fail closed nothing infected is
+/// ever read, with fail open nothing clean is ever denied. Each would be seen if an answer reached
+/// another event than its own.
+fn worker_dies_under_load(mode: FailMode) {
+    static CLEAN: Reply = Reply::Clean;
+    static INFECTED: Reply = Reply::Infected;
+    let native = Native::start(policy(mode), |request, content| {
+        let waits = request.operation != Operation::Background;
+        let pause = Duration::from_millis(if waits { request.id.0 * 37 % 900 } else { 0 });
+        Reply::After(pause, if content.starts_with(b"evil") { &INFECTED } else { &CLEAN })
+    });
+    let files: Vec<_> = (0..160)
+        .map(|n| {
+            let kind = if n % 2 == 0 { "evil" } else { "good" };
+            native.write(&format!("{kind}{n}"), format!("{kind} {n}").as_bytes())
+        })
+        .collect();
+    for round in 0..3 {
+        let readers: Vec<_> = files.iter().cloned().map(read_in_thread).collect();
+        assert!(eventually(|| native.number("outstanding") >= 100), "round {round}");
+        native.kill_worker();
+        for (path, reader) in files.iter().zip(readers) {
+            let (result, took) = reader.join().unwrap();
+            assert!(took <= Duration::from_millis(2500), "{path:?} was held for {took:?}");
+            let name = path.file_name().unwrap().to_string_lossy();
+            match (mode, name.starts_with("evil")) {
+                (FailMode::Closed, true) => assert!(is_denied(&result), "{name} was read"),
+                (FailMode::Open, false) => assert!(result.is_ok(), "{name}: {result:?}"),
+                _ => (),
+            }
+        }
+        native.wait_protected();
+    }
+    assert!(native.log().contains("held accesses were answered by fail mode"), "{}", native.log());
+    if mode == FailMode::Open {
+        assert!(eventually(|| native.number("exposed") == 0), "what was let through is rescanned");
+    }
+}
+
+#[test]
+fn a_worker_that_dies_leaves_nobody_hanging_fail_open() {
+    worker_dies_under_load(FailMode::Open);
+}
+
+#[test]
+fn a_worker_that_dies_leaves_nobody_hanging_fail_closed() {
+    worker_dies_under_load(FailMode::Closed);
+}
+
+#[test]
+fn a_supervisor_that_dies_is_replaced_without_a_gap() {
+    let mut native = Native::start(policy(FailMode::Closed), by_content);
+    let evil = native.write("evil", b"evil");
+    native.kill_supervisor();
+    assert!(is_denied(&std::fs::read(&evil)), "the worker goes on");
+    assert_eq!(native.status()["supervised"], false);
+    native.start_again();
+    assert!(eventually(|| native.status()["supervised"] == true));
+    native.wait_protected();
+    assert!(is_denied(&std::fs::read(&evil)));
+}
+
+#[test]
+fn a_stopped_worker_is_answered_for_by_its_supervisor() {
+    let native = Native::start(policy(FailMode::Open), |_, _| Reply::Silence);
+    let path = native.write("f", b"good");
+    let reader = read_in_thread(path);
+    assert!(eventually(|| native.number("outstanding") == 1));
+    let worker = nix::unistd::Pid::from_raw(i32::try_from(native.number("worker")).unwrap());
+    nix::sys::signal::kill(worker, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    let (result, took) = reader.join().unwrap();
+    assert!(result.is_ok() && took < Duration::from_millis(2600), "{result:?} {took:?}");
+    nix::sys::signal::kill(worker, nix::sys::signal::Signal::SIGCONT).unwrap();
+}
+
+#[test]
+fn more_than_may_be_held_is_answered_by_fail_mode() {
+    let policy = Policy { open_deadline_ms: 20_000, ..policy(FailMode::Open) };
+    let native = Native::start(policy, |_, _| Reply::Silence);
+    let paths: Vec<_> = (0..1100).map(|n| native.write(&format!("f{n}"), b"good")).collect();
+    let mut readers: Vec<_> = paths.into_iter().map(read_in_thread).collect();
+    assert!(eventually(|| native.number("overloaded") >= 60), "{}", native.status());
+    let outstanding = native.number("outstanding");
+    assert!(
+        outstanding <= 1024 + 2,
+        "{outstanding}: the bound, and one in the hand of each reader"
+    );
+    native.host.down();
+    for reader in readers.drain(..) {
+        let (result, took) = reader.join().unwrap();
+        assert!(result.is_ok() && took < Duration::from_secs(15), "{result:?} {took:?}");
+    }
+}
+
+#[test]
+fn excluded_paths_are_not_scanned_and_a_bind_mount_does_not_fake_one() {
+    // The folder's path is known only once the mount is there; exclude by a rule on what is below it.
+    let folder = tempfile::tempdir().unwrap();
+    let excluded = folder.path().join("excluded");
+    std::fs::create_dir(&excluded).unwrap();
+    let prefix = excluded.to_string_lossy().into_owned().into_bytes();
+    let policy =
+        Policy { exclude_paths: vec![serde_bytes::ByteBuf::from(prefix)], ..Policy::default() };
+    let native = Native::start(policy, by_content);
+    let evil = native.write("evil", b"evil");
+    // In another mount namespace the evil file appears under the excluded path. The driver sees that
+    // path too, and looks it up: it is another file.
+    std::fs::write(excluded.join("evil"), b"").unwrap();
+    let script = format!(
+        "mount --bind {} {} && cat {}",
+        evil.display(),
+        excluded.join("evil").display(),
+        excluded.join("evil").display()
+    );
+    let output = Command::new("unshare").args(["-m", "sh", "-c", &script]).output().unwrap();
+    assert!(!output.status.success() && output.stdout.is_empty(), "{output:?}");
+    assert!(is_denied(&std::fs::read(&evil)));
+}
