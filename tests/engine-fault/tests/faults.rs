@@ -168,6 +168,18 @@ fn a_stopped_process_is_replaced_when_its_scan_passes_the_limit() {
     assert_eq!(engine.scan(b"harmless").result, Ok(Outcome::Clean));
 }
 
+/// Nobody asks it for anything: the ping notices.
+#[test]
+fn a_stopped_idle_process_is_replaced_before_somebody_needs_it() {
+    let engine = ready();
+    let first = engine.pid();
+    kill(first, "STOP");
+    engine.wait_state(|_| engine.handle.status().restarts == 1);
+    let engine = engine.ready();
+    assert_ne!(engine.pid(), first);
+    assert_eq!(engine.scan(b"harmless").result, Ok(Outcome::Clean));
+}
+
 /// The order of completion, not times: the sleeper ends last.
 #[test]
 fn one_slow_scan_among_two_hundred_holds_nobody_up() {

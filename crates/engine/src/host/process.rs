@@ -192,14 +192,16 @@ impl Process {
     /// without its socket is killed after a moment.
     pub(super) fn end(mut self) -> (String, Option<Corpse>) {
         let wait = [Wait { fd: self.ended.as_fd(), write: false }];
-        // A failed poll is as good as none: the wait below does not block.
-        let _ = sys::poll(&wait, Duration::from_millis(50));
+        let exited = sys::poll(&wait, Duration::from_millis(50)).is_ok_and(|ready| ready[0]);
+        if !exited {
+            return ("closed its socket".to_owned(), Some(self.kill()));
+        }
+        // What it started goes, too; before it is reaped, so that the number is still its own.
+        sys::kill_group(self.child.id());
+        self.log_stderr();
         match self.child.try_wait() {
-            Ok(Some(status)) => {
-                self.log_stderr();
-                (describe(status), None)
-            }
-            _ => ("closed its socket".to_owned(), Some(self.kill())),
+            Ok(Some(status)) => (describe(status), None),
+            _ => ("ended".to_owned(), Some(self.kill())),
         }
     }
 

@@ -41,7 +41,7 @@ const STARTS_IN_VAIN: u32 = 3;
 /// Ready for this long, a process counts as good, and the next restart is quick again.
 const PROVEN: Duration = Duration::from_secs(10);
 /// An idle process is pinged when it was silent for this long, and killed after as long again.
-const SILENCE: Duration = Duration::from_secs(15);
+const SILENCE: Duration = Duration::from_secs(10);
 /// Longest sleep, for the checks that have no deadline of their own.
 const TICK: Duration = Duration::from_secs(5);
 /// Diagnostics of one process that go to the log.
