@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{self, BufReader, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -266,6 +266,7 @@ impl Guest {
         let state = self.lab()?;
         let guest = state.guest(&self.name)?;
         let ask = || -> anyhow::Result<BufReader<TcpStream>> {
+            anyhow::ensure!(guest.qemu.as_ref().is_some_and(Process::is_alive), "it is off");
             let stream =
                 net::connect(&state.netns, guest.management, wire::PORT, Duration::from_secs(10))?;
             stream.set_nodelay(true)?;
@@ -405,11 +406,7 @@ impl Guest {
         let guest = state.guest(&self.name)?;
         match state.link {
             Link::Tcp => self.set_wire(guest, false),
-            _ => {
-                let relay = guest.relay.as_ref().context("the guest has no relay")?;
-                anyhow::ensure!(relay.signal(Signal::STOP), "the relay of {} is gone", self.name);
-                Ok(())
-            }
+            _ => guest.relay.as_ref().context("the guest has no relay")?.stop(),
         }
     }
 
@@ -431,7 +428,7 @@ impl Guest {
         let guest = state.guest(&self.name)?;
         match (state.link, &guest.relay) {
             (Link::Tcp, _) => self.set_wire(guest, true),
-            (_, Some(relay)) if relay.signal(Signal::CONT) => Ok(()),
+            (_, Some(relay)) if relay.resume() => Ok(()),
             _ => qemu::start_relay(&self.store, &self.name),
         }
     }
@@ -449,9 +446,13 @@ impl Guest {
         qmp::execute(&self.state()?.qmp, command, arguments)
     }
 
-    /// Socket of the QEMU guest agent, in a Debian guest.
-    pub fn guest_agent_socket(&self) -> anyhow::Result<PathBuf> {
-        Ok(self.state()?.guest_agent)
+    /// Asks the QEMU guest agent of a Debian guest, for example `guest-fsfreeze-freeze`.
+    pub fn guest_agent(
+        &self,
+        command: &str,
+        arguments: serde_json::Value,
+    ) -> anyhow::Result<serde_json::Value> {
+        qmp::ask_guest_agent(&self.state()?.guest_agent, command, arguments)
     }
 
     /// Whether its QEMU runs.

@@ -18,6 +18,10 @@ use crate::process::{self, Process, tail};
 use crate::state::{LabState, Store};
 use crate::{daemon, debian, paths, qemu, rules, setup};
 
+/// Ends when systemd has nothing left to start and udev has seen every device.
+const DEBIAN_IS_UP: &str = "until systemctl --quiet is-active multi-user.target; do sleep 0.3; done; \
+                            udevadm settle; systemctl is-system-running --wait >/dev/null; true";
+
 /// A lab that is up. Dropping one that was not made to be kept takes it down.
 #[derive(Debug)]
 pub struct Lab {
@@ -137,9 +141,8 @@ impl Lab {
         let guest = self.guest(name)?;
         guest.wait_exec(timeout)?;
         if state.image == Image::Debian {
-            let wait = "until systemctl --quiet is-active multi-user.target; do sleep 0.3; done";
             let left = until.saturating_duration_since(Instant::now());
-            let output = guest.command(["sh", "-c", wait]).timeout(left).run()?;
+            let output = guest.command(["sh", "-c", DEBIAN_IS_UP]).timeout(left).run()?;
             ensure!(
                 output.success(),
                 "systemd of {name} is not up\n{}",

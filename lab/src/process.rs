@@ -60,6 +60,22 @@ impl Process {
         true
     }
 
+    /// Stops it, and waits until it has: the signal takes effect when the process next runs.
+    pub fn stop(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(self.signal(Signal::STOP), "process {} is gone", self.pid);
+        let until = Instant::now() + Duration::from_secs(10);
+        while !matches!(stat(self.pid), Some(('T', _))) {
+            anyhow::ensure!(Instant::now() < until, "process {} does not stop", self.pid);
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// Lets a stopped process run on; false when it is gone.
+    pub fn resume(&self) -> bool {
+        self.signal(Signal::CONT)
+    }
+
     /// Kills it and waits until it is gone.
     pub fn kill(&self) -> anyhow::Result<()> {
         if self.signal(Signal::KILL) {

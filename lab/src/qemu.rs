@@ -114,7 +114,7 @@ pub fn start_relay(store: &Store, name: &str) -> anyhow::Result<()> {
     let guest = state.guest(name)?;
     let listen = vsock_listener(guest);
     let _ = fs::remove_file(&listen);
-    let arguments = vec!["relay".into(), listen.clone().into(), guest.socket.clone().into()];
+    let arguments = vec!["relay".into(), listen.clone(), guest.socket.clone().into()];
     let relay =
         background(&state, guest, crate::Binaries::locate().lab_guest.as_os_str(), arguments)?;
     store.update(|state| {

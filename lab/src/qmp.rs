@@ -20,6 +20,14 @@ pub fn execute(socket: &Path, command: &str, arguments: Value) -> anyhow::Result
     ask(&stream, &mut reader, command, &arguments)
 }
 
+/// Asks the QEMU guest agent inside a Debian guest; it sends no greeting.
+pub fn ask_guest_agent(socket: &Path, command: &str, arguments: Value) -> anyhow::Result<Value> {
+    let stream = UnixStream::connect(socket)
+        .with_context(|| format!("no guest agent at {}", socket.display()))?;
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    ask(&stream, &mut BufReader::new(stream.try_clone()?), command, &arguments)
+}
+
 fn ask(
     mut stream: &UnixStream,
     reader: &mut impl BufRead,
