@@ -12,7 +12,7 @@ use seawall_fanotify::{Event, EventKind, FileHandle, process};
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// How long after its close a file is scanned, in milliseconds: its times are settled then, and it
@@ -24,6 +24,9 @@ const SAME_FILE_MS: u64 = 10_000;
 const RETRY_MS: u64 = 10_000;
 /// How many such scans are under way at once.
 const AT_ONCE: usize = 4;
+/// How often the queue is looked at while files wait in it, and while none does.
+const TICK: Duration = Duration::from_millis(50);
+const IDLE: Duration = Duration::from_millis(500);
 /// How many closed files wait at most. One more is scanned when it is opened.
 const CLOSED_MAX: usize = 4096;
 
@@ -31,6 +34,7 @@ const CLOSED_MAX: usize = 4096;
 #[derive(Debug, Default)]
 pub struct Closed {
     due: Mutex<Due>,
+    added: Condvar,
 }
 
 #[derive(Debug, Default)]
@@ -44,6 +48,19 @@ impl Closed {
         self.due.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Until something may be due: soon while files wait, else when one is added, and now and then for
+    /// the exposures.
+    fn wait(&self) {
+        let due = self.lock();
+        if due.waiting.is_empty() {
+            let waited = self.added.wait_timeout(due, IDLE);
+            drop(waited.unwrap_or_else(PoisonError::into_inner));
+        } else {
+            drop(due);
+            std::thread::sleep(TICK);
+        }
+    }
+
     fn add(&self, handle: FileHandle, now_ms: u64) {
         let mut due = self.lock();
         if due.waiting.len() >= CLOSED_MAX {
@@ -51,6 +68,7 @@ impl Closed {
         }
         let again = due.scanned.get(&handle).map_or(0, |at| at + SAME_FILE_MS);
         due.waiting.insert(handle, (now_ms + AFTER_CLOSE_MS).max(again));
+        self.added.notify_one();
     }
 
     fn take(&self, now_ms: u64) -> Option<FileHandle> {
@@ -102,7 +120,7 @@ fn take(driver: &Driver, closed: &Closed, event: Event) {
 pub fn work(driver: &Driver, closed: &Closed) {
     let mut tried: HashMap<usize, u64> = HashMap::new();
     loop {
-        std::thread::sleep(Duration::from_millis(50));
+        closed.wait();
         let now_ms = process::now_ms();
         let Some(session) = driver.session() else {
             tried.clear();

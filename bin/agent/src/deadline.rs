@@ -8,20 +8,24 @@ use seawall_fanotify::process;
 use seawall_proto::ExposureReason;
 use std::time::Duration;
 
-/// How often the ledger is walked; deadlines are kept to this.
+/// How often the ledger is walked while something is held; deadlines are kept to this.
 const TICK: Duration = Duration::from_millis(50);
+/// How often this thread beats while nothing is held.
+const IDLE: Duration = Duration::from_secs(1);
 
 /// Keeps deadlines for ever.
 pub fn keep(driver: &Driver) {
     loop {
-        std::thread::sleep(TICK);
         let now_ms = process::now_ms();
         driver.ledger.beat(now_ms);
         if driver.ledger.outstanding() == 0 {
+            // A reader wakes it with the first event that it holds.
+            std::thread::park_timeout(IDLE);
             continue;
         }
         for claim in driver.ledger.overdue(now_ms) {
             driver.answer_unscanned(claim, ExposureReason::Deadline);
         }
+        std::thread::sleep(TICK);
     }
 }

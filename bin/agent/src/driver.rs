@@ -22,7 +22,8 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 /// More held events than this, and the oldest is answered by fail mode.
@@ -134,6 +135,8 @@ pub struct Driver {
     pub coverage: Coverage,
     pub counters: Counters,
     pub supervisor: u32,
+    /// Whether the region is the PCI device's memory and not an ordinary file.
+    pub region_is_device: bool,
     policy: RwLock<Arc<Policy>>,
     generation: AtomicU64,
     region: Mutex<Option<GuestRegion>>,
@@ -144,6 +147,7 @@ pub struct Driver {
     notices: SyncSender<Notice>,
     last_verdicts: Mutex<VecDeque<LastVerdict>>,
     execs: Mutex<VecDeque<(u32, Identity, Answer, u64)>>,
+    deadline_keeper: OnceLock<Thread>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -156,6 +160,7 @@ impl Driver {
         ledger: Ledger,
         coverage: Coverage,
         supervisor: u32,
+        region_is_device: bool,
         notices: SyncSender<Notice>,
     ) -> Self {
         Self {
@@ -165,6 +170,7 @@ impl Driver {
             coverage,
             counters: Counters::default(),
             supervisor,
+            region_is_device,
             policy: RwLock::default(),
             generation: AtomicU64::new(0),
             region: Mutex::new(None),
@@ -179,6 +185,7 @@ impl Driver {
             notices,
             last_verdicts: Mutex::default(),
             execs: Mutex::default(),
+            deadline_keeper: OnceLock::new(),
         }
     }
 
@@ -300,7 +307,7 @@ impl Driver {
             if let Some(job) = jobs.pop_front() {
                 return job;
             }
-            let tick = Duration::from_millis(500);
+            let tick = Duration::from_secs(2);
             let waited = self.jobs_added.wait_timeout(jobs, tick);
             jobs = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -320,6 +327,17 @@ impl Driver {
     }
 
     // --- answers --------------------------------------------------------------------------------
+
+    pub fn set_deadline_keeper(&self, keeper: Thread) {
+        let _once = self.deadline_keeper.set(keeper);
+    }
+
+    /// Something is held now: its deadline must be kept.
+    pub fn wake_deadline_keeper(&self) {
+        if let Some(keeper) = self.deadline_keeper.get() {
+            keeper.unpark();
+        }
+    }
 
     /// Answers a held event. `false`: somebody else was first.
     pub fn answer(&self, claim: Claim, answer: Answer) -> bool {
@@ -368,7 +386,8 @@ impl Driver {
         let file = metadata(shown, &identity, event.pid);
         let path = String::from_utf8_lossy(&file.path).escape_debug().to_string();
         let decision = decision(answer);
-        self.note_verdict(path, format!("unscanned ({reason:?}), {decision:?}"));
+        let done = if answer == Answer::Allow { "let through" } else { "denied" };
+        self.note_verdict(path, format!("not scanned ({}), {done}", word(reason)));
         let operation = event.operation;
         self.notice(Notice::Unscanned { file, operation, reason, decision });
     }
@@ -441,5 +460,18 @@ pub fn decision(answer: Answer) -> Decision {
     match answer {
         Answer::Allow => Decision::Allow,
         Answer::Deny => Decision::Deny,
+    }
+}
+
+fn word(reason: ExposureReason) -> &'static str {
+    match reason {
+        ExposureReason::LinkDown => "no link to the host",
+        ExposureReason::Deadline => "no verdict in time",
+        ExposureReason::TooLarge => "too large",
+        ExposureReason::HostError => "the host had no verdict",
+        ExposureReason::Overload => "too many accesses at once",
+        ExposureReason::Changing => "it changed while it was read",
+        ExposureReason::Unreadable => "it cannot be read",
+        ExposureReason::WorkerDied => "the driver was restarted",
     }
 }

@@ -133,6 +133,9 @@ fn hold(driver: &Driver, fd: OwnedFd, operation: Operation, pid: u32, look: Look
         count(&driver.counters.unscanned);
         return answer_now(driver, &fd, fail);
     };
+    if driver.ledger.outstanding() == 1 {
+        driver.wake_deadline_keeper();
+    }
     if LIVE.load(Ordering::Relaxed) >= LIVE_MAX {
         count(&driver.counters.overloaded);
         driver.answer_unscanned(claim, ExposureReason::Overload);

@@ -6,7 +6,7 @@ use seawall_proto::{Notice, ToHost};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-const TICK: Duration = Duration::from_millis(100);
+const TICK: Duration = Duration::from_millis(250);
 /// How often memory is measured; it takes the kernel a while to add up.
 const MEASURE: Duration = Duration::from_secs(5);
 
@@ -28,7 +28,7 @@ pub fn keep(driver: &Driver, notices: &Receiver<Notice>) {
         }
         beat = Instant::now();
         if measured.is_none_or(|(at, _)| at.elapsed() > MEASURE) {
-            measured = Some((Instant::now(), memory_kib(driver.supervisor)));
+            measured = Some((Instant::now(), memory_kib(driver)));
             let orphans = driver.ledger.take_orphans();
             if orphans > 0 {
                 driver.notice(Notice::WorkerRestarted { orphans });
@@ -75,17 +75,19 @@ fn purge(driver: &Driver) {
     }
 }
 
-/// Proportional memory of both processes in KiB, without mapped shared memory: the region is the
-/// host's, and the ledger's few pages are nearly empty.
-fn memory_kib(supervisor: u32) -> u32 {
-    [std::process::id(), supervisor].into_iter().map(process_memory_kib).sum()
-}
-
-fn process_memory_kib(pid: u32) -> u32 {
-    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-    let value = |line: &str| line.split_ascii_whitespace().nth(1)?.parse::<u32>().ok();
-    let counts = |line: &&str| line.starts_with("Pss_Anon:") || line.starts_with("Pss_File:");
-    rollup.lines().filter(counts).filter_map(value).sum()
+/// Proportional memory of both processes in KiB, without the region: mapped device memory does not
+/// count, and where the region is an ordinary file it is the only shared memory of any size.
+fn memory_kib(driver: &Driver) -> u32 {
+    let counted: &[&str] =
+        if driver.region_is_device { &["Pss:"] } else { &["Pss_Anon:", "Pss_File:"] };
+    let of = |pid: u32| -> u32 {
+        let path = format!("/proc/{pid}/smaps_rollup");
+        let rollup = std::fs::read_to_string(path).unwrap_or_default();
+        let value = |line: &str| line.split_ascii_whitespace().nth(1)?.parse::<u32>().ok();
+        let counts = |line: &&str| counted.iter().any(|name| line.starts_with(name));
+        rollup.lines().filter(counts).filter_map(value).sum()
+    };
+    of(std::process::id()) + of(driver.supervisor)
 }
 
 /// CPU time of both processes in milliseconds.

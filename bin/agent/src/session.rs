@@ -191,9 +191,13 @@ impl Session {
     }
 }
 
-/// Where the region is.
-pub fn open_region(path: &Path) -> Result<GuestRegion, GuestRegionError> {
-    if path.as_os_str() == "auto" {
+/// Whether `--region` means the PCI device.
+pub fn is_device(path: &Path) -> bool {
+    path.as_os_str() == "auto"
+}
+
+fn open_region(path: &Path) -> Result<GuestRegion, GuestRegionError> {
+    if is_device(path) {
         return GuestRegion::open_pci();
     }
     GuestRegion::open_file(path)

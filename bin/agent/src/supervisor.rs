@@ -32,8 +32,9 @@ use std::time::{Duration, Instant};
 /// In [`Ledger::overlay`]: the worker has met an overlay and asks for the probe.
 pub const PROBE_OVERLAY: u32 = 100;
 
-/// How often the worker is looked after.
+/// How often the worker is looked after while it holds something, and while it does not.
 const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+const IDLE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 /// An event is answered here when it is this far past its deadline, in milliseconds.
 const LATE_MS: u64 = 300;
 /// A worker that has not beaten for this long is killed, in milliseconds.
@@ -136,7 +137,8 @@ fn look_after(shared: &Shared, signals: &SignalFd, pid: u32) -> anyhow::Result<W
             return Ok(status);
         }
         let mut fds = [PollFd::new(signals, PollFlags::IN)];
-        let _again = rustix::event::poll(&mut fds, Some(&TICK));
+        let tick = if shared.ledger.outstanding() > 0 { &TICK } else { &IDLE };
+        let _again = rustix::event::poll(&mut fds, Some(tick));
         while let Ok(Some(signal)) = signals.read_signal() {
             let signal = i32::try_from(signal.ssi_signo).unwrap_or(0);
             if signal == Signal::SIGTERM as i32 || signal == Signal::SIGINT as i32 {

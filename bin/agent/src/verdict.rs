@@ -83,9 +83,19 @@ fn deny(driver: &Driver, session: &Session, job: &Job, verdict: &Verdict) {
     if let Ok(look) = Look::at(identity) {
         let shown = truth::shown_path(identity, look.identity.device, look.identity.inode);
         let path = String::from_utf8_lossy(&shown.path).escape_debug().to_string();
-        driver.note_verdict(path, format!("{:?} ({detail}), {decided:?}", verdict.kind));
+        let done = if decided.is_some() { "denied" } else { "nobody waited for it" };
+        driver.note_verdict(path, format!("{} ({detail}), {done}", word(verdict.kind)));
     }
     tell_outcome(session, verdict.id, decided, process, uid);
+}
+
+fn word(kind: VerdictKind) -> &'static str {
+    match kind {
+        VerdictKind::Clean => "clean",
+        VerdictKind::Infected => "infected",
+        VerdictKind::Error => "error",
+        VerdictKind::TimedOut => "timed out",
+    }
 }
 
 fn deny_access(driver: &Driver, event: &HeldEvent) -> Option<Decision> {

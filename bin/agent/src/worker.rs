@@ -20,6 +20,8 @@ const READERS: usize = 2;
 const FILLERS: usize = 6;
 /// Notices that wait for the link.
 const NOTICES: usize = 256;
+/// Log lines that wait for whoever reads them; each place takes 32 bytes from the start.
+const LOG_LINES: usize = 1024;
 /// The stack of a thread, in bytes; only what is touched takes memory.
 const STACK: usize = 256 * 1024;
 /// How long held accesses get their verdict when the driver ends.
@@ -28,7 +30,10 @@ const DRAIN: Duration = Duration::from_secs(2);
 /// Runs in the process that the supervisor forked; returns its exit status.
 pub fn run(shared: &Shared, supervisor: u32) -> u8 {
     // The log is written by a thread of its own, and lines are dropped when it cannot follow.
-    let (writer, _flushes_at_the_end) = tracing_appender::non_blocking(std::io::stderr());
+    let (writer, _flushes_at_the_end) =
+        tracing_appender::non_blocking::NonBlockingBuilder::default()
+            .buffered_lines_limit(LOG_LINES)
+            .finish(std::io::stderr());
     tracing_subscriber::fmt().with_writer(writer).with_ansi(false).with_target(false).init();
     if let Err(error) = process::lock_memory() {
         tracing::warn!(%error, "memory is not locked; under memory pressure answers may be late");
@@ -62,7 +67,8 @@ fn start(shared: &Shared, supervisor: u32) -> std::io::Result<Arc<Driver>> {
     let (notices, noticed) = sync_channel(NOTICES);
     let coverage = Coverage::new(args.only_mount.clone());
     let ledger = shared.ledger.again();
-    let driver = Arc::new(Driver::new(groups, ledger, coverage, supervisor, notices));
+    let is_device = session::is_device(&args.region);
+    let driver = Arc::new(Driver::new(groups, ledger, coverage, supervisor, is_device, notices));
     let closed = Arc::new(Closed::default());
     // Ignore marks of the last worker's session count no more.
     driver.forget_all();
@@ -71,7 +77,12 @@ fn start(shared: &Shared, supervisor: u32) -> std::io::Result<Arc<Driver>> {
         let driver = Arc::clone(&driver);
         move || body(&driver)
     };
-    spawn("deadline", with(deadline::keep))?;
+    let keeper = Arc::clone(&driver);
+    let keeper = std::thread::Builder::new()
+        .name("deadline".into())
+        .stack_size(STACK)
+        .spawn(move || deadline::keep(&keeper))?;
+    driver.set_deadline_keeper(keeper.thread().clone());
     for _ in 0..READERS {
         spawn("reader", with(event::read_events))?;
     }
