@@ -61,7 +61,7 @@ fn show(guest: &Guest, what: &str, script: &str) -> anyhow::Result<Output> {
     println!("   {} $ {what}", guest.name());
     let text = output.text() + &output.error_text();
     for line in text.lines().filter(|line| !line.trim().is_empty()).take(3) {
-        println!("      {}", line.escape_debug());
+        println!("      {}", line.replace(char::is_control, "?"));
     }
     Ok(output)
 }
@@ -84,8 +84,12 @@ fn expect_denied(output: &Output, way: &str) -> anyhow::Result<()> {
 
 fn clean(guest: &Guest) -> anyhow::Result<()> {
     told("A clean file opens as ever.");
-    let output = show(guest, "cat /data/letter", "echo 'Dear reader' > /data/letter; cat /data/letter")?;
-    ensure!(output.success() && output.text().contains("Dear reader"), "the clean file: {output:?}");
+    let output =
+        show(guest, "cat /data/letter", "echo 'Dear reader' > /data/letter; cat /data/letter")?;
+    ensure!(
+        output.success() && output.text().contains("Dear reader"),
+        "the clean file: {output:?}"
+    );
     Ok(())
 }
 
@@ -156,7 +160,7 @@ fn shared(lab: &Lab, g1: &Guest, g2: &Guest) -> anyhow::Result<()> {
 }
 
 fn exposed(guest: &Guest) -> anyhow::Result<u64> {
-    let status = guest.exec(["seawall-agent", "status", "--json"])?;
+    let status = guest.exec(["/usr/lib/seawall/seawall-agent", "status", "--json"])?;
     let status: Value = serde_json::from_slice(&status.stdout)?;
     status["exposed"].as_u64().context("the driver counts what it let through")
 }
@@ -171,7 +175,11 @@ fn service_killed(lab: &Lab, guest: &Guest) -> anyhow::Result<()> {
     let output = show(guest, "cat /data/note      (an open fails open)", "cat /data/note")?;
     ensure!(output.success(), "an open must go on: {output:?}");
     let script = "/data/tool true";
-    let output = show(guest, "/data/tool          (a program that any user may write fails closed)", script)?;
+    let output = show(
+        guest,
+        "/data/tool          (a program that any user may write fails closed)",
+        script,
+    )?;
     ensure!(!output.success(), "a program that any user may write must not run");
     let let_through = exposed(guest)?;
     println!("   {} files were let through unscanned and wait for their scan.", let_through);
@@ -188,14 +196,19 @@ fn service_killed(lab: &Lab, guest: &Guest) -> anyhow::Result<()> {
 }
 
 fn stopped(guest: &Guest) -> anyhow::Result<()> {
-    told("Only when the driver is stopped can EICAR be read; that it was there all along shows that");
+    told(
+        "Only when the driver is stopped can EICAR be read; that it was there all along shows that",
+    );
     println!("   Seawall denied it, and nothing else did.");
     guest.stop_agent()?;
-    let output = show(guest, "seawall-agent stop; wc -c < /data/eicar", "wc -c < /data/eicar")?;
+    let output = show(guest, "wc -c < /data/eicar", "wc -c < /data/eicar")?;
     ensure!(output.success() && output.text().trim() == "68", "{output:?}");
     guest.start_agent()?;
     guest.wait_protected(Duration::from_secs(30))?;
-    expect_denied(&show(guest, "cat /data/eicar     (driver started again)", "cat /data/eicar")?, "again")
+    expect_denied(
+        &show(guest, "cat /data/eicar     (driver started again)", "cat /data/eicar")?,
+        "again",
+    )
 }
 
 fn costs(lab: &Lab) -> anyhow::Result<()> {
@@ -209,10 +222,13 @@ fn costs(lab: &Lab) -> anyhow::Result<()> {
     let output = lab.cli(["--json", "guests"])?;
     let guests: Value = serde_json::from_slice(&output.stdout)?;
     for guest in guests.as_array().context("a list of guests")? {
-        let driver = &guest["driver"]["counters"];
+        let driver = &guest["session"]["counters"];
         let memory = driver["memory_kib"].as_u64().context("the driver tells its memory")?;
         let cpu = driver["cpu_ms"].as_u64().unwrap_or(0);
-        println!("   driver and supervisor in {}: {memory} KiB, {cpu} ms of CPU", guest["name"]);
+        println!(
+            "   driver and supervisor in {}: {memory} KiB, {cpu} ms of CPU",
+            guest["name"].as_str().unwrap_or_default()
+        );
         ensure!(memory > 0 && memory <= 4096, "the driver takes {memory} KiB, more than 4 MiB");
     }
     Ok(())

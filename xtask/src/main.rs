@@ -1,6 +1,7 @@
 //! `cargo xtask`: the one door to everything a developer does. One file for each subcommand.
 
 mod build;
+mod demo;
 mod docs;
 mod lab;
 mod setup;
@@ -23,6 +24,8 @@ struct Arguments {
 enum Command {
     /// Install what building and testing need on this machine; quiet when nothing is missing
     Setup(setup::Arguments),
+    /// Show on two real guests what Seawall does; fails when a step is not as told
+    Demo(demo::Arguments),
     /// Build every program, the guests' ones as static binaries
     Build,
     /// Set up, build, check form and lints, and run every test
@@ -38,6 +41,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Setup(arguments) => setup::run(&arguments),
+        Command::Demo(arguments) => demo::run(&arguments),
         Command::Build => build::run(),
         Command::Test(arguments) => test::run(&arguments),
         Command::Lab(arguments) => lab::run(arguments),

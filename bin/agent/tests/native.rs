@@ -1,5 +1,7 @@
 //! The driver on this machine's kernel, with a host that the test controls.
 
+#![allow(clippy::unwrap_used)] // A test says what it expects by unwrapping it.
+
 mod common;
 
 use common::{Native, Reply, eventually, is_denied, read_in_thread};
