@@ -11,7 +11,7 @@
 //! | `error` | reports an error |
 //! | `memory` | allocates until it cannot |
 //! | `escape` | tries to leave the sandbox; infected with `escaped` when anything works |
-//! | `read` | sleeps 300 ms, then reads the whole content |
+//! | `read` | sleeps 1.5 s, then reads the whole content |
 //! | `seen` | infected with `seen`, path, guest and size as the engine got them |
 //!
 //! All other content is clean. FILE stands for a signature set: its first 32 bytes are the
@@ -110,7 +110,7 @@ impl Scanner for FaultScanner {
             ("memory", _) => Ok(eat_memory()),
             ("escape", _) => Ok(found("escaped", escape())),
             ("read", _) => {
-                thread::sleep(Duration::from_millis(300));
+                thread::sleep(Duration::from_millis(1500));
                 content.bytes()?;
                 Ok(Outcome::Clean)
             }

@@ -98,8 +98,8 @@ fn a_hang_is_killed_at_its_limit_and_is_not_tried_again() {
 #[test]
 fn the_limit_does_not_run_while_a_scan_waits() {
     let engine = start(EngineConfig { threads: 1, ..fault() }).ready();
-    let limit = Duration::from_millis(400);
-    let all: Vec<_> = (0..6).map(|_| engine.send(&order("sleep=200"), limit)).collect();
+    let limit = Duration::from_millis(1500);
+    let all: Vec<_> = (0..4).map(|_| engine.send(&order("sleep=500"), limit)).collect();
     for reply in all {
         assert_eq!(reply.recv_timeout(LONG).unwrap().result, Ok(Outcome::Clean));
     }
@@ -134,6 +134,16 @@ fn nothing_outside_can_be_reached_from_the_sandbox() {
     for wanted in ["NoNewPrivs:\t1", "Seccomp:\t2", "CapEff:\t0000000000000000"] {
         assert!(status.contains(wanted), "{wanted} is missing in\n{status}");
     }
+    let limits = fs::read_to_string(format!("/proc/{}/limits", engine.pid())).unwrap();
+    let limit = |name: &str| {
+        let line = limits.lines().find(|line| line.starts_with(name)).unwrap();
+        line[name.len()..].split_whitespace().next().unwrap().to_owned()
+    };
+    assert_eq!(limit("Max data size"), (256 << 20).to_string());
+    assert_eq!(limit("Max core file size"), "0");
+    assert_eq!(limit("Max file size"), "0");
+    assert_eq!(limit("Max processes"), "0");
+    assert_eq!(limit("Max open files"), "20");
     // Threads and descriptors: the main thread and two workers; streams and the socket.
     assert!(status.contains("Threads:\t3"), "{status}");
     let open = fs::read_dir(format!("/proc/{}/fd", engine.pid())).unwrap().count();
@@ -160,7 +170,7 @@ fn killed_from_outside_in_mid_scan_the_scan_is_done_by_the_next_process() {
 #[test]
 fn a_stopped_process_is_replaced_when_its_scan_passes_the_limit() {
     let engine = ready();
-    let reply = engine.send(&order("sleep=300"), Duration::from_millis(600));
+    let reply = engine.send(&order("sleep=2000"), Duration::from_secs(3));
     engine.wait_in_flight(1);
     std::thread::sleep(Duration::from_millis(100));
     kill(engine.pid(), "STOP");
@@ -211,7 +221,7 @@ fn on_access_overtakes_what_waits_on_demand() {
     let (tell, ends) = mpsc::channel();
     let send = |name: &'static str, lane| {
         let tell = tell.clone();
-        let content = ContentFd::sealed(&order("sleep=20")).unwrap();
+        let content = ContentFd::sealed(&order("sleep=300")).unwrap();
         engine.handle.scan(content, metadata(), lane, LONG, move |_| tell.send(name).unwrap());
     };
     // One in work and one waiting at the process: those two are past overtaking.
@@ -226,7 +236,7 @@ fn on_access_overtakes_what_waits_on_demand() {
 fn a_full_queue_refuses_at_once() {
     let engine = start(EngineConfig { threads: 1, queue_limit: 3, ..fault() }).ready();
     // Two at the process, three in the queue, the others refused on this thread.
-    let replies: Vec<_> = (0..8).map(|_| engine.send(&order("sleep=200"), LONG)).collect();
+    let replies: Vec<_> = (0..8).map(|_| engine.send(&order("sleep=1000"), LONG)).collect();
     let refused = replies[5..].iter().map(|reply| reply.try_recv().unwrap().result);
     assert!(refused.into_iter().all(|result| result == Err(ScanError::QueueFull)));
     for reply in &replies[..5] {
@@ -312,7 +322,7 @@ fn new_signatures_take_over_while_the_old_process_finishes_its_scans() {
     let rules = Rules::new("one");
     let engine = start(rules.config()).ready();
     let old = engine.pid();
-    let slow = engine.send(&order("sleep=1500"), LONG);
+    let slow = engine.send(&order("sleep=4000"), LONG);
     engine.wait_in_flight(1);
     rules.write("two");
     let (tell, done) = mpsc::channel();

@@ -59,12 +59,12 @@ fn a_report_before_ready_is_no_start() {
 
 #[test]
 fn an_engine_that_refuses_dies_or_never_gets_ready_has_failed() {
-    for (mode, word) in [
-        ("refuses", "not today"),
-        ("dies-loading", "exited with status 3"),
-        ("never-ready", "not ready within"),
+    for (mode, patience, word) in [
+        ("refuses", LONG, "not today"),
+        ("dies-loading", LONG, "exited with status 3"),
+        ("never-ready", Duration::from_millis(300), "not ready within"),
     ] {
-        let config = EngineConfig { ready_timeout: Duration::from_millis(300), ..hostile(mode) };
+        let config = EngineConfig { ready_timeout: patience, ..hostile(mode) };
         let engine = start(config);
         let state = engine.wait_state(|state| matches!(state, EngineState::Failed { .. }));
         assert!(format!("{state:?}").contains(word), "{mode}: {state:?}");

@@ -187,15 +187,30 @@ mod tests {
             return;
         }
         let (socket, other) = sys::seqpacket_pair().unwrap();
-        enter_landlock().unwrap();
+        let landlock = enter_landlock().unwrap().is_none().then(landlocked).unwrap_or_default();
         enter_filter(socket.as_fd(), 1).unwrap();
-        let wrong = [refused(other.as_raw_fd()), allowed()].concat();
+        let wrong = [landlock, refused(other.as_raw_fd()), allowed()].concat();
         if wrong.is_empty() {
             eprintln!("all as told");
         } else {
             eprintln!("not as told: {wrong:?}");
         }
         sys::exit_now(i32::from(!wrong.is_empty()));
+    }
+
+    /// What the first layer alone does not refuse, with EACCES as landlock does.
+    fn landlocked() -> Vec<&'static str> {
+        let refused = |error: Option<io::Error>| {
+            error.is_some_and(|error| error.raw_os_error() == Some(libc::EACCES))
+        };
+        let mut wrong = Vec::new();
+        if !refused(std::fs::File::open("/etc/passwd").err()) {
+            wrong.push("landlock: open");
+        }
+        if !refused(std::net::TcpStream::connect("127.0.0.1:1").err()) {
+            wrong.push("landlock: connect");
+        }
+        wrong
     }
 
     /// Names of the calls that were not refused with EPERM.
