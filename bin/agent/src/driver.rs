@@ -33,6 +33,8 @@ const LINK_GRACE: Duration = Duration::from_secs(1);
 /// How many verdicts `status` shows.
 const LAST_VERDICTS: usize = 16;
 
+/// Where clean marks keep their inodes in memory there are at most this many.
+const PLAIN_MARKS_MAX: u64 = 4096;
 /// How many answered execs are remembered for the open that follows each.
 const LAST_EXECS: usize = 64;
 /// The open that belongs to an exec follows within this, in milliseconds.
@@ -148,6 +150,7 @@ pub struct Driver {
     last_verdicts: Mutex<VecDeque<LastVerdict>>,
     execs: Mutex<VecDeque<(u32, Identity, Answer, u64)>>,
     deadline_keeper: OnceLock<Thread>,
+    plain_marks: AtomicU64,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -186,6 +189,7 @@ impl Driver {
             last_verdicts: Mutex::default(),
             execs: Mutex::default(),
             deadline_keeper: OnceLock::new(),
+            plain_marks: AtomicU64::new(0),
         }
     }
 
@@ -235,17 +239,25 @@ impl Driver {
             self.memory.remember_exposed(identity, process::now_ms());
             return;
         }
-        let how = self.groups.ignore;
-        let marked = match how {
-            IgnoreMark::Evictable => self.groups.permission.ignore_opens(file, how).is_ok(),
-            // Such a mark would keep its inode in memory; what the driver remembers is bounded.
-            IgnoreMark::Plain => false,
-        };
+        self.mark_clean(file);
         match Look::at(file) {
             Ok(now) if now.identity == *identity => self.memory.remember_clean(identity),
-            _ if marked => drop(self.groups.permission.unignore(file, how)),
-            _ => (),
+            _ => drop(self.groups.permission.unignore(file, self.groups.ignore)),
         }
+    }
+
+    /// Sets the clean mark. A plain one keeps its inode in memory, so there is a bounded number of
+    /// them: at the bound all go, and files come back as they are opened.
+    pub fn mark_clean(&self, file: impl AsFd) {
+        let Groups { permission, ignore, .. } = &self.groups;
+        if *ignore == IgnoreMark::Plain
+            && self.plain_marks.fetch_add(1, Ordering::Relaxed) >= PLAIN_MARKS_MAX
+        {
+            self.plain_marks.store(0, Ordering::Relaxed);
+            let _none = permission.flush_ignored();
+        }
+        // Without the mark the next open raises an event and is answered from memory.
+        let _unmarked = permission.ignore_opens(file.as_fd(), *ignore);
     }
 
     // --- the link -------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ fn take(driver: &Driver, event: Event) {
     let Some(fd) = event.fd else { return };
     let operation = if event.kind == EventKind::Exec { Operation::Exec } else { Operation::Open };
     count(&driver.counters.events);
-    if event.pid == std::process::id() || event.pid == driver.supervisor {
+    if is_own(driver, event.pid) {
         return pass(driver, &fd);
     }
     let Ok(look) = Look::at(&fd) else { return pass(driver, &fd) };
@@ -100,6 +100,12 @@ fn take(driver: &Driver, event: Event) {
     hold(driver, fd, operation, event.pid, look, now_ms);
 }
 
+/// Our own processes must not wait for themselves. The number of a supervisor that died may belong to
+/// anybody by now.
+fn is_own(driver: &Driver, pid: u32) -> bool {
+    pid == std::process::id() || (pid == driver.supervisor && driver.is_supervised())
+}
+
 fn answer_now(driver: &Driver, fd: &OwnedFd, answer: Answer) {
     let _gone = driver.groups.permission.answer(fd.as_raw_fd(), answer);
 }
@@ -114,10 +120,7 @@ fn pass_known(driver: &Driver, fd: &OwnedFd, known: Known) {
     if known == Known::Clean {
         // The mark went with the inode when the kernel evicted it; the content is the same. The
         // kernel adds nothing while a writer holds the file.
-        let how = driver.groups.ignore;
-        if how == seawall_fanotify::IgnoreMark::Evictable {
-            let _later = driver.groups.permission.ignore_opens(fd.as_fd(), how);
-        }
+        driver.mark_clean(fd);
     }
     answer_now(driver, fd, Answer::Allow);
 }

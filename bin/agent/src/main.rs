@@ -85,6 +85,9 @@ pub struct RunArgs {
     /// Where to listen for `status` and `stop`; root only.
     #[arg(long, value_name = "PATH", default_value = "/run/seawall/agent.sock")]
     control: PathBuf,
+    /// Use the clean marks of kernels that have no evictable ones.
+    #[arg(long, hide = true)]
+    plain_marks: bool,
     /// Append the log to this file instead of standard error.
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,

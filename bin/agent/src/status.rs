@@ -92,7 +92,7 @@ impl Status {
             supervised,
             ignore_mark: match driver.groups.ignore {
                 IgnoreMark::Evictable => "evictable",
-                IgnoreMark::Plain => "none: this kernel has no evictable marks",
+                IgnoreMark::Plain => "plain, at most 4,096: this kernel has no evictable ones",
             }
             .into(),
             overlay:

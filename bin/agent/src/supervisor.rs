@@ -66,6 +66,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         "this kernel does not let us hold file accesses (fanotify permission events); \
          the driver needs root and Linux 5.1 or newer",
     )?;
+    let ignore = if args.plain_marks { seawall_fanotify::IgnoreMark::Plain } else { ignore };
     let ledger = Ledger::new().context("no memory for the ledger")?;
     if ignored_overlay(&args.only_mount) {
         ledger.overlay().store(OverlayView::Beneath.number(), Ordering::Relaxed);

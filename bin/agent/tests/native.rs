@@ -34,7 +34,16 @@ fn an_infected_file_is_denied_and_a_clean_one_opens() {
 
 #[test]
 fn a_clean_file_raises_no_event_until_it_changes() {
-    let native = Native::start(Policy::default(), by_content);
+    marks_hold_until_a_change(&[]);
+}
+
+#[test]
+fn the_same_with_the_marks_of_older_kernels() {
+    marks_hold_until_a_change(&["--plain-marks"]);
+}
+
+fn marks_hold_until_a_change(options: &'static [&'static str]) {
+    let native = Native::start_with(options, Policy::default(), by_content);
     let path = native.write("f", b"good");
     native.settle();
     std::fs::read(&path).unwrap();

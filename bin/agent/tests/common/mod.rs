@@ -231,6 +231,15 @@ impl Native {
         policy: Policy,
         rule: impl Fn(&ScanRequest, &[u8]) -> Reply + Send + Sync + 'static,
     ) -> Self {
+        Self::start_with(&[], policy, rule)
+    }
+
+    /// The same with further options of `seawall-agent run`.
+    pub fn start_with(
+        options: &'static [&'static str],
+        policy: Policy,
+        rule: impl Fn(&ScanRequest, &[u8]) -> Reply + Send + Sync + 'static,
+    ) -> Self {
         assert!(rustix::process::geteuid().is_root(), "these tests need root, for fanotify");
         // The tests of this thread, and what it starts, get a mount namespace of their own.
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
@@ -244,7 +253,7 @@ impl Native {
         let region = std::fs::File::create(folder.path().join("region")).unwrap();
         region.set_len(1 << 20).unwrap();
         let host = Host::start(folder.path(), policy, Arc::new(rule));
-        let agent = spawn_agent(folder.path());
+        let agent = spawn_agent(folder.path(), options);
         let native = Self { folder, agent, host };
         native.wait_protected();
         native
@@ -302,7 +311,7 @@ impl Native {
 
     /// Starts another driver beside what is left of the first.
     pub fn start_again(&mut self) {
-        self.agent = spawn_agent(self.folder.path());
+        self.agent = spawn_agent(self.folder.path(), &[]);
     }
 
     pub fn stop(&self) -> bool {
@@ -316,9 +325,10 @@ fn kill(pid: u64) {
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
 }
 
-fn spawn_agent(folder: &Path) -> Child {
+fn spawn_agent(folder: &Path, options: &[&str]) -> Child {
     Command::new(env!("CARGO_BIN_EXE_seawall-agent"))
         .arg("run")
+        .args(options)
         .arg(format!("--link=unix:{}", folder.join("link").display()))
         .arg("--region")
         .arg(folder.join("region"))
