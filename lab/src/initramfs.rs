@@ -1,6 +1,7 @@
 //! Packs a guest's first file system: our init, busybox, kernel modules, the driver.
 
 use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -65,14 +66,36 @@ pub fn pack(kernel: Kernel, lab_guest: &Path, agent: Option<&Path>) -> anyhow::R
     add_busybox(&mut archive)?;
     let read =
         |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
-    archive.file("init", 0o755, &read(lab_guest)?);
+    archive.file("init", 0o755, &read(&stripped(lab_guest)?)?);
     if let Some(agent) = agent {
-        archive.file("usr/lib/seawall/seawall-agent", 0o755, &read(agent)?);
+        archive.file("usr/lib/seawall/seawall-agent", 0o755, &read(&stripped(agent)?)?);
     }
     for (index, (name, content)) in modules(kernel)?.into_iter().enumerate() {
         archive.file(&format!("modules/{index:03}-{name}.ko"), 0o644, &content);
     }
     store(&archive.finish(), kernel)
+}
+
+/// The program without its debug sections, kept in the cache: they are most of a static binary, and an
+/// emulated guest copies every byte twice while it boots.
+fn stripped(program: &Path) -> anyhow::Result<PathBuf> {
+    let content =
+        fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
+    let folder = cache_dir().join("stripped");
+    fs::create_dir_all(&folder)?;
+    let name = program.file_name().unwrap_or_default().to_string_lossy();
+    let path = folder.join(format!("{name}-{}", &blake3::hash(&content).to_hex()[..16]));
+    if !path.exists() {
+        let fresh = path.with_extension(format!("{}", std::process::id()));
+        let words = ["strip", "--strip-debug", "-o"].map(OsStr::new);
+        if run_tool(words.into_iter().chain([fresh.as_os_str(), program.as_os_str()])).is_err() {
+            // Without binutils the guest boots a little slower.
+            return Ok(program.to_path_buf());
+        }
+        fs::rename(&fresh, &path)?;
+        prune(&folder)?;
+    }
+    Ok(path)
 }
 
 fn add_busybox(archive: &mut Cpio) -> anyhow::Result<()> {
