@@ -155,7 +155,15 @@ impl Process {
 
     /// Takes one message from the socket.
     pub(super) fn receive(&mut self) -> Event {
-        let received = match sys::receive(self.link.as_fd(), &mut self.buffer, false, false) {
+        let mut take = || sys::receive(self.link.as_fd(), &mut self.buffer, false, false);
+        let taken = match take() {
+            // An engine that dies with scans unread resets the socket, and the kernel tells that
+            // before it hands out what the engine had sent: who was in work, and who had finished.
+            // The error comes once.
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => take(),
+            other => other,
+        };
+        let received = match taken {
             Ok(received) => received,
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Event::Nothing,
             Err(_) => return Event::Closed,
