@@ -42,7 +42,7 @@ impl Hostile {
     fn run(&self) {
         while let Some(message) = self.next() {
             match message {
-                ToEngine::Start(_) => self.start(),
+                ToEngine::Start(start) => self.start(start.strict),
                 ToEngine::Scan(scan) => self.answer(scan.id),
                 ToEngine::Ping => {}
             }
@@ -56,7 +56,7 @@ impl Hostile {
         decode_to_engine(&buffer[..length]).ok()
     }
 
-    fn start(&self) {
+    fn start(&self, strict: bool) {
         match self.mode.as_str() {
             "never-ready" => sleep(Duration::from_secs(3600)),
             "refuses" => {
@@ -65,14 +65,9 @@ impl Hostile {
             }
             "dies-loading" => std::process::exit(3),
             "early-report" => self.report(1),
-            _ => self.say(ToHost::Ready(Description {
-                name: "hostile".into(),
-                version: "1".into(),
-                generation: Generation([9; 32]),
-                rules: 0,
-                diagnostics: Vec::new(),
-                omitted: 0,
-            })),
+            // An engine that does not keep to a strict start.
+            "half-a-set" if strict => self.ready(vec![Diagnostic::error("hostile", "half a set")]),
+            _ => self.ready(Vec::new()),
         }
     }
 
@@ -106,6 +101,17 @@ impl Hostile {
             }
             _ => self.report(id),
         }
+    }
+
+    fn ready(&self, diagnostics: Vec<Diagnostic>) {
+        self.say(ToHost::Ready(Description {
+            name: "hostile".into(),
+            version: "1".into(),
+            generation: Generation([9; 32]),
+            rules: 0,
+            diagnostics,
+            omitted: 0,
+        }));
     }
 
     fn report(&self, id: u64) {

@@ -12,6 +12,7 @@
 //! | `memory` | allocates until it cannot |
 //! | `escape` | tries to leave the sandbox; infected with `escaped` when anything works |
 //! | `read` | sleeps 1.5 s, then reads the whole content |
+//! | `keep` | reads the whole content, sleeps 1.5 s, then looks at all of it |
 //! | `seen` | infected with `seen`, path, guest and size as the engine got them |
 //!
 //! All other content is clean. FILE stands for a signature set: its first 32 bytes are the
@@ -113,6 +114,12 @@ impl Scanner for FaultScanner {
                 thread::sleep(Duration::from_millis(1500));
                 content.bytes()?;
                 Ok(Outcome::Clean)
+            }
+            ("keep", _) => {
+                let bytes = content.bytes()?;
+                thread::sleep(Duration::from_millis(1500));
+                let dots = bytes.iter().filter(|byte| **byte == b'.').count();
+                Ok(found("kept", Some(dots.to_string())))
             }
             ("seen", _) => {
                 let path = String::from_utf8_lossy(&metadata.path);

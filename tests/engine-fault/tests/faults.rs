@@ -267,6 +267,23 @@ fn a_spool_file_that_is_truncated_meanwhile_is_an_error_and_no_crash() {
 }
 
 #[test]
+fn a_spool_file_that_is_truncated_after_it_was_read_makes_no_difference() {
+    let engine = ready();
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&order("keep")).unwrap();
+    file.write_all(&vec![b'.'; 8 << 20]).unwrap();
+    let length = file.metadata().unwrap().len();
+    let content = ContentFd::from_spool(file.try_clone().unwrap(), length).unwrap();
+    let reply = engine.send_fd(content, LONG);
+    engine.wait_in_flight(1);
+    std::thread::sleep(Duration::from_millis(700));
+    file.set_len(0).unwrap();
+    let outcome = reply.recv_timeout(LONG).unwrap().result.unwrap();
+    assert_eq!(family(&outcome), (8 << 20).to_string());
+    assert_eq!(engine.handle.status().restarts, 0);
+}
+
+#[test]
 fn a_spool_file_larger_than_the_memory_limit_is_an_error_and_no_crash() {
     let engine = ready();
     let mut file = tempfile::tempfile().unwrap();

@@ -72,6 +72,17 @@ fn an_engine_that_refuses_dies_or_never_gets_ready_has_failed() {
 }
 
 #[test]
+fn half_a_set_does_not_take_over_even_when_the_engine_would() {
+    let engine = start(hostile("half-a-set")).ready();
+    let first = engine.pid();
+    let (tell, done) = std::sync::mpsc::channel();
+    engine.handle.replace(move |result| tell.send(result).unwrap());
+    let refusal = done.recv_timeout(LONG).unwrap().unwrap_err();
+    assert_eq!(refusal.diagnostics[0].reason, "half a set");
+    assert_eq!(engine.pid(), first);
+}
+
+#[test]
 fn ten_megabytes_of_noise_on_standard_error_hurt_nobody() {
     let (engine, result) = beside_a_good_one("noise");
     assert_eq!(result, Ok(Outcome::Clean));
