@@ -17,8 +17,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use seawall_client::{
-    Counters, EngineState, Event, EventKind, Fault, Guest, GuestCounts, GuestState, PrivateCopies,
-    Reload, ReloadedEngine, Session, Status,
+    EngineState, Event, EventKind, Fault, Guest, GuestCounts, GuestState, PrivateCopies, Reload,
+    ReloadedEngine, Session, Status,
 };
 use serde::Deserialize;
 use std::path::PathBuf;
@@ -26,7 +26,7 @@ use std::sync::{Arc, PoisonError};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use utoipa::{IntoParams, OpenApi};
+use utoipa::OpenApi;
 
 /// The interface as a document.
 #[derive(OpenApi)]
@@ -110,10 +110,6 @@ async fn status(State(api): State<Api>) -> Json<Status> {
             problems.push(format!("the region of guest {}: {fault}", guest.name()));
         }
     }
-    let counters: Counters = host.metrics.read();
-    if counters.events_dropped > 0 {
-        problems.push(format!("{} events were left out of the log", counters.events_dropped));
-    }
     Json(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         healthy: problems.is_empty(),
@@ -122,7 +118,7 @@ async fn status(State(api): State<Api>) -> Json<Status> {
         generation: host.pipeline.generations.current().0,
         engines,
         guests: counts,
-        counters,
+        counters: host.metrics.read(),
         cached_verdicts: host.pipeline.cached_verdicts(),
         private_copies: PrivateCopies {
             memory_bytes: host.budget.used(),
@@ -173,7 +169,7 @@ fn describe(guest: &HostGuest) -> Guest {
 }
 
 /// Which events are wanted.
-#[derive(Debug, Deserialize, IntoParams)]
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
 struct EventsQuery {
     /// How many of the last events, at most 1000.
     #[serde(default = "default_limit")]
@@ -205,7 +201,10 @@ async fn events_of(State(api): State<Api>, Query(query): Query<EventsQuery>) -> 
                 return;
             }
         }
-        while query.follow {
+        if !query.follow {
+            return;
+        }
+        loop {
             let next = tokio::select! {
                 next = coming.recv() => next,
                 () = lines.closed() => return,

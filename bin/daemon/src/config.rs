@@ -269,7 +269,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { private_copies_mib: 512, verdict_cache_entries: 1_000_000 }
+        Self { private_copies_mib: 512, verdict_cache_entries: 500_000 }
     }
 }
 

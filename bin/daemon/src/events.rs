@@ -10,7 +10,7 @@ use std::collections::{HashMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -28,6 +28,8 @@ const FOLLOWER_LAG: usize = 1024;
 /// A guest may cause so many events at once, and then so many each second.
 const GUEST_BURST: f64 = 2000.0;
 const GUEST_RATE: f64 = 50.0;
+/// What a guest lost is told this often.
+const LOST_EVERY: Duration = Duration::from_secs(1);
 
 /// Where events go.
 #[derive(Clone)]
@@ -36,7 +38,7 @@ pub struct Events(Arc<Inner>);
 struct Inner {
     queue: SyncSender<Message>,
     lines: Arc<Lines>,
-    rates: Mutex<HashMap<String, Rate>>,
+    rates: Mutex<HashMap<(String, Class), Rate>>,
     metrics: Arc<Metrics>,
 }
 
@@ -50,6 +52,8 @@ enum Message {
 struct Lines {
     recent: Mutex<Recent>,
     followers: broadcast::Sender<Arc<str>>,
+    /// Events for which the queue had no room, and of which the log does not tell yet.
+    overflowed: AtomicU64,
 }
 
 #[derive(Default)]
@@ -68,11 +72,33 @@ impl Recent {
     }
 }
 
+/// Events of one guest that share a rate: a flood of one class costs nothing of the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Class {
+    /// What was found.
+    Verdict,
+    /// Everything else that a guest can cause at will.
+    Report,
+}
+
+impl Class {
+    /// `None` for what the service itself observes; no guest may drown an alarm.
+    fn of(kind: EventKind) -> Option<Self> {
+        match kind {
+            EventKind::GuestUnprotected | EventKind::GuestProtected => None,
+            EventKind::Verdict => Some(Self::Verdict),
+            _ => Some(Self::Report),
+        }
+    }
+}
+
 /// How fast one guest may cause events, and how many it lost.
 struct Rate {
     tokens: f64,
     filled: Instant,
     lost: u64,
+    /// When the loss was last told.
+    told: Instant,
 }
 
 impl Events {
@@ -82,7 +108,11 @@ impl Events {
         let log = Log::open(path, &mut recent)?;
         let (queue, messages) = sync_channel(QUEUE);
         let (followers, _) = broadcast::channel(FOLLOWER_LAG);
-        let lines = Arc::new(Lines { recent: Mutex::new(recent), followers });
+        let lines = Arc::new(Lines {
+            recent: Mutex::new(recent),
+            followers,
+            overflowed: AtomicU64::new(0),
+        });
         let inner = Arc::new(Inner { queue, lines, rates: Mutex::default(), metrics });
         let writer =
             Writer { log, lines: Arc::clone(&inner.lines), metrics: Arc::clone(&inner.metrics) };
@@ -94,23 +124,26 @@ impl Events {
     pub fn emit(&self, mut event: Event) {
         event.time = now();
         if let Some(guest) = &event.guest
-            && !self.admit(guest)
+            && let Some(class) = Class::of(event.kind)
+            && !self.admit(guest, class)
         {
             return;
         }
         if self.0.queue.try_send(Message::Event(Box::new(event))).is_err() {
+            self.0.lines.overflowed.fetch_add(1, Relaxed);
             self.0.metrics.events_dropped.fetch_add(1, Relaxed);
         }
     }
 
-    fn admit(&self, guest: &str) -> bool {
+    fn admit(&self, guest: &str, class: Class) -> bool {
         let mut rates = self.0.rates.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        if !rates.contains_key(guest) {
-            let rate = Rate { tokens: GUEST_BURST, filled: now, lost: 0 };
-            rates.insert(guest.to_owned(), rate);
-        }
-        let Some(rate) = rates.get_mut(guest) else { return true };
+        let rate = rates.entry((guest.to_owned(), class)).or_insert(Rate {
+            tokens: GUEST_BURST,
+            filled: now,
+            lost: 0,
+            told: now,
+        });
         let earned = now.duration_since(rate.filled).as_secs_f64() * GUEST_RATE;
         rate.tokens = (rate.tokens + earned).min(GUEST_BURST);
         rate.filled = now;
@@ -123,15 +156,16 @@ impl Events {
         true
     }
 
-    /// Tells of the events that guests lost. Called about once a second.
+    /// Tells of the events that guests lost. Called often.
     pub fn report_lost(&self) {
         let lost: Vec<_> = {
             let mut rates = self.0.rates.lock().unwrap_or_else(PoisonError::into_inner);
-            let lost = |(guest, rate): (&String, &mut Rate)| {
-                let count = std::mem::take(&mut rate.lost);
-                (count > 0).then(|| (guest.clone(), count))
-            };
-            rates.iter_mut().filter_map(lost).collect()
+            let due = |rate: &Rate| rate.lost > 0 && rate.told.elapsed() >= LOST_EVERY;
+            let lost = rates.iter_mut().filter(|(_, rate)| due(rate)).map(|((guest, _), rate)| {
+                rate.told = Instant::now();
+                (guest.clone(), std::mem::take(&mut rate.lost))
+            });
+            lost.collect()
         };
         for (guest, count) in lost {
             tracing::warn!(guest, count, "events were left out: the guest causes too many");
@@ -140,7 +174,7 @@ impl Events {
                 .reason("the guest causes more events than its rate allows");
             event.count = Some(count);
             event.time = now();
-            // A full queue is counted by the writer's own report.
+            // A full queue: the loss stands in the status all the same.
             let _ = self.0.queue.try_send(Message::Event(Box::new(event)));
         }
     }
@@ -188,17 +222,15 @@ struct Writer {
 
 impl Writer {
     fn run(mut self, messages: &Receiver<Message>) {
-        let mut told = 0;
         loop {
             match messages.recv_timeout(Duration::from_secs(1)) {
                 Ok(Message::Event(event)) => self.write(&event),
                 // Whoever asked may have gone.
                 Ok(Message::Flush(done)) => drop(done.send(())),
                 Err(RecvTimeoutError::Timeout) => {
-                    let dropped = self.metrics.events_dropped.load(Relaxed);
-                    if dropped > told {
-                        self.report_dropped(dropped - told);
-                        told = dropped;
+                    let count = self.lines.overflowed.swap(0, Relaxed);
+                    if count > 0 {
+                        self.report_overflow(count);
                     }
                 }
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -206,10 +238,9 @@ impl Writer {
         }
     }
 
-    fn report_dropped(&mut self, count: u64) {
-        let mut event = Event::new(EventKind::EventsDropped).reason(
-            "in all since the last such event: the queue was full, or guests caused too many",
-        );
+    fn report_overflow(&mut self, count: u64) {
+        let mut event = Event::new(EventKind::EventsDropped)
+            .reason("they came faster than they can be written");
         event.time = now();
         event.count = Some(count);
         self.write(&event);
@@ -329,16 +360,24 @@ mod tests {
             events.flush(Duration::from_secs(5));
         }
         events.emit(Event::new(EventKind::Unscanned).guest("quiet"));
+        events.emit(Event::new(EventKind::Verdict).guest("loud"));
+        events.emit(Event::new(EventKind::GuestUnprotected).guest("loud"));
+        std::thread::sleep(LOST_EVERY);
         events.report_lost();
         events.flush(Duration::from_secs(5));
         let written = lines(&path);
-        let of = |guest: &str| {
-            written.iter().filter(|event| event.guest.as_deref() == Some(guest)).count()
+        let of = |guest: &str, kind| {
+            let is_it =
+                |event: &&Event| event.guest.as_deref() == Some(guest) && event.kind == kind;
+            written.iter().filter(is_it).count()
         };
-        assert_eq!(of("quiet"), 1);
-        assert!(of("loud") < 2900, "{}", of("loud"));
+        assert_eq!(of("quiet", EventKind::Unscanned), 1);
+        assert_eq!(of("loud", EventKind::Verdict), 1);
+        assert_eq!(of("loud", EventKind::GuestUnprotected), 1);
+        let kept = of("loud", EventKind::Unscanned);
+        assert!(kept < 2900, "{kept}");
         let told = written.iter().find(|event| event.kind == EventKind::EventsDropped).unwrap();
-        assert_eq!(told.count.unwrap() + of("loud") as u64 - 1, 3000);
+        assert_eq!(told.count.unwrap() + kept as u64, 3000);
     }
 
     #[test]

@@ -40,22 +40,12 @@ impl Host {
         }
     }
 
-    /// Watches over guests, regions and what became due, for as long as the service lives.
+    /// Watches over guests and what became due, for as long as the service lives.
     pub fn watch(&self) {
-        let mut next_second = Instant::now();
         loop {
             let config = self.config();
             let now = Instant::now();
-            let each_second = now >= next_second;
-            if each_second {
-                next_second = now + Duration::from_secs(1);
-                self.events.report_lost();
-            }
             for guest in self.guests.all() {
-                if each_second {
-                    guest.current_region();
-                    guest.complaints.sum_up(guest.name());
-                }
                 let session = guest.session();
                 let change = guest.watch.lock().unwrap_or_else(PoisonError::into_inner).look(
                     now,
@@ -69,8 +59,21 @@ impl Host {
                 if let Some(session) = session {
                     session.flush_pending(now);
                 }
+                guest.complaints.sum_up(guest.name());
             }
+            self.events.report_lost();
             std::thread::sleep(alarm::TICK);
+        }
+    }
+
+    /// Gives new region files their header, for as long as the service lives. On a thread of its
+    /// own: a file system that hangs must not delay an alarm.
+    pub fn keep_regions(&self) {
+        loop {
+            for guest in self.guests.all() {
+                guest.current_region();
+            }
+            std::thread::sleep(Duration::from_secs(1));
         }
     }
 

@@ -207,6 +207,8 @@ fn start(config: Config) -> anyhow::Result<Arc<Host>> {
     engines::start(&host, &config).context("an engine's supervisor cannot be started")?;
     let watching = Arc::clone(&host);
     std::thread::Builder::new().name("watch".into()).spawn(move || watching.watch())?;
+    let keeping = Arc::clone(&host);
+    std::thread::Builder::new().name("regions".into()).spawn(move || keeping.keep_regions())?;
     let sweeping = Arc::clone(&host.pipeline);
     std::thread::Builder::new().name("sweep".into()).spawn(move || sweeping.sweep())?;
     host.serve(&new);

@@ -20,6 +20,7 @@
 use crate::copy::{Charge, PrivateCopy};
 use crate::generation::Generations;
 use crate::metrics::Metrics;
+use quick_cache::OptionsBuilder;
 use quick_cache::sync::Cache;
 use seawall_client::{Detection, EngineReport, Verdict};
 use seawall_engine::content::ContentFd;
@@ -44,7 +45,7 @@ const SWEEP: Duration = Duration::from_millis(100);
 pub enum Finding {
     Clean,
     /// Never empty.
-    Infected(Arc<[Detection]>),
+    Infected(Arc<Vec<Detection>>),
     Error(String),
     TimedOut(String),
 }
@@ -99,7 +100,7 @@ pub struct Pipeline {
 }
 
 /// A remembered verdict: nothing was found, or these.
-type Known = Option<Arc<[Detection]>>;
+type Known = Option<Arc<Vec<Detection>>>;
 
 #[derive(Default)]
 struct Flights {
@@ -144,13 +145,24 @@ struct Progress {
     failure: Option<Finding>,
 }
 
+fn cache_of(entries: u64) -> Cache<(ContentHash, Generation), Known> {
+    let options = OptionsBuilder::new()
+        .estimated_items_capacity(usize::try_from(entries).unwrap_or(usize::MAX))
+        .weight_capacity(entries)
+        // Traces of what was dropped take as much memory as entries do; the default is a half.
+        .ghost_allocation(0.1)
+        .build()
+        .expect("both capacities are set");
+    let (weighter, hasher, lifecycle) = Default::default();
+    Cache::with_options(options, weighter, hasher, lifecycle)
+}
+
 impl Pipeline {
     /// A pipeline without engines yet; they need its generations to report to.
     pub fn new(generations: Generations, cache_entries: u64, metrics: Arc<Metrics>) -> Arc<Self> {
-        let entries = usize::try_from(cache_entries).unwrap_or(usize::MAX);
         Arc::new(Self {
             engines: OnceLock::new(),
-            cache: Cache::new(entries),
+            cache: cache_of(cache_entries),
             flights: Mutex::default(),
             generations,
             metrics,
@@ -406,7 +418,7 @@ fn finding_of(engine: &str, result: Result<Outcome, ScanError>) -> Finding {
                 family: detection.family,
                 engine: engine.to_owned(),
             });
-            Finding::Infected(found.collect())
+            Finding::Infected(Arc::new(found.collect()))
         }
         Err(error @ ScanError::TimedOut) => Finding::TimedOut(format!("engine {engine}: {error}")),
         Err(error) => Finding::Error(format!("engine {engine}: {error}")),
@@ -415,4 +427,24 @@ fn finding_of(engine: &str, result: Result<Outcome, ScanError>) -> Finding {
 
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The service has 64 MiB without engines and private copies, and needs about 12 for the rest.
+    #[test]
+    fn a_full_cache_of_the_default_size_leaves_room_in_what_the_service_may_have() {
+        let entries = crate::config::Limits::default().verdict_cache_entries;
+        let cache = cache_of(entries);
+        for n in 0..2 * entries {
+            let hash = ContentHash(*blake3::hash(&n.to_le_bytes()).as_bytes());
+            cache.insert((hash, Generation(n)), None);
+        }
+        let used = cache.memory_used().total();
+        println!("{} verdicts take {used} bytes", cache.len());
+        assert!(cache.len() as u64 > entries * 9 / 10, "{}", cache.len());
+        assert!(used < 44 << 20, "{used}");
+    }
 }

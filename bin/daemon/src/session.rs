@@ -196,7 +196,6 @@ impl Session {
             if let Err(breach) = self.handle_all(&mut decoder, &mut requests) {
                 break breach;
             }
-            // Set again each time: nothing else uses the socket's patience after the handshake.
             match reader.read(|bytes| decoder.extend(bytes)) {
                 Ok(true) => {}
                 Ok(false) => requests.rest(),

@@ -2,11 +2,17 @@
 
 mod common;
 
-use common::{Engine, Service, Setup, eicar, wait_for};
+use common::{Engine, PATIENCE, Service, Setup, eicar, wait_for};
 use seawall_client::{EventKind, Verdict};
 use seawall_proto::{
-    Content, Decision, Generation, Notice, Outcome, RequestId, ToGuest, ToHost, VerdictKind,
+    Content, ContentHash, Decision, Notice, Operation, Outcome, RequestId, SlotRef, ToGuest,
+    ToHost, VerdictKind,
 };
+use std::collections::HashMap;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 fn yara() -> Service {
     Service::start(Setup { engine: Engine::Yara, ..Setup::default() })
@@ -44,4 +50,310 @@ fn an_infected_file_is_denied_and_a_clean_one_is_not() {
     assert_eq!((event.process.as_deref(), event.uid), (Some(r"cat\n"), Some(1000)));
     assert_eq!((event.pid, event.operation.as_deref()), (Some(77), Some("open")));
     assert_eq!(event.hash, infected.hash.map(|hash| hash.to_string()));
+}
+
+fn hash_of(content: &[u8]) -> Option<ContentHash> {
+    Some(ContentHash(*blake3::hash(content).as_bytes()))
+}
+
+#[test]
+fn one_content_is_scanned_once_however_many_ask() {
+    let service = Service::start(Setup::default());
+    let (mut one, mut two) = (service.driver("g1"), service.driver("g2"));
+    let content = b"SEAWALL-FAULT sleep=700";
+    let (_slots_one, refs) = one.fill(content);
+    let (_slots_two, refs_two) = two.fill(content);
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        let request = one.request(refs.clone(), true);
+        ids.push(request.id);
+        one.say(ToHost::ScanRequest(request));
+    }
+    let request = two.request(refs_two, true);
+    let id_two = request.id;
+    two.say(ToHost::ScanRequest(request));
+    for id in ids {
+        assert_eq!(one.verdict(id).kind, VerdictKind::Clean);
+    }
+    assert_eq!(two.verdict(id_two).kind, VerdictKind::Clean);
+    let counters = service.status().counters;
+    assert_eq!((counters.scans, counters.joined, counters.cache_hits), (1, 2, 0));
+
+    // Known now: the verdict comes alone, and gives the slots back by itself.
+    let copied = (one.copied.len(), two.copied.len());
+    assert_eq!(copied, (2, 1), "a scan that takes time gives the slots back first");
+    assert_eq!(one.scan(content).kind, VerdictKind::Clean);
+    assert_eq!(two.scan(content).kind, VerdictKind::Clean);
+    assert_eq!((one.copied.len(), two.copied.len()), copied);
+    let counters = service.status().counters;
+    assert_eq!((counters.scans, counters.cache_hits), (1, 2));
+}
+
+#[test]
+fn long_content_is_streamed_through_few_slots() {
+    let service = yara();
+    let mut driver = service.driver("g1");
+    let mut content: Vec<u8> = (0..3_000_000_u32).map(|n| (n / 5) as u8).collect();
+    content.splice(2_000_000..2_000_000, eicar());
+    let id = RequestId(driver.next_id);
+    let pieces: Vec<_> = content.chunks(3 * 65_536).collect();
+    let mut sent = 0;
+    for (n, piece) in pieces.iter().enumerate() {
+        let last = n + 1 == pieces.len();
+        let (slots, refs) = driver.fill(piece);
+        sent += refs.len() as u32;
+        if n == 0 {
+            let request = driver.request(refs, last);
+            driver.say(ToHost::ScanRequest(request));
+        } else {
+            driver.say(ToHost::Content(Content { id, slots: refs, last }));
+        }
+        // Waits for the slots before it uses them again.
+        let until = Instant::now() + PATIENCE;
+        while driver.copied.last() != Some(&(id, sent)) {
+            assert!(Instant::now() < until);
+            match driver.connection.hear() {
+                Some(ToGuest::Copied { id, slots }) => driver.copied.push((id, slots)),
+                other => panic!("{other:?}"),
+            }
+        }
+        drop(slots);
+    }
+    let verdict = driver.verdict(id);
+    assert_eq!((verdict.kind, verdict.hash), (VerdictKind::Infected, hash_of(&content)));
+    assert_eq!(service.status().private_copies.memory_bytes, 0, "the copy is given back");
+}
+
+#[test]
+fn slots_that_change_change_no_verdict() {
+    let service = yara();
+    let mut driver = service.driver("g1");
+    let (clean, infected) = (vec![b'c'; eicar().len()], eicar());
+    let slot = driver.region.take_slot().expect("a free slot");
+    let named = SlotRef { index: slot.index(), len: clean.len() as u32 };
+    // A hostile guest writes to the slot all the time, as it may.
+    let offset = seawall_region::layout::HEADER_LEN + u64::from(named.index) * 65_536;
+    let file = std::fs::File::options().write(true).open(service.path("g1.region")).unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = Arc::clone(&stop);
+    let contents = [clean.clone(), infected.clone()];
+    let changer = std::thread::spawn(move || {
+        while !stopped.load(Ordering::Relaxed) {
+            for content in &contents {
+                std::os::unix::fs::FileExt::write_all_at(&file, content, offset).unwrap();
+                std::thread::sleep(Duration::from_micros(20));
+            }
+        }
+    });
+    let mut seen: HashMap<_, usize> = HashMap::new();
+    let until = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < until {
+        let request = driver.request(vec![named], true);
+        let id = request.id;
+        driver.say(ToHost::ScanRequest(request));
+        let verdict = driver.verdict(id);
+        let expected = match verdict.hash {
+            hash if hash == hash_of(&clean) => VerdictKind::Clean,
+            hash if hash == hash_of(&infected) => VerdictKind::Infected,
+            _ => continue,
+        };
+        assert_eq!(verdict.kind, expected, "the verdict is about what was copied");
+        *seen.entry(expected).or_default() += 1;
+    }
+    stop.store(true, Ordering::Relaxed);
+    changer.join().unwrap();
+    assert!(seen.len() == 2 && seen.values().all(|count| *count > 10), "{seen:?}");
+    drop(slot);
+    let mut other = service.driver("g2");
+    assert_eq!(other.scan(&clean).kind, VerdictKind::Clean);
+    assert_eq!(other.scan(&infected).kind, VerdictKind::Infected);
+}
+
+#[test]
+fn slots_that_change_during_the_scan_change_nothing() {
+    let service = Service::start(Setup::default());
+    let mut driver = service.driver("g1");
+    let content = b"SEAWALL-FAULT sleep=500";
+    let (slots, refs) = driver.fill(content);
+    let request = driver.request(refs, true);
+    let id = request.id;
+    driver.say(ToHost::ScanRequest(request));
+    let Some(ToGuest::Copied { .. }) = driver.connection.hear() else { panic!("not copied") };
+    drop(slots);
+    let _other = driver.fill(b"SEAWALL-FAULT crash and more");
+    let verdict = driver.verdict(id);
+    assert_eq!((verdict.kind, verdict.hash), (VerdictKind::Clean, hash_of(content)));
+}
+
+#[test]
+fn new_signatures_are_a_new_generation_and_old_verdicts_count_no_more() {
+    let service = yara();
+    let mut driver = service.driver("g1");
+    let before = driver.scan(b"harmless until today");
+    assert_eq!(before.kind, VerdictKind::Clean);
+    std::fs::write(
+        service.path("rules/new.yar"),
+        "rule Today { strings: $a = \"harmless until today\" condition: $a }\n",
+    )
+    .unwrap();
+    let reload = common::block_on(service.client().reload()).unwrap();
+    assert!(reload.taken, "{reload:?}");
+    let after = driver.scan(b"harmless until today");
+    assert_eq!((after.kind, after.detail.as_deref()), (VerdictKind::Infected, Some("Today")));
+    assert!(after.generation > before.generation);
+    let told = driver
+        .said
+        .iter()
+        .any(|said| matches!(said, ToGuest::Generation(new) if *new == after.generation));
+    assert!(told, "the driver was told before: {:?}", driver.said);
+
+    std::fs::write(service.path("rules/new.yar"), "rule Broken { condition: nonsense }\n").unwrap();
+    let reload = common::block_on(service.client().reload()).unwrap();
+    assert!(!reload.taken);
+    let found = &reload.engines[0].diagnostics[0];
+    assert!(found.file.ends_with("new.yar") && found.line == 1, "{found:?}");
+    assert_eq!(driver.scan(b"harmless until today").generation, after.generation);
+    let status = service.status();
+    assert!(!status.healthy && status.engines[0].refused == vec![found.clone()], "{status:?}");
+    service.wait_log("new signatures are refused, the last good set stays");
+}
+
+#[test]
+fn an_engine_that_fails_is_an_error_and_never_remembered() {
+    let service = Service::start(Setup::default());
+    let mut driver = service.driver("g1");
+    for round in 1..=2 {
+        let verdict = driver.scan(b"SEAWALL-FAULT error");
+        assert_eq!((verdict.kind, verdict.decision), (VerdictKind::Error, None));
+        assert!(verdict.detail.is_some_and(|why| why.starts_with("engine first: ")));
+        assert_eq!(service.status().counters.scans, round);
+    }
+    let verdict = driver.scan(b"SEAWALL-FAULT crash");
+    assert_eq!((verdict.kind, verdict.decision), (VerdictKind::Error, None));
+    let verdict = driver.scan(b"SEAWALL-FAULT hang");
+    assert_eq!((verdict.kind, verdict.decision), (VerdictKind::TimedOut, None));
+    assert_eq!(driver.scan(b"all is well again").kind, VerdictKind::Clean);
+    assert_eq!(service.status().cached_verdicts, 1);
+    assert_eq!(service.status().engines[0].failures, 4);
+    // The driver said nothing of what it did, so the events come without it.
+    let event = service.wait_event(EventKind::Verdict, "g1");
+    assert_eq!((event.verdict, event.decision), (Some(Verdict::Error), None));
+}
+
+#[test]
+fn an_engine_killed_in_mid_scan_is_replaced_and_the_scan_done() {
+    let service = Service::start(Setup::default());
+    let mut driver = service.driver("g1");
+    let (_slots, refs) = driver.fill(b"SEAWALL-FAULT sleep=1000");
+    let request = driver.request(refs, true);
+    let id = request.id;
+    driver.say(ToHost::ScanRequest(request));
+    let pid = wait_for("the scan to begin", || {
+        let engine = service.status().engines.remove(0);
+        (engine.in_flight > 0).then_some(engine.pid).flatten()
+    });
+    let killed = Command::new("kill").arg("-9").arg(pid.to_string()).status().unwrap();
+    assert!(killed.success());
+    assert_eq!(driver.verdict(id).kind, VerdictKind::Clean);
+    let status = service.status();
+    assert_ne!(status.engines[0].pid, Some(pid));
+    assert_eq!(status.engines[0].restarts, 1);
+    assert_eq!(status.generation, driver.attached.generation.0, "the same signatures");
+}
+
+#[test]
+fn whoever_waits_goes_before_those_who_do_not() {
+    let service = Service::start(Setup::default());
+    let mut driver = service.driver("g1");
+    let mut held = Vec::new();
+    let mut ask = |driver: &mut common::Driver, content: &str, operation| {
+        let (slots, refs) = driver.fill(content.as_bytes());
+        held.push(slots);
+        let request = seawall_proto::ScanRequest { operation, ..driver.request(refs, true) };
+        let id = request.id;
+        driver.say(ToHost::ScanRequest(request));
+        id
+    };
+    // Two engine threads, so these keep it busy for two seconds and more.
+    let mut behind = Vec::new();
+    for n in 0..12 {
+        let content = format!("SEAWALL-FAULT sleep=400 {n}");
+        behind.push(ask(&mut driver, &content, Operation::Background));
+    }
+    let content = "SEAWALL-FAULT sleep=1 held";
+    let first = ask(&mut driver, content, Operation::Open);
+    // Asked for in the background first, then by one who waits.
+    let hurried = ask(&mut driver, "SEAWALL-FAULT sleep=400 11", Operation::Exec);
+    let mut order = Vec::new();
+    while order.len() < 14 {
+        match driver.connection.hear().expect("the session stands") {
+            ToGuest::Verdict(verdict) => order.push(verdict.id),
+            ToGuest::Copied { .. } => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    let place = |id| order.iter().position(|other| *other == id).unwrap();
+    // What the engine already has cannot be overtaken: its threads, and as many in its socket.
+    assert!(place(first) <= 6, "{order:?}");
+    assert!(place(hurried) <= 8, "{order:?}");
+    assert!(place(behind[10]) > place(first) && place(behind[10]) > place(hurried), "{order:?}");
+}
+
+#[test]
+fn the_operator_scans_what_a_guest_then_need_not_have_scanned() {
+    let service = yara();
+    let report = service.scan("x\ny", &eicar());
+    assert_eq!((report.verdict, report.cached), (Verdict::Infected, false));
+    assert_eq!((report.name.as_str(), report.size), (r"x\ny", 68));
+    assert_eq!(report.detections[0].name, "Eicar");
+    assert_eq!(report.engines[0].engine, "first");
+    assert!(service.scan("again", &eicar()).cached);
+    assert_eq!(service.driver("g1").scan(&eicar()).kind, VerdictKind::Infected);
+    assert_eq!(service.status().counters.scans, 1);
+}
+
+#[test]
+fn content_above_the_limits_ends_as_an_error_and_the_next_is_fine() {
+    let more = "[policy]\nwhole_file_limit_mib = 1\n[limits]\nprivate_copies_mib = 4\n";
+    let service = Service::start(Setup { more: more.into(), ..Setup::default() });
+    let mut driver = service.driver("g1");
+    let (slots, refs) = driver.fill(&[1; 600_000]);
+    let request = driver.request(refs.clone(), false);
+    let id = request.id;
+    driver.say(ToHost::ScanRequest(request));
+    driver.say(ToHost::Content(Content { id, slots: refs.clone(), last: false }));
+    // On its way when the verdict goes.
+    driver.say(ToHost::Content(Content { id, slots: refs, last: true }));
+    let verdict = driver.verdict(id);
+    assert_eq!((verdict.kind, verdict.decision, verdict.hash), (VerdictKind::Error, None, None));
+    assert!(verdict.detail.is_some_and(|why| why.contains("longer than the 1048576 bytes")));
+    drop(slots);
+    assert_eq!(driver.scan(&[1; 600_000]).kind, VerdictKind::Clean);
+
+    // In the background a file may be longer, and goes to disk above the guest's quarter of 4 MiB.
+    let (_slots, refs) = driver.fill(&[2; 900_000]);
+    let mut request = driver.request(refs.clone(), false);
+    request.operation = Operation::Background;
+    request.file.size = 1_800_000;
+    let id = request.id;
+    driver.say(ToHost::ScanRequest(request));
+    driver.say(ToHost::Content(Content { id, slots: refs, last: true }));
+    let verdict = driver.verdict(id);
+    assert_eq!((verdict.kind, verdict.hash), (VerdictKind::Clean, hash_of(&[2; 1_800_000])));
+}
+
+#[test]
+fn a_cancelled_request_gets_its_one_verdict() {
+    let service = Service::start(Setup::default());
+    let mut driver = service.driver("g1");
+    let (_slots, refs) = driver.fill(b"half");
+    let request = driver.request(refs.clone(), false);
+    let id = request.id;
+    driver.say(ToHost::ScanRequest(request));
+    driver.say(ToHost::Cancel(id));
+    driver.say(ToHost::Content(Content { id, slots: refs, last: true }));
+    assert_eq!(driver.verdict(id).kind, VerdictKind::Error);
+    driver.say(ToHost::Cancel(id));
+    assert_eq!(driver.scan(b"next").kind, VerdictKind::Clean);
+    assert_eq!(service.guest("g1").session.expect("it stands").outstanding, 0);
 }

@@ -22,7 +22,7 @@ pub enum Verdict {
 pub struct Status {
     /// The service's version.
     pub version: String,
-    /// Whether every engine runs, every guest that was seen is protected, and nothing was dropped.
+    /// Whether every engine runs with all its signatures, and every guest that was seen is protected.
     pub healthy: bool,
     /// What is not as it should be, for people; empty when `healthy`.
     pub problems: Vec<String>,

@@ -17,7 +17,6 @@ use serde::Deserialize;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio_stream::StreamExt;
-use utoipa::IntoParams;
 
 /// The longest that a scan on demand may wait and take.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -25,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(600);
 const PIECE: usize = 256 * 1024;
 
 /// What the caller says of the content.
-#[derive(Debug, Deserialize, IntoParams)]
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
 pub struct ScanQuery {
     /// A name for the report; engines do not see it.
     #[serde(default)]

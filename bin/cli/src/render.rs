@@ -1,0 +1,459 @@
+//! Answers for people. Whatever came from a guest or a file is made printable before it gets here
+//! or here at the latest.
+
+use comfy_table::{Cell, Color, ContentArrangement, Table};
+use seawall_client::text::printable;
+use seawall_client::{
+    Engine, EngineState, Event, EventKind, Guest, GuestState, Reload, ScanReport, Status, Verdict,
+};
+use std::fmt::Write;
+use std::io::IsTerminal;
+
+/// Whether words may be coloured.
+#[derive(Debug, Clone, Copy)]
+pub struct Style {
+    colour: bool,
+}
+
+impl Style {
+    /// Colours only on a terminal, and not where NO_COLOR asks for none (no-color.org).
+    pub fn of_stdout() -> Self {
+        let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        Self { colour: std::io::stdout().is_terminal() && !refused }
+    }
+
+    fn paint(self, code: u8, text: &str) -> String {
+        if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+
+    fn good(self, text: &str) -> String {
+        self.paint(32, text)
+    }
+
+    fn bad(self, text: &str) -> String {
+        self.paint(31, text)
+    }
+}
+
+/// The program's tables: no frame, one line of heads; on a terminal fitted to its width.
+fn table(heads: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(comfy_table::presets::NOTHING);
+    if std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()) {
+        table.force_no_tty();
+    }
+    if table.is_tty() {
+        table.set_content_arrangement(ContentArrangement::Dynamic);
+    }
+    table.set_header(heads.iter().map(Cell::new));
+    table
+}
+
+fn text_of(table: &Table) -> String {
+    let mut text = String::new();
+    for line in table.lines() {
+        let _ = writeln!(text, "{}", line.trim_end());
+    }
+    text
+}
+
+pub fn status(status: &Status, style: Style) -> String {
+    let mut out = String::new();
+    let word = if status.healthy { style.good("healthy") } else { style.bad("not healthy") };
+    let _ = writeln!(
+        out,
+        "seawalld {} is {word}, running since {}",
+        printable(&status.version),
+        status.started
+    );
+    for problem in &status.problems {
+        let _ = writeln!(out, "  - {}", printable(problem));
+    }
+    let guests = &status.guests;
+    let _ = writeln!(
+        out,
+        "\nGuests: {} protected, {} silent, {} unprotected, {} never seen",
+        guests.protected, guests.silent, guests.unprotected, guests.never_seen
+    );
+    let mut engines = table(&[
+        "ENGINE",
+        "STATE",
+        "RULES",
+        "SIGNATURES",
+        "SCANS",
+        "FAILED",
+        "QUEUED",
+        "RESTARTS",
+        "MEMORY",
+    ]);
+    for engine in &status.engines {
+        engines.add_row(engine_row(engine));
+    }
+    let _ = write!(out, "\n{}", text_of(&engines));
+    for engine in &status.engines {
+        for found in engine.diagnostics.iter().chain(&engine.refused) {
+            let at = format!("{}:{}:{}", found.file, found.line, found.column);
+            let line = format!("{at}: {}[{}]: {}", found.level, found.code, found.reason);
+            let _ = writeln!(out, "  {}", printable(&line));
+        }
+    }
+    let done = &status.counters;
+    let _ = writeln!(
+        out,
+        "\nRequests: {} ({} copied), {} scans, {} answered from memory, {} joined another's scan",
+        done.requests,
+        bytes(done.bytes_copied),
+        done.scans,
+        done.cache_hits,
+        done.joined
+    );
+    let verdicts = &done.verdicts;
+    let _ = writeln!(
+        out,
+        "Verdicts: {} clean, {} infected, {} errors, {} timed out; {} remembered, generation {}",
+        verdicts.clean,
+        verdicts.infected,
+        verdicts.error,
+        verdicts.timed_out,
+        status.cached_verdicts,
+        status.generation
+    );
+    if done.events_dropped > 0 {
+        let _ = writeln!(out, "Events left out of the log: {}", done.events_dropped);
+    }
+    let (copies, own) = (&status.private_copies, &status.resources);
+    let _ = writeln!(
+        out,
+        "Private copies: {} of {} in memory, {} on disk\nService: {} resident, {:.1} s CPU, {} threads",
+        bytes(copies.memory_bytes),
+        bytes(copies.memory_limit_bytes),
+        bytes(copies.spooled_bytes),
+        bytes(own.resident_kib << 10),
+        seconds(own.cpu_ms),
+        own.threads
+    );
+    out
+}
+
+fn engine_row(engine: &Engine) -> Vec<Cell> {
+    let state = match engine.state {
+        EngineState::Ready if engine.loading => Cell::new("ready, loading new signatures"),
+        EngineState::Ready => Cell::new("ready").fg(Color::Green),
+        EngineState::Starting => Cell::new("starting"),
+        EngineState::Restarting => Cell::new("restarting").fg(Color::Red),
+        EngineState::Failed => Cell::new("failed").fg(Color::Red),
+    };
+    let or_dash = |text: Option<String>| Cell::new(text.unwrap_or_else(|| "-".into()));
+    vec![
+        Cell::new(printable(&engine.name)),
+        state,
+        or_dash(engine.rules.map(|rules| rules.to_string())),
+        or_dash(
+            engine.signatures.as_ref().map(|digest| printable(digest).chars().take(12).collect()),
+        ),
+        Cell::new(engine.scans),
+        Cell::new(engine.failures),
+        Cell::new(engine.queued + engine.in_flight),
+        Cell::new(engine.restarts),
+        or_dash(engine.resources.map(|used| bytes(used.resident_kib << 10))),
+    ]
+}
+
+pub fn guests(guests: &[Guest]) -> String {
+    if guests.is_empty() {
+        return "No guest is configured: add a [[guest]] section to the service's configuration.\n"
+            .into();
+    }
+    let mut rows = table(&[
+        "GUEST",
+        "STATE",
+        "SINCE",
+        "LINK",
+        "DRIVER",
+        "KERNEL",
+        "REQUESTS",
+        "INFECTED",
+        "UNSCANNED",
+        "WATCHED",
+    ]);
+    for guest in guests {
+        rows.add_row(guest_row(guest));
+    }
+    let mut out = text_of(&rows);
+    for guest in guests {
+        let name = printable(&guest.name);
+        if !guest.reason.is_empty() {
+            let _ = writeln!(out, "{name}: {}", printable(&guest.reason));
+        }
+        if let Some(fault) = &guest.region_fault {
+            let _ =
+                writeln!(out, "{name}: region {}: {}", printable(&guest.region), printable(fault));
+        }
+        for system in guest.session.iter().flat_map(|session| &session.coverage.uncovered) {
+            let line = format!("{} ({}): {}", system.mount_point, system.fs_type, system.reason);
+            let _ = writeln!(out, "{name}: not watched: {}", printable(&line));
+        }
+    }
+    out
+}
+
+fn guest_row(guest: &Guest) -> Vec<Cell> {
+    let state = match guest.state {
+        GuestState::Protected => Cell::new("protected").fg(Color::Green),
+        GuestState::Silent => Cell::new("silent").fg(Color::Yellow),
+        GuestState::Unprotected => Cell::new("unprotected").fg(Color::Red),
+        GuestState::NeverSeen => Cell::new("never seen"),
+    };
+    let session = guest.session.as_ref();
+    let of_session = |text: Option<String>| Cell::new(text.unwrap_or_else(|| "-".into()));
+    vec![
+        Cell::new(printable(&guest.name)),
+        state,
+        Cell::new(printable(&guest.since)),
+        of_session(session.map(|session| format!("{:?}", session.link).to_lowercase())),
+        of_session(session.map(|session| printable(&session.driver.version))),
+        of_session(session.map(|session| printable(&session.driver.kernel))),
+        Cell::new(guest.requests),
+        Cell::new(guest.verdicts.infected),
+        of_session(session.map(|session| session.counters.unscanned.to_string())),
+        of_session(session.map(|session| {
+            let coverage = &session.coverage;
+            format!(
+                "{} of {}",
+                coverage.covered,
+                coverage.covered as usize + coverage.uncovered.len()
+            )
+        })),
+    ]
+}
+
+pub fn events(events: &[Event]) -> String {
+    if events.is_empty() {
+        return "No events.\n".into();
+    }
+    let mut rows = table(&["TIME", "GUEST", "KIND", "WHAT"]);
+    for event in events {
+        let Parts { time, guest, kind, what } = parts(event);
+        rows.add_row(vec![
+            Cell::new(time),
+            Cell::new(guest),
+            kind_cell(event, &kind),
+            Cell::new(what),
+        ]);
+    }
+    text_of(&rows)
+}
+
+/// One event on a line of its own, for those that come one by one.
+pub fn event_line(event: &Event) -> String {
+    let Parts { time, guest, kind, what } = parts(event);
+    format!("{time:24}  {guest:12}  {kind:18}  {what}")
+}
+
+struct Parts {
+    time: String,
+    guest: String,
+    kind: String,
+    what: String,
+}
+
+fn kind_cell(event: &Event, kind: &str) -> Cell {
+    let cell = Cell::new(kind);
+    match event.kind {
+        EventKind::GuestUnprotected | EventKind::EngineFailed | EventKind::SignaturesRefused => {
+            cell.fg(Color::Red)
+        }
+        EventKind::Verdict if event.verdict == Some(Verdict::Infected) => cell.fg(Color::Red),
+        EventKind::Unscanned => cell.fg(Color::Yellow),
+        _ => cell,
+    }
+}
+
+fn parts(event: &Event) -> Parts {
+    // The name that the event has in JSON.
+    let kind = serde_json::to_value(event.kind).ok();
+    let kind = kind.as_ref().and_then(|kind| kind.as_str()).unwrap_or("unknown").replace('_', " ");
+    Parts {
+        time: printable(&event.time),
+        guest: printable(event.guest.as_deref().unwrap_or("-")),
+        kind,
+        what: printable(&what(event)),
+    }
+}
+
+fn what(event: &Event) -> String {
+    let mut words = Vec::new();
+    if let Some(verdict) = event.verdict {
+        words.push(verdict_word(verdict).to_owned());
+    }
+    if let Some(detection) = &event.detection {
+        words.push(detection.clone());
+    }
+    if let Some(engine) = event.engine.as_ref().filter(|_| event.verdict.is_none()) {
+        words.push(format!("{engine}:"));
+    }
+    if let (Some(operation), Some(path)) = (&event.operation, &event.path) {
+        words.push(match &event.decision {
+            Some(decision) => format!("{decision} {operation} of {path}"),
+            // Nobody waited, or the driver has not said what it did.
+            None => format!("in a scan for {operation} of {path}"),
+        });
+    } else if let Some(decision) = &event.decision {
+        words.push(decision.clone());
+    }
+    if let Some(process) = event.process.as_ref().filter(|process| !process.is_empty()) {
+        words.push(format!("by {process}"));
+    }
+    match (event.pid, event.uid) {
+        (Some(pid), Some(uid)) => words.push(format!("(pid {pid}, user {uid})")),
+        (Some(pid), None) => words.push(format!("(pid {pid})")),
+        (None, Some(uid)) => words.push(format!("(user {uid})")),
+        (None, None) => {}
+    }
+    let mut what = words.join(" ");
+    if let Some(reason) = event.reason.as_ref().filter(|reason| !reason.is_empty()) {
+        let gap = if what.is_empty() {
+            ""
+        } else if what.ends_with(':') {
+            " "
+        } else {
+            ": "
+        };
+        let _ = write!(what, "{gap}{reason}");
+    }
+    if event.kind == EventKind::EventsDropped {
+        let _ = write!(what, " ({} events)", event.count.unwrap_or(0));
+    }
+    what
+}
+
+fn verdict_word(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Clean => "clean",
+        Verdict::Infected => "infected",
+        Verdict::Error => "error",
+        Verdict::TimedOut => "timed out",
+    }
+}
+
+pub fn scan(report: &ScanReport, style: Style) -> String {
+    let mut out = String::new();
+    let word = verdict_word(report.verdict);
+    let word = match report.verdict {
+        Verdict::Clean => style.good(word),
+        _ => style.bad(word),
+    };
+    let _ = writeln!(out, "{}: {word}", printable(&report.name));
+    for found in &report.detections {
+        let family = found.family.as_ref().map(|family| format!(", family {family}"));
+        let line = format!(
+            "{} (severity {}{}, engine {})",
+            found.name,
+            found.severity,
+            family.unwrap_or_default(),
+            found.engine
+        );
+        let _ = writeln!(out, "  {}", printable(&line));
+    }
+    if let Some(reason) = &report.reason {
+        let _ = writeln!(out, "  {}", printable(reason));
+    }
+    let known = if report.cached { ", known from an earlier scan" } else { "" };
+    let _ = writeln!(
+        out,
+        "  {}, blake3 {}, {:.1} ms{known}",
+        bytes(report.size),
+        printable(&report.hash),
+        std::time::Duration::from_micros(report.duration_us).as_secs_f64() * 1000.0
+    );
+    out
+}
+
+pub fn reload(reload: &Reload) -> String {
+    let mut out = String::new();
+    if let Some(error) = &reload.config_error {
+        let _ = writeln!(out, "The configuration is wrong; the running one stays.");
+        for line in error.lines() {
+            let _ = writeln!(out, "{}", printable(line));
+        }
+        return out;
+    }
+    let _ =
+        writeln!(out, "The configuration was read again: guests, policy and alarm are as it says.");
+    if !reload.restart_needed.is_empty() {
+        let sections = reload.restart_needed.join(", ");
+        let _ = writeln!(
+            out,
+            "Changes in {} count after a restart of the service.",
+            printable(&sections)
+        );
+    }
+    for engine in &reload.engines {
+        let name = printable(&engine.engine);
+        let _ = match (engine.taken, engine.rules) {
+            (true, Some(rules)) => writeln!(out, "Engine {name}: {rules} rules are in use."),
+            (true, None) => writeln!(out, "Engine {name}: its signatures were read again."),
+            (false, _) => writeln!(
+                out,
+                "Engine {name}: the new signatures are refused; the last good set stays."
+            ),
+        };
+        for found in &engine.diagnostics {
+            let at = format!("{}:{}:{}", found.file, found.line, found.column);
+            let line = format!("{at}: {}[{}]: {}", found.level, found.code, found.reason);
+            let _ = writeln!(out, "  {}", printable(&line));
+        }
+    }
+    out
+}
+
+fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    if count < 1024 {
+        return format!("{count} B");
+    }
+    #[allow(clippy::cast_precision_loss)] // Shown with one decimal.
+    let mut value = count as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+fn seconds(milliseconds: u64) -> f64 {
+    std::time::Duration::from_millis(milliseconds).as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hostile_event_stays_one_harmless_line() {
+        let mut event = Event::new(EventKind::Verdict).guest("g1");
+        event.time = "2026-11-23T10:00:00.000Z".into();
+        event.verdict = Some(Verdict::Infected);
+        event.detection = Some("X\u{1b}]0;pwned\u{7}".into());
+        event.operation = Some("open".into());
+        event.decision = Some("deny".into());
+        event.path = Some("/tmp/\u{202e}cod.exe\n2026 fake line".into());
+        event.process = Some("sh\u{9b}31m".into());
+        let line = event_line(&event);
+        assert!(!line.chars().any(seawall_client::text::is_hostile), "{line:?}");
+        assert_eq!(
+            line,
+            r"2026-11-23T10:00:00.000Z  g1            verdict             infected X\x1b]0;pwned\x07 deny open of /tmp/\u{202e}cod.exe\n2026 fake line by sh\u{9b}31m"
+        );
+        let table = events(&[event]);
+        assert_eq!(table.lines().count(), 2, "{table}");
+    }
+
+    #[test]
+    fn sizes_are_readable() {
+        assert_eq!(bytes(1023), "1023 B");
+        assert_eq!(bytes(1536), "1.5 KiB");
+        assert_eq!(bytes(3 << 30), "3.0 GiB");
+    }
+}
