@@ -22,7 +22,7 @@ pub fn expose_mapped(driver: &Driver, device: Option<u64>) {
         let Ok(maps) = std::fs::read_to_string(format!("/proc/{pid}/maps")) else { continue };
         for (range, key) in maps.lines().filter_map(executable) {
             if seen.insert(key.map(str::to_owned)) {
-                expose(driver, &format!("/proc/{pid}/map_files/{range}"), device);
+                expose(driver, &format!("/proc/{pid}/map_files/{}", unpadded(range)), device);
             }
         }
     }
@@ -34,6 +34,12 @@ fn executable(line: &str) -> Option<(&str, [&str; 2])> {
     let (range, permissions) = (fields.next()?, fields.next()?);
     let (device, inode) = (fields.nth(1)?, fields.next()?);
     (permissions.contains('x') && inode != "0").then_some((range, [device, inode]))
+}
+
+/// maps pads addresses to eight digits, the names in map_files are not padded.
+fn unpadded(range: &str) -> String {
+    let ends = range.split('-').map(|address| address.trim_start_matches('0'));
+    ends.collect::<Vec<_>>().join("-")
 }
 
 fn expose(driver: &Driver, path: &str, device: Option<u64>) {
@@ -51,6 +57,12 @@ fn expose(driver: &Driver, path: &str, device: Option<u64>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_program_at_a_low_address_is_found() {
+        assert_eq!(unpadded("00401000-00585000"), "401000-585000");
+        assert_eq!(unpadded("7f00a000-7f01b000"), "7f00a000-7f01b000");
+    }
 
     #[test]
     fn only_executable_file_mappings_count() {

@@ -24,8 +24,9 @@ use std::time::{Duration, Instant};
 
 /// Slots filled before a part of a long content is sent.
 const PART: usize = 16;
-/// How long a scan for which nobody waits may take, in milliseconds.
+/// How long a scan for which nobody waits may take, in milliseconds, and how much longer for each MiB.
 const BACKGROUND_MS: u64 = 60_000;
+const BACKGROUND_MS_PER_MIB: u64 = 250;
 
 /// Works on accesses for ever.
 pub fn fill(driver: &Driver) {
@@ -46,8 +47,10 @@ pub fn scan(driver: &Driver, job: Job) {
     {
         return;
     }
-    if identity.size > driver.policy().whole_file_limit {
-        return too_large(driver, &job.subject, &look);
+    if let Subject::Access(event) = &job.subject
+        && identity.size > driver.policy().whole_file_limit
+    {
+        return too_large(driver, event, &look);
     }
     let Some(session) = driver.wait_session() else {
         return abandon(driver, &job.subject, ExposureReason::LinkDown);
@@ -82,9 +85,8 @@ fn answered_here(driver: &Driver, event: &HeldEvent, shown: &ShownPath) -> bool 
     true
 }
 
-/// Too large to hold a process for: it goes on, and the file counts as exposed.
-fn too_large(driver: &Driver, subject: &Subject, look: &Look) {
-    let Subject::Access(event) = subject else { return };
+/// Too large to hold a process for: it goes on, and the file is scanned in the background.
+fn too_large(driver: &Driver, event: &HeldEvent, look: &Look) {
     if let Some(handle) = driver.ledger.handle(event.claim) {
         driver.ledger.expose(&handle, ExposureReason::TooLarge as u32);
     }
@@ -107,7 +109,9 @@ fn send(driver: &Driver, session: &Session, job: Job, look: Look, shown: ShownPa
     let now_ms = process::now_ms();
     let deadline_ms = match &job.subject {
         Subject::Access(event) => event.deadline_ms,
-        Subject::Background { .. } => now_ms + BACKGROUND_MS,
+        Subject::Background { .. } => {
+            now_ms + BACKGROUND_MS + (look.identity.size >> 20) * BACKGROUND_MS_PER_MIB
+        }
     };
     let until = Instant::now() + Duration::from_millis(deadline_ms.saturating_sub(now_ms));
     let Some(region) = driver.region() else {
