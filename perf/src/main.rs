@@ -1,2 +1,144 @@
-//! placeholder
-fn main() {}
+//! `cargo xtask bench`: what an open costs.
+//!
+//! Within one run it times open(2) and close(2) under four setups, each on a file system of its own:
+//!
+//! - **unprotected**: nobody watches.
+//! - **listener**: a bare program that allows every open at once; no product on fanotify can be faster
+//!   on a file that it has to look at.
+//! - **marks only**: a bare program with the same marks as the driver, on files that it marked as
+//!   ignored; what the kernel takes for a file that needs no look.
+//! - **ours**: driver and service on this machine, as two processes.
+//!
+//! The opener, the listeners and the driver share one CPU, as in a guest; the service and its engine
+//! have another one, as on the host. In each round every case runs once, in a new order, and ratios
+//! are taken within a round: this kind of machine changes its speed while one looks on.
+//!
+//! ```text
+//!   outside ── new mount and PID namespace ──► inside (PID 1): file systems, processes, rounds, report
+//! ```
+//!
+//! The namespaces end with PID 1, whatever ends it, and every process, mount and loop device with them.
+//! The machine's own file systems are never marked.
+
+mod cpu;
+mod files;
+mod listener;
+mod machine;
+mod ours;
+mod plan;
+mod report;
+mod run;
+mod sample;
+mod stage;
+mod watchdog;
+
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, ensure};
+use clap::{Parser, Subcommand};
+use seawall_lab::{Need, ensure_binaries};
+
+use crate::plan::Amounts;
+
+#[derive(Parser)]
+#[command(name = "seawall-perf", about = "Measures what an open costs")]
+#[command(args_conflicts_with_subcommands = true)]
+struct Arguments {
+    #[command(flatten)]
+    options: Options,
+    #[command(subcommand)]
+    role: Option<Role>,
+}
+
+#[derive(clap::Args)]
+struct Options {
+    /// How often every case is measured
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: Option<u32>,
+    /// Two rounds of few samples: shows that the benchmark works, tells nothing about time
+    #[arg(long)]
+    quick: bool,
+    /// Write the results to this file too
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+impl Options {
+    fn amounts(&self) -> Amounts {
+        let mut amounts = if self.quick { Amounts::quick() } else { Amounts::full() };
+        amounts.rounds = self.rounds.unwrap_or(amounts.rounds);
+        amounts
+    }
+}
+
+/// What the program does when it starts itself.
+#[derive(Subcommand)]
+enum Role {
+    /// Measure, as the first process of new namespaces
+    #[command(hide = true)]
+    Inside {
+        /// Why driver and service cannot run
+        #[arg(long)]
+        without_ours: Option<String>,
+        #[command(flatten)]
+        options: Options,
+    },
+    /// Watch a file system and allow everything
+    #[command(hide = true)]
+    Listener {
+        /// Its mount point
+        #[arg(long)]
+        mount: PathBuf,
+        /// Hold the same marks as the driver, with every file marked as ignored
+        #[arg(long)]
+        marks: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result = match arguments.role {
+        None => outside(&arguments.options),
+        Some(Role::Inside { without_ours, options }) => {
+            run::run(options.amounts(), options.quick, options.json.as_deref(), without_ours)
+        }
+        Some(Role::Listener { mount, marks }) => listener::listen(&mount, marks),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Builds what is measured, then starts this program again inside new namespaces.
+fn outside(options: &Options) -> anyhow::Result<ExitCode> {
+    ensure!(rustix::process::geteuid().is_root(), "fanotify and mounts need root");
+    let json = options.json.as_deref().map(std::path::absolute).transpose()?;
+    // The first process inside lays a file system of its own over this folder.
+    let hidden = json.as_deref().is_some_and(|path| path.starts_with(stage::SHARED_MEMORY));
+    ensure!(!hidden, "--json cannot lead into {}", stage::SHARED_MEMORY);
+    let without_ours = ensure_binaries(Need::ALL).err().map(|error| format!("{error:#}"));
+
+    let mut inside = Command::new(std::env::current_exe()?);
+    inside.arg("inside");
+    if let Some(rounds) = options.rounds {
+        inside.args(["--rounds", &rounds.to_string()]);
+    }
+    if options.quick {
+        inside.arg("--quick");
+    }
+    if let Some(json) = json {
+        inside.arg("--json").arg(json);
+    }
+    if let Some(why) = without_ours {
+        inside.arg("--without-ours").arg(why);
+    }
+    stage::new_namespaces()?;
+    // Unbounded on purpose: the watchdog inside ends a run that stands still.
+    let status = inside.status().context("this program cannot start itself")?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

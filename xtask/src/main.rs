@@ -1,5 +1,6 @@
 //! `cargo xtask`: the one door to everything a developer does. One file for each subcommand.
 
+mod bench;
 mod build;
 mod demo;
 mod docs;
@@ -30,6 +31,8 @@ enum Command {
     Build,
     /// Set up, build, check form and lints, and run every test
     Test(test::Arguments),
+    /// Measure what an open costs: unprotected, under a bare listener, and under Seawall
+    Bench(bench::Arguments),
     /// Boot guests and work with them
     Lab(lab::Arguments),
     /// Check what the compiler does not: dependency direction, file names in documents, stray samples
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Build => build::run(),
         Command::Test(arguments) => test::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Lab(arguments) => lab::run(arguments),
         Command::Tidy => tidy::run(),
         Command::Docs => docs::run(),

@@ -1,0 +1,248 @@
+//! What is measured, and how much of it.
+
+use serde::Serialize;
+
+/// Who watches the file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Setup {
+    Unprotected,
+    Listener,
+    MarksOnly,
+    Ours,
+}
+
+impl Setup {
+    pub const ALL: [Self; 4] = [Self::Unprotected, Self::Listener, Self::MarksOnly, Self::Ours];
+
+    /// For people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unprotected => "unprotected",
+            Self::Listener => "listener",
+            Self::MarksOnly => "marks only",
+            Self::Ours => "ours",
+        }
+    }
+
+    /// The name of its mount point; all of one length, since a path's length costs time.
+    pub fn folder(self) -> &'static str {
+        match self {
+            Self::Unprotected => "a",
+            Self::Listener => "b",
+            Self::MarksOnly => "m",
+            Self::Ours => "o",
+        }
+    }
+}
+
+/// Which file is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum What {
+    /// One that was opened before and has not changed.
+    Repeat,
+    /// One that was never opened, with a content that the host knows.
+    KnownContent,
+    /// One that was never opened, with a content that was never seen.
+    NewContent,
+}
+
+impl What {
+    /// For people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Repeat => "repeat open",
+            Self::KnownContent => "new file, known content",
+            Self::NewContent => "new file, new content",
+        }
+    }
+}
+
+/// How the opens follow each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pace {
+    /// One after the other.
+    BackToBack,
+    /// One each millisecond: whoever answers sleeps in between.
+    OnePerMs,
+}
+
+impl Pace {
+    /// For people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::BackToBack => "back to back",
+            Self::OnePerMs => "one per ms",
+        }
+    }
+}
+
+/// The contents' sizes in bytes.
+pub const SIZES: [u32; 3] = [4 << 10, 64 << 10, 1 << 20];
+
+/// A size for people.
+pub fn size_name(size: u32) -> String {
+    if size >= 1 << 20 { format!("{} MiB", size >> 20) } else { format!("{} KiB", size >> 10) }
+}
+
+/// One row of the report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Case {
+    pub setup: Setup,
+    pub what: What,
+    pub pace: Pace,
+    pub size: u32,
+}
+
+impl Case {
+    /// All cases in the order in which they are reported.
+    pub fn all() -> Vec<Self> {
+        use Pace::{BackToBack, OnePerMs};
+        use What::{KnownContent, NewContent, Repeat};
+        let kinds = [
+            (Setup::Unprotected, Repeat, BackToBack),
+            (Setup::Listener, Repeat, BackToBack),
+            (Setup::Listener, Repeat, OnePerMs),
+            (Setup::MarksOnly, Repeat, BackToBack),
+            (Setup::Ours, Repeat, BackToBack),
+            (Setup::Ours, KnownContent, BackToBack),
+            (Setup::Ours, KnownContent, OnePerMs),
+            (Setup::Ours, NewContent, BackToBack),
+        ];
+        let of = |(setup, what, pace)| SIZES.map(|size| Self { setup, what, pace, size });
+        kinds.into_iter().flat_map(of).collect()
+    }
+
+    /// Its name in the report and in raw results.
+    pub fn name(&self) -> String {
+        let Self { setup, what, pace, size } = self;
+        format!("{}, {}, {}, {}", setup.name(), what.name(), size_name(*size), pace.name())
+    }
+
+    /// The case of another setup that it is compared with, where there is one.
+    pub fn peer(&self, setup: Setup) -> Option<Self> {
+        let peer = Self { setup, what: What::Repeat, ..*self };
+        // A marked file raises no event, so it is compared with what raises none; everything else
+        // only with a listener, which also gets one event for each open.
+        let fits = match setup {
+            Setup::Listener => true,
+            Setup::MarksOnly => self.setup == Setup::Ours && self.what == What::Repeat,
+            Setup::Unprotected => self.what == What::Repeat,
+            Setup::Ours => false,
+        };
+        (fits && peer != *self && Self::all().contains(&peer)).then_some(peer)
+    }
+}
+
+/// How much is measured.
+#[derive(Debug, Clone, Copy)]
+pub struct Amounts {
+    pub rounds: u32,
+    /// Opens of a case where files are opened again and again.
+    repeats: u32,
+    /// New files of a case with known content: small ones, and those of 1 MiB.
+    known: [u32; 2],
+    /// The same with new content.
+    new: [u32; 2],
+    /// Opens of a case with one per millisecond, where files are opened again and again.
+    paced: u32,
+}
+
+/// The first opens of each case are not counted: they pay for what ran before.
+pub const WARM_UP: u32 = 2;
+
+impl Amounts {
+    /// For figures.
+    pub fn full() -> Self {
+        Self { rounds: 9, repeats: 2000, known: [100, 24], new: [50, 12], paced: 100 }
+    }
+
+    /// For the question whether the benchmark works.
+    pub fn quick() -> Self {
+        Self { rounds: 2, repeats: 50, known: [8, 4], new: [4, 2], paced: 8 }
+    }
+
+    /// Opens of a case in one round, with those that are not counted.
+    pub fn opens(&self, case: &Case) -> u32 {
+        let large = usize::from(case.size >= 1 << 20);
+        let counted = match (case.what, case.pace) {
+            (What::Repeat, Pace::BackToBack) => self.repeats,
+            (What::Repeat, Pace::OnePerMs) => self.paced,
+            (What::KnownContent, _) => self.known[large],
+            (What::NewContent, _) => self.new[large],
+        };
+        counted + WARM_UP
+    }
+
+    /// Bytes of content that all cases of a setup need.
+    pub fn bytes(&self, setup: Setup) -> u64 {
+        let again = SIZES.map(|size| u64::from(size) * u64::from(crate::files::CONTENTS));
+        let once = Case::all().into_iter().filter(|case| case.what != What::Repeat);
+        let once = once.filter(|case| case.setup == setup);
+        let once = once.map(|case| u64::from(case.size) * u64::from(self.opens(&case)));
+        again.iter().sum::<u64>() + once.sum::<u64>() * u64::from(self.rounds)
+    }
+}
+
+/// Pseudo-random numbers (splitmix64, Steele, Lea and Flood, OOPSLA 2014): for the order of cases and
+/// for contents.
+#[derive(Debug)]
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// Fisher and Yates.
+    pub fn shuffle<T>(&mut self, all: &mut [T]) {
+        for at in (1..all.len()).rev() {
+            let other = usize::try_from(self.next() % (at as u64 + 1)).unwrap_or(0);
+            all.swap(at, other);
+        }
+    }
+
+    pub fn fill(&mut self, bytes: &mut [u8]) {
+        for chunk in bytes.chunks_mut(8) {
+            chunk.copy_from_slice(&self.next().to_le_bytes()[..chunk.len()]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn case(setup: Setup, what: What, pace: Pace) -> Case {
+        Case { setup, what, pace, size: SIZES[0] }
+    }
+
+    #[test]
+    fn each_case_is_compared_with_what_does_as_much() {
+        let paced = case(Setup::Ours, What::KnownContent, Pace::OnePerMs);
+        let listener = case(Setup::Listener, What::Repeat, Pace::OnePerMs);
+        assert_eq!(paced.peer(Setup::Listener), Some(listener));
+        assert_eq!(paced.peer(Setup::MarksOnly), None);
+        assert_eq!(listener.peer(Setup::Listener), None, "not with itself");
+        let repeat = case(Setup::Ours, What::Repeat, Pace::BackToBack);
+        for setup in [Setup::Unprotected, Setup::Listener, Setup::MarksOnly] {
+            assert_eq!(repeat.peer(setup), Some(Case { setup, ..repeat }));
+        }
+    }
+
+    #[test]
+    fn names_are_unique_and_shuffling_loses_nothing() {
+        let mut names: Vec<String> = Case::all().iter().map(Case::name).collect();
+        let before = names.clone();
+        Random(7).shuffle(&mut names);
+        assert_ne!(names, before);
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), before.len());
+    }
+}

@@ -1,0 +1,245 @@
+//! The results: a table for people, JSON to keep.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use comfy_table::{Cell, CellAlignment, Table};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::machine::Machine;
+use crate::ours::Memory;
+use crate::plan::{Case, Pace, Setup, What, size_name};
+use crate::run::Round;
+use crate::sample::{Median, Times};
+
+/// Everything that a run found out.
+#[derive(Debug, Serialize)]
+pub struct Results {
+    /// When it ended (RFC 3339, UTC).
+    pub date: String,
+    /// Of the source; `+` where it had changes.
+    pub revision: Option<String>,
+    /// Whether the measured programs were built from that source.
+    pub programs_from: &'static str,
+    /// Not for figures.
+    pub quick: bool,
+    pub machine: Machine,
+    /// Load average of one minute, before and after.
+    pub load: [f64; 2],
+    pub file_system: String,
+    pub guest_cpu: usize,
+    pub host_cpu: usize,
+    pub rounds: u32,
+    pub rows: Vec<Row>,
+    pub memory: Option<Memory>,
+    pub notes: Vec<String>,
+    pub failed: Vec<Failure>,
+}
+
+/// What could not be measured.
+#[derive(Debug, Serialize)]
+pub struct Failure {
+    pub name: String,
+    pub reason: String,
+}
+
+/// One case. All times in microseconds; each is the median of what the rounds gave.
+#[derive(Debug, Serialize)]
+pub struct Row {
+    pub name: String,
+    /// The same as `p50`.
+    pub value: f64,
+    pub unit: &'static str,
+    /// Between what the rounds' own p50 lie.
+    pub spread: [f64; 2],
+    pub setup: Setup,
+    pub what: What,
+    pub pace: Pace,
+    pub size: u32,
+    pub p50: f64,
+    pub p95: f64,
+    pub p99: f64,
+    /// p50 over that of other setups in the same round.
+    pub ratios: BTreeMap<Setup, Median>,
+    /// CPU time for each open, by part.
+    pub cpu_us: BTreeMap<&'static str, f64>,
+    pub rounds: Vec<Times>,
+}
+
+impl Row {
+    /// The row of a case; none when no round has measured it.
+    pub fn of(case: &Case, rounds: &BTreeMap<Case, Vec<Round>>) -> Option<Self> {
+        let own = rounds.get(case)?;
+        let times: Vec<Times> = own.iter().map(|round| round.times).collect();
+        let median = |of: fn(&Times) -> f64| Median::of(times.iter().map(of));
+        let p50 = median(|times| times.p50)?;
+        let ratio = |setup: Setup| {
+            let other = rounds.get(&case.peer(setup)?)?;
+            // A case that failed in a round leaves nothing to compare round by round.
+            if other.len() != times.len() {
+                return None;
+            }
+            let pairs = times.iter().zip(other);
+            let ratio = Median::of(pairs.map(|(own, other)| own.p50 / other.times.p50))?;
+            Some((setup, ratio))
+        };
+        let parts = own.iter().flat_map(|round| round.cpu_us.keys().copied());
+        let cpu = |part| {
+            let each = own.iter().filter_map(|round| round.cpu_us.get(part).copied());
+            Some((part, Median::of(each)?.median))
+        };
+        Some(Self {
+            name: case.name(),
+            value: p50.median,
+            unit: "us",
+            spread: p50.spread,
+            setup: case.setup,
+            what: case.what,
+            pace: case.pace,
+            size: case.size,
+            p50: p50.median,
+            p95: median(|times| times.p95)?.median,
+            p99: median(|times| times.p99)?.median,
+            ratios: Setup::ALL.into_iter().filter_map(ratio).collect(),
+            cpu_us: parts.filter_map(cpu).collect(),
+            rounds: times,
+        })
+    }
+}
+
+impl Results {
+    /// What the file of this run is called.
+    pub fn file_name(&self) -> String {
+        format!("{}.json", self.date.replace(':', ""))
+    }
+
+    /// With one line for each row, so that two runs can be compared by eye.
+    pub fn to_json(&self) -> anyhow::Result<String> {
+        let mut value = serde_json::to_value(self)?;
+        let rows = value.get_mut("rows").map(Value::take).unwrap_or_default();
+        let rows: Vec<String> =
+            rows.as_array().into_iter().flatten().map(Value::to_string).collect();
+        let placeholder = "\"rows\": null";
+        let rows = format!("\"rows\": [\n    {}\n  ]", rows.join(",\n    "));
+        Ok(serde_json::to_string_pretty(&value)?.replacen(placeholder, &rows, 1) + "\n")
+    }
+
+    /// For people.
+    pub fn to_text(&self) -> String {
+        let mut out = String::new();
+        let _infallible = self.write(&mut out);
+        out
+    }
+
+    fn write(&self, out: &mut String) -> std::fmt::Result {
+        let Machine { cpu, cpus, memory_mib, kernel } = &self.machine;
+        let revision = self.revision.as_deref().unwrap_or("unknown");
+        writeln!(out, "open(2) and close(2), in microseconds; {} rounds", self.rounds)?;
+        writeln!(out, "machine   {cpus} × {cpu}, {memory_mib} MiB, Linux {kernel}")?;
+        writeln!(out, "source    {revision}, programs {}", self.programs_from)?;
+        writeln!(out, "files on  {}", self.file_system)?;
+        writeln!(
+            out,
+            "pinned    opener, listeners, driver: CPU {}; service, engine: CPU {}",
+            self.guest_cpu, self.host_cpu
+        )?;
+        writeln!(out, "load      {} before, {} after", self.load[0], self.load[1])?;
+        if self.quick {
+            writeln!(out, "quick     shows that the benchmark works; no figures to go by")?;
+        }
+        writeln!(out, "\n{}", table(&self.rows))?;
+        if let Some(Memory { driver_kib, service_kib, engine_kib }) = &self.memory {
+            writeln!(
+                out,
+                "memory    driver and supervisor {driver_kib} KiB without the region, service \
+                 {service_kib} KiB, engine {engine_kib} KiB"
+            )?;
+        }
+        for note in &self.notes {
+            writeln!(out, "note      {note}")?;
+        }
+        for Failure { name, reason } in &self.failed {
+            writeln!(out, "FAILED    {name}: {reason}")?;
+        }
+        Ok(())
+    }
+}
+
+fn table(rows: &[Row]) -> Table {
+    let mut table = Table::new();
+    table.load_style(comfy_table::presets::NOTHING);
+    let heads = [
+        "SETUP",
+        "WHAT",
+        "SIZE",
+        "PACE",
+        "P50",
+        "P95",
+        "P99",
+        "P50 OF ROUNDS",
+        "× LISTENER",
+        "× MARKS ONLY",
+        "× UNPROTECTED",
+        "CPU PER OPEN",
+    ];
+    table.set_header(heads);
+    for row in rows {
+        let ratio = |setup| row.ratios.get(&setup).map_or(String::new(), |r| number(r.median));
+        let text = [row.setup.name(), row.what.name(), &size_name(row.size), row.pace.name()];
+        let [low, high] = row.spread;
+        let cpu: Vec<String> =
+            row.cpu_us.iter().map(|(part, us)| format!("{part} {}", number(*us))).collect();
+        let numbers = [
+            number(row.p50),
+            number(row.p95),
+            number(row.p99),
+            format!("{}–{}", number(low), number(high)),
+            ratio(Setup::Listener),
+            ratio(Setup::MarksOnly),
+            ratio(Setup::Unprotected),
+        ];
+        let right = |text: String| Cell::new(text).set_alignment(CellAlignment::Right);
+        let cells = text.into_iter().map(Cell::new).chain(numbers.into_iter().map(right));
+        table.add_row(cells.chain([Cell::new(cpu.join(", "))]));
+    }
+    table
+}
+
+/// With three digits that mean something.
+fn number(value: f64) -> String {
+    match value {
+        value if value < 10.0 => format!("{value:.2}"),
+        value if value < 100.0 => format!("{value:.1}"),
+        _ => format!("{value:.0}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn round(p50: f64) -> Round {
+        let times = Times { samples: 1, min: p50, p50, p95: p50, p99: p50, max: p50 };
+        Round { times, cpu_us: BTreeMap::from([("driver", p50)]) }
+    }
+
+    #[test]
+    fn ratios_are_taken_within_a_round() {
+        let ours = Case {
+            setup: Setup::Ours,
+            what: What::KnownContent,
+            pace: Pace::OnePerMs,
+            size: crate::plan::SIZES[0],
+        };
+        let mut rounds = BTreeMap::from([(ours, vec![round(20.0), round(60.0), round(90.0)])]);
+        assert!(Row::of(&ours, &rounds).is_some_and(|row| row.ratios.is_empty()));
+        if let Some(listener) = ours.peer(Setup::Listener) {
+            rounds.insert(listener, vec![round(10.0), round(20.0), round(20.0)]);
+        }
+        let row = Row::of(&ours, &rounds);
+        let ratio = row.as_ref().and_then(|row| row.ratios.get(&Setup::Listener));
+        assert_eq!(ratio, Some(&Median { median: 3.0, spread: [2.0, 4.5] }));
+        assert_eq!(row.map(|row| (row.p50, row.spread)), Some((60.0, [20.0, 90.0])));
+    }
+}

@@ -1,0 +1,41 @@
+//! `cargo xtask bench`
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use crate::tools::cargo;
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// How often every case is measured; 9 when not given
+    #[arg(long)]
+    rounds: Option<u32>,
+    /// Few samples: shows that the benchmark works, tells nothing about time
+    #[arg(long)]
+    quick: bool,
+    /// Write the results to this file too; without --quick they are kept under perf/results in any case
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// Builds the benchmark as a program of its own, which makes namespaces for itself, and runs it.
+pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let mut words: Vec<String> =
+        ["run", "--release", "--locked", "--quiet", "--package", "seawall-perf", "--"]
+            .map(str::to_owned)
+            .to_vec();
+    if let Some(rounds) = arguments.rounds {
+        words.extend(["--rounds".to_owned(), rounds.to_string()]);
+    }
+    if arguments.quick {
+        words.push("--quick".to_owned());
+    }
+    if let Some(path) = &arguments.json {
+        // Cargo runs in the workspace's folder, the caller may be elsewhere.
+        let path = std::path::absolute(path)?;
+        words.extend(["--json".to_owned(), path.display().to_string()]);
+    }
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    cargo("bench", &words, &[])?;
+    Ok(ExitCode::SUCCESS)
+}
