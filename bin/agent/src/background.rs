@@ -118,7 +118,7 @@ fn take(driver: &Driver, closed: &Closed, event: Event) {
 
 /// Scans in the background for ever.
 pub fn work(driver: &Driver, closed: &Closed) {
-    let mut tried: HashMap<usize, u64> = HashMap::new();
+    let mut tried: HashMap<FileHandle, u64> = HashMap::new();
     loop {
         closed.wait();
         let now_ms = process::now_ms();
@@ -131,33 +131,43 @@ pub fn work(driver: &Driver, closed: &Closed) {
                 start(driver, &handle, None);
                 continue;
             }
-            let is_due = |at: &u64| at + RETRY_MS <= now_ms;
-            let next = driver.ledger.exposures().find(|(n, ..)| tried.get(n).is_none_or(is_due));
+            tried.retain(|_, at| *at + RETRY_MS > now_ms);
+            let next = driver.ledger.exposures().find(|(_, handle, _)| !tried.contains_key(handle));
             let Some((number, handle, _)) = next else { break };
-            tried.insert(number, now_ms);
+            tried.insert(handle, now_ms);
             start(driver, &handle, Some(number));
         }
     }
 }
 
 fn start(driver: &Driver, handle: &FileHandle, exposure: Option<usize>) {
-    let Some(file) = open(driver, handle) else {
-        // Gone, or its file system is: nothing is left to scan.
-        if let Some(exposure) = exposure {
-            driver.ledger.settle(exposure);
+    match open(driver, handle) {
+        Ok(Some(file)) => {
+            let subject = Subject::Background { file: Arc::new(file), exposure };
+            scan::scan(driver, Job { subject, reads: 0 });
         }
-        return;
-    };
-    let subject = Subject::Background { file: Arc::new(file), exposure };
-    scan::scan(driver, Job { subject, reads: 0 });
+        // Gone, or its file system is: nothing is left to scan.
+        Ok(None) => {
+            if let Some(exposure) = exposure {
+                driver.ledger.settle(exposure);
+            }
+        }
+        Err(error) => tracing::debug!(%error, "a file cannot be reached now; it is tried again"),
+    }
 }
 
-fn open(driver: &Driver, handle: &FileHandle) -> Option<File> {
-    let mount = File::open(driver.coverage.path_on(handle.device)?).ok()?;
-    if Look::at(&mount).ok()?.identity.device != handle.device {
-        return None;
+/// The file; none when it or its file system is gone.
+fn open(driver: &Driver, handle: &FileHandle) -> std::io::Result<Option<File>> {
+    let Some(path) = driver.coverage.path_on(handle.device) else { return Ok(None) };
+    let mount = File::open(path)?;
+    if Look::at(&mount)?.identity.device != handle.device {
+        return Err(std::io::ErrorKind::NotFound.into());
     }
-    handle.open(&mount).ok()
+    match handle.open(&mount) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == std::io::ErrorKind::StaleNetworkFileHandle => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 use seawall_fanotify::probe::OverlayView;
 use seawall_proto::{Notice, Uncovered};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -27,8 +27,8 @@ const LOOK_AGAIN: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 #[derive(Debug, Default)]
 struct State {
-    /// What was last seen in each mount namespace, by its inode number: a digest of its mountinfo.
-    namespaces: HashMap<u64, u64>,
+    /// What was last seen in each mount namespace, by its inode number.
+    namespaces: HashMap<u64, Namespace>,
     /// Watched: a path at which the file system can be reached.
     covered: BTreeMap<u64, PathBuf>,
     uncovered: BTreeMap<u64, Uncovered>,
@@ -36,11 +36,35 @@ struct State {
     first_done: bool,
 }
 
+#[derive(Debug)]
+struct Namespace {
+    /// The process through which its mounts are reached.
+    pid: u32,
+    /// Digest of its mountinfo.
+    digest: u64,
+    devices: Vec<u64>,
+}
+
 /// What is watched. One thread keeps it; fillers ask before an exec.
 #[derive(Debug)]
 pub struct Coverage {
     only: Vec<PathBuf>,
     state: Mutex<State>,
+}
+
+impl State {
+    /// File systems that are mounted in none of these namespaces are gone; their device numbers will
+    /// belong to others.
+    fn forget_all_but(&mut self, namespaces: &[u64]) {
+        self.namespaces.retain(|namespace, _| namespaces.contains(namespace));
+        let devices: HashSet<u64> =
+            self.namespaces.values().flat_map(|seen| seen.devices.iter().copied()).collect();
+        let before = self.covered.len() + self.uncovered.len();
+        self.covered.retain(|device, _| devices.contains(device));
+        self.uncovered.retain(|device, _| devices.contains(device));
+        self.changed |= self.covered.len() + self.uncovered.len() != before;
+        self.first_done = true;
+    }
 }
 
 impl Coverage {
@@ -121,9 +145,7 @@ pub fn look(driver: &Driver) {
             look_into(driver, pid, namespace);
         }
     }
-    let mut state = coverage.lock();
-    state.namespaces.retain(|namespace, _| seen.contains(namespace));
-    state.first_done = true;
+    coverage.lock().forget_all_but(&seen);
 }
 
 /// Before a process of another mount namespace executes something: whatever it has mounted is
@@ -147,16 +169,24 @@ fn look_into(driver: &Driver, pid: u32, namespace: u64) {
     let mut hasher = DefaultHasher::new();
     (&mountinfo, driver.ledger.overlay().load(Ordering::Relaxed)).hash(&mut hasher);
     let digest = hasher.finish();
-    if driver.coverage.lock().namespaces.get(&namespace) == Some(&digest) {
+    let is_own = namespace_of(std::process::id()) == Some(namespace);
+    let is_known = |known: &Namespace| {
+        // Another process of the same namespace serves as well while the first one lives.
+        let reachable = is_own || namespace_of(known.pid) == Some(namespace);
+        known.digest == digest && reachable
+    };
+    if driver.coverage.lock().namespaces.get(&namespace).is_some_and(is_known) {
         return;
     }
-    let is_own = namespace_of(std::process::id()) == Some(namespace);
     let root = if is_own { PathBuf::from("/") } else { format!("/proc/{pid}/root").into() };
-    for mount in mounts::parse(&mountinfo) {
+    let mounts = mounts::parse(&mountinfo);
+    for mount in &mounts {
         let path = mount.mount_point.strip_prefix("/").unwrap_or(&mount.mount_point);
-        cover(driver, &mount, &root.join(path));
+        cover(driver, mount, &root.join(path));
     }
-    driver.coverage.lock().namespaces.insert(namespace, digest);
+    let devices = mounts.iter().map(|mount| mount.device).collect();
+    let seen = Namespace { pid, digest, devices };
+    driver.coverage.lock().namespaces.insert(namespace, seen);
 }
 
 fn cover(driver: &Driver, mount: &Mount, path: &Path) {
@@ -216,7 +246,12 @@ fn mark(driver: &Driver, mount: &Mount, path: &Path) {
     match reach(path, mount.device).and_then(|fd| mark_fd(driver, &fd)) {
         Ok(()) => {
             let mut state = driver.coverage.lock();
-            let news = state.covered.insert(mount.device, path.to_owned()).is_none();
+            let known = state.covered.get(&mount.device);
+            let news = known.is_none();
+            // A path of our own namespace lasts longer than one through another process.
+            if known.is_none_or(|known| known.starts_with("/proc")) {
+                state.covered.insert(mount.device, path.to_owned());
+            }
             state.changed |= state.uncovered.remove(&mount.device).is_some() || news;
             drop(state);
             if news {

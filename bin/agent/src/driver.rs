@@ -40,7 +40,7 @@ const LAST_EXECS: usize = 64;
 /// The open that belongs to an exec follows within this, in milliseconds.
 const SAME_EXEC_MS: u64 = 1_000;
 
-/// Counts since the worker's start. The fields are those of [`Heartbeat`].
+/// Counts since the worker's start. Most fields are those of [`Heartbeat`].
 #[derive(Debug, Default)]
 pub struct Counters {
     pub events: AtomicU64,
@@ -50,6 +50,8 @@ pub struct Counters {
     pub denied: AtomicU64,
     pub unscanned: AtomicU64,
     pub overloaded: AtomicU64,
+    /// Notices for which the queue had no room.
+    pub notices_lost: AtomicU64,
 }
 
 /// Adds one to a counter.
@@ -406,7 +408,9 @@ impl Driver {
 
     /// Sends a notice when there is a link and room for it; never waits.
     pub fn notice(&self, notice: Notice) {
-        let _full = self.notices.try_send(notice);
+        if self.notices.try_send(notice).is_err() {
+            count(&self.counters.notices_lost);
+        }
     }
 
     /// Remembers how an exec is answered: the kernel asks once more, for the open that belongs to it.

@@ -3,6 +3,7 @@
 use crate::driver::Driver;
 use seawall_fanotify::process;
 use seawall_proto::{Notice, ToHost};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,10 @@ pub fn keep(driver: &Driver, notices: &Receiver<Notice>) {
         beat = Instant::now();
         if measured.is_none_or(|(at, _)| at.elapsed() > MEASURE) {
             measured = Some((Instant::now(), memory_kib(driver)));
+            let lost = driver.counters.notices_lost.swap(0, Ordering::Relaxed);
+            if lost > 0 {
+                tracing::warn!(lost, "reports to the host found no room in their queue");
+            }
             let orphans = driver.ledger.take_orphans();
             if orphans > 0 {
                 driver.notice(Notice::WorkerRestarted { orphans });

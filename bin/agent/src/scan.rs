@@ -126,8 +126,11 @@ fn send(driver: &Driver, session: &Session, job: Job, look: Look, shown: ShownPa
     count(&driver.counters.requests);
     region.publish();
     let (mut offset, mut last) = (part.len, part.last);
-    let opening = Opening { job, look, file, deadline_ms };
-    let Ok(id) = session.open(opening, part.slots, last) else { return session.end() };
+    let opening = Opening { job: job.clone(), look, file, deadline_ms };
+    let Ok(id) = session.open(opening, part.slots, last) else {
+        session.end();
+        return try_again(driver, job);
+    };
     while !last {
         let part = match read_part(&region, subject.file(), offset, look.identity.size, until) {
             Ok(part) => part,
@@ -145,6 +148,15 @@ fn send(driver: &Driver, session: &Session, job: Job, look: Look, shown: ShownPa
             Ok(false) => return,
             Err(_) => return session.end(),
         }
+    }
+}
+
+/// The link broke under a request: it has its chance with the next session.
+fn try_again(driver: &Driver, job: Job) {
+    if let Subject::Access(_) = job.subject {
+        // Until the session's thread has seen it too.
+        std::thread::sleep(Duration::from_millis(10));
+        driver.push_job(job);
     }
 }
 

@@ -108,7 +108,11 @@ impl Session {
         let pending =
             Pending { job: Some(job), look, deadline_ms, sent_ms: now_ms, slots, copied: 0 };
         lock(&self.pending).insert(id, pending);
-        sender.send(&ToHost::ScanRequest(request))?;
+        if let Err(error) = sender.send(&ToHost::ScanRequest(request)) {
+            // The caller still has the job. The thread that cleans up may have been here already.
+            lock(&self.pending).remove(&id);
+            return Err(error);
+        }
         Ok(id)
     }
 
