@@ -98,8 +98,9 @@ fn a_hang_is_killed_at_its_limit_and_is_not_tried_again() {
 #[test]
 fn the_limit_does_not_run_while_a_scan_waits() {
     let engine = start(EngineConfig { threads: 1, ..fault() }).ready();
-    let limit = Duration::from_millis(1500);
-    let all: Vec<_> = (0..4).map(|_| engine.send(&order("sleep=500"), limit)).collect();
+    let limit = Duration::from_millis(3500);
+    // The second waits at the process for as long as the first takes.
+    let all: Vec<_> = (0..3).map(|_| engine.send(&order("sleep=2000"), limit)).collect();
     for reply in all {
         assert_eq!(reply.recv_timeout(LONG).unwrap().result, Ok(Outcome::Clean));
     }
