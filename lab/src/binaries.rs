@@ -1,7 +1,9 @@
 //! Builds the programs that a lab runs.
 
+use std::ops::BitOr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 
 use anyhow::{Context, bail, ensure};
 
@@ -10,6 +12,10 @@ use crate::paths::{target_dir, workspace};
 /// A static binary of the same target as the host's, in a folder of its own.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
+/// Environment variable that says that cargo has built everything already, so that each of many tests
+/// need not ask it again.
+pub const BUILT: &str = "SEAWALL_LAB_BUILT";
+
 /// Which programs are wanted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Need {
@@ -17,6 +23,14 @@ pub struct Need {
     pub agent: bool,
     /// Service, CLI and engine.
     pub host: bool,
+}
+
+impl BitOr for Need {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self { agent: self.agent || other.agent, host: self.host || other.host }
+    }
 }
 
 impl Need {
@@ -67,10 +81,15 @@ impl Binaries {
     }
 }
 
-/// Builds what is wanted and not up to date. With `SEAWALL_BIN_DIR` set it only checks that all is there.
+/// Builds what is wanted and not up to date, once in a process. With `SEAWALL_BIN_DIR` set, or
+/// [`BUILT`], it only checks that all is there.
 pub fn ensure_binaries(need: Need) -> anyhow::Result<Binaries> {
+    static DONE: Mutex<Option<Need>> = Mutex::new(None);
     let binaries = Binaries::locate();
-    if std::env::var_os("SEAWALL_BIN_DIR").is_none() {
+    let mut done = DONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let ready = ["SEAWALL_BIN_DIR", BUILT].iter().any(|name| std::env::var_os(name).is_some());
+    let covered = done.is_some_and(|done| done | need == done);
+    if !ready && !covered {
         let mut guest = vec!["--package", "seawall-lab", "--bin", "lab-guest"];
         if need.agent {
             guest.extend(["--package", "seawall-agent", "--bin", "seawall-agent"]);
@@ -89,6 +108,7 @@ pub fn ensure_binaries(need: Need) -> anyhow::Result<Binaries> {
             cargo(&host, None)?;
         }
     }
+    *done = Some(done.unwrap_or_default() | need);
     for path in binaries.wanted(need) {
         ensure!(path.exists(), "{} is not there", path.display());
     }

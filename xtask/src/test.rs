@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use seawall_lab::{Need, ensure_binaries, ensure_setup};
+use seawall_lab::{BUILT, Need, ensure_binaries, ensure_setup};
 
 use crate::tools::cargo;
 
@@ -58,10 +58,10 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     if !arguments.no_guests {
         for package in GUEST_TESTS {
             let mut words =
-                vec!["test", "--release", "--locked", "--package", package, "--tests", "--"];
+                vec!["test", "--release", "--locked", "--package", package, "--test", "*", "--"];
             words.push("--test-threads=1");
             words.extend(arguments.only.as_deref());
-            cargo(&format!("guest tests of {package}"), &words, &[])?;
+            cargo(&format!("guest tests of {package}"), &words, &[(BUILT, "1")])?;
         }
     }
     Ok(ExitCode::SUCCESS)
