@@ -105,9 +105,11 @@ pub fn eventually(within: Duration, mut look: impl FnMut() -> bool) -> bool {
     }
 }
 
-/// Options of a lab for one story.
+/// Options of a lab for one story. With `SEAWALL_TESTS_KEEP` set the lab stays up, to be looked at with
+/// `cargo xtask lab --name NAME`.
 pub fn options(guests: u32, kernel: Kernel, link: Link) -> LabOptions {
-    LabOptions { guests, kernel, link, ..LabOptions::for_test() }
+    let keep = std::env::var_os("SEAWALL_TESTS_KEEP").is_some();
+    LabOptions { guests, kernel, link, keep, ..LabOptions::for_test() }
 }
 
 /// Boots a lab. An emulated machine with two processors now and then does not survive that its kernel
