@@ -162,6 +162,14 @@ impl Service {
         Client::new(self.path("api.sock"))
     }
 
+    /// Every private copy is given back, soon after its verdict.
+    pub fn wait_no_copies(&self) {
+        wait_for("the private copies to be given back", || {
+            let copies = self.status().private_copies;
+            (copies.memory_bytes == 0 && copies.spooled_bytes == 0).then_some(())
+        });
+    }
+
     pub fn try_status(&self) -> Option<Status> {
         block_on(self.client().status()).ok()
     }
