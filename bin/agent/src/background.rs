@@ -48,11 +48,11 @@ impl Closed {
         self.due.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Until something may be due: soon while files wait, else when one is added, and now and then for
-    /// the exposures.
-    fn wait(&self) {
+    /// Until something may be due: soon while files wait or scans are under way, else when a file is
+    /// added, and now and then for the exposures.
+    fn wait(&self, busy: bool) {
         let due = self.lock();
-        if due.waiting.is_empty() {
+        if due.waiting.is_empty() && !busy {
             let waited = self.added.wait_timeout(due, IDLE);
             drop(waited.unwrap_or_else(PoisonError::into_inner));
         } else {
@@ -119,11 +119,13 @@ fn take(driver: &Driver, closed: &Closed, event: Event) {
 /// Scans in the background for ever.
 pub fn work(driver: &Driver, closed: &Closed) {
     let mut tried: HashMap<FileHandle, u64> = HashMap::new();
+    let mut busy = false;
     loop {
-        closed.wait();
+        closed.wait(busy);
         let now_ms = process::now_ms();
         let Some(session) = driver.session() else {
             tried.clear();
+            busy = false;
             continue;
         };
         while session.in_background() < AT_ONCE {
@@ -137,6 +139,7 @@ pub fn work(driver: &Driver, closed: &Closed) {
             tried.insert(handle, now_ms);
             start(driver, &handle, Some(number));
         }
+        busy = session.in_background() > 0;
     }
 }
 

@@ -1,12 +1,14 @@
 //! The control socket: one request line, one answer. Only root can open it.
 //!
-//! `status` answers with JSON; `stop` takes all marks away and ends worker and supervisor; `retire`
-//! is what a newly started driver says to one that it finds, once it has marks of its own.
+//! `status` answers with JSON; `stop` takes all marks away and ends worker and supervisor. `policy` and
+//! `retire` are what a newly started driver says to one that it finds: before it sets marks, so that
+//! its fail modes are right from the first access on, and once it has marks of its own.
 
 use crate::driver::Driver;
 use crate::status::Status;
 use crate::worker;
 use anyhow::Context;
+use seawall_proto::Policy;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -47,6 +49,10 @@ fn answer(driver: &Driver, mut stream: UnixStream, link: &str) -> std::io::Resul
             serde_json::to_writer(&mut stream, &Status::of(driver, link))?;
             stream.write_all(b"\n")
         }
+        "policy" => {
+            serde_json::to_writer(&mut stream, &*driver.policy())?;
+            stream.write_all(b"\n")
+        }
         "stop" | "retire" => {
             worker::unmark(driver);
             stream.write_all(b"ok\n")?;
@@ -65,18 +71,14 @@ fn ask(path: &Path, request: &str, patience: Duration) -> std::io::Result<String
     Ok(answer)
 }
 
-/// Asks a driver that was left running (its supervisor died) to end. Returns whether there was one.
+/// Asks another driver to end, and waits until it has. Returns whether one answered.
 pub fn retire_other(path: &Path) -> bool {
-    match ask(path, "retire", END) {
-        Ok(_) => true,
-        Err(error) => {
-            let nobody = [std::io::ErrorKind::NotFound, std::io::ErrorKind::ConnectionRefused];
-            if !nobody.contains(&error.kind()) {
-                tracing::warn!(%error, "another driver does not end; both go on");
-            }
-            false
-        }
-    }
+    ask(path, "retire", END).is_ok_and(|answer| !answer.is_empty())
+}
+
+/// The policy of another driver, if there is one.
+pub fn policy_of_other(path: &Path) -> Option<Policy> {
+    serde_json::from_str(&ask(path, "policy", STEP).ok()?).ok()
 }
 
 /// `seawall-agent status`.

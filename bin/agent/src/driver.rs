@@ -128,6 +128,8 @@ pub struct Job {
 /// The session and since when there has been none.
 struct Link {
     session: Option<Arc<Session>>,
+    /// Another driver still has the session: accesses wait for ours.
+    taking_over: bool,
     lost: Instant,
     why: String,
 }
@@ -181,6 +183,7 @@ impl Driver {
             region: Mutex::new(None),
             link: Mutex::new(Link {
                 session: None,
+                taking_over: true,
                 lost: Instant::now(),
                 why: "not connected yet".into(),
             }),
@@ -264,6 +267,13 @@ impl Driver {
 
     // --- the link -------------------------------------------------------------------------------
 
+    /// From here on this driver looks for its session, and an access waits no more than a moment.
+    pub fn took_over(&self) {
+        let mut link = lock(&self.link);
+        link.taking_over = false;
+        link.lost = Instant::now();
+    }
+
     pub fn set_session(&self, session: Arc<Session>) {
         lock(&self.link).session = Some(session);
         self.link_changed.notify_all();
@@ -292,7 +302,8 @@ impl Driver {
             if let Some(session) = &link.session {
                 return Some(Arc::clone(session));
             }
-            let left = LINK_GRACE.checked_sub(link.lost.elapsed())?;
+            let left = LINK_GRACE.checked_sub(link.lost.elapsed());
+            let left = if link.taking_over { LINK_GRACE } else { left? };
             let wait = left.min(Duration::from_millis(100));
             let waited = self.link_changed.wait_timeout(link, wait);
             link = waited.unwrap_or_else(PoisonError::into_inner).0;

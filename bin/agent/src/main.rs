@@ -20,6 +20,7 @@ mod mounts;
 mod running;
 mod scan;
 mod session;
+mod sole;
 mod status;
 mod supervisor;
 mod truth;

@@ -6,6 +6,7 @@
 use crate::background::{self, Closed};
 use crate::coverage::{self, Coverage};
 use crate::driver::{Driver, Groups};
+use crate::sole::{self, SoleError};
 use crate::supervisor::Shared;
 use crate::{control, deadline, event, housekeeping, scan, session};
 use nix::sys::signal::{SigSet, Signal};
@@ -45,6 +46,10 @@ pub fn run(shared: &Shared, supervisor: u32) -> u8 {
     }));
     match start(shared, supervisor) {
         Ok(driver) => wait_for_the_end(&driver),
+        Err(StartError::Sole(SoleError::GiveWay)) => {
+            tracing::info!("another driver has taken over");
+            0
+        }
         Err(error) => {
             tracing::error!(%error, "the worker cannot start");
             1
@@ -57,7 +62,16 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> std::io::Result<()
     builder.spawn(body).map(drop)
 }
 
-fn start(shared: &Shared, supervisor: u32) -> std::io::Result<Arc<Driver>> {
+/// Why a worker does not start.
+#[derive(Debug, thiserror::Error)]
+enum StartError {
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    #[error(transparent)]
+    Sole(#[from] SoleError),
+}
+
+fn start(shared: &Shared, supervisor: u32) -> Result<Arc<Driver>, StartError> {
     let args = shared.args.clone();
     let groups = Groups {
         permission: shared.groups.permission.try_clone()?,
@@ -96,10 +110,12 @@ fn start(shared: &Shared, supervisor: u32) -> std::io::Result<Arc<Driver>> {
         let (driver, closed) = (Arc::clone(&driver), Arc::clone(&closed));
         spawn(name, move || body(&driver, &closed))?;
     }
-    coverage::look(&driver);
-    if control::retire_other(&args.control) {
-        tracing::info!("took over from a driver that had lost its supervisor");
+    if let Some(policy) = control::policy_of_other(&args.control) {
+        driver.renew(Some(policy), None);
     }
+    coverage::look(&driver);
+    let sole = sole::become_sole(&driver, &args.control)?;
+    driver.took_over();
     let (link, address) = (args.link.to_string(), args.link.clone());
     match control::bind(&args.control) {
         Ok(listener) => {
@@ -115,7 +131,10 @@ fn start(shared: &Shared, supervisor: u32) -> std::io::Result<Arc<Driver>> {
     let housekeeper = Arc::clone(&driver);
     spawn("housekeeping", move || housekeeping::keep(&housekeeper, &noticed))?;
     let (keeper, region) = (Arc::clone(&driver), args.region);
-    spawn("session", move || session::keep(&keeper, &address, &region))?;
+    spawn("session", move || {
+        let _held_for_ever = sole;
+        session::keep(&keeper, &address, &region);
+    })?;
     Ok(driver)
 }
 

@@ -327,6 +327,59 @@ fn a_supervisor_that_dies_is_replaced_without_a_gap() {
     assert!(is_denied(&std::fs::read(&evil)));
 }
 
+/// Nothing infected is read and nothing is judged by another's content, however two drivers meet.
+#[test]
+fn drivers_that_meet_leave_one() {
+    let mut native = Native::start(policy(FailMode::Closed), by_content);
+    let evil = native.write("evil", b"evil");
+    for round in 0..3 {
+        // The worker first, so that its supervisor is about to fork another one when it dies.
+        native.kill_worker();
+        std::thread::sleep(Duration::from_millis(40 * round));
+        native.kill_supervisor();
+        native.start_again();
+        assert!(eventually(|| native.status()["supervised"] == true), "{}", native.status());
+        native.wait_protected();
+        let sessions = native.host.seen.sessions.load(std::sync::atomic::Ordering::Relaxed);
+        assert!(is_denied(&std::fs::read(&evil)));
+        std::thread::sleep(Duration::from_millis(1500));
+        let now = native.host.seen.sessions.load(std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(now, sessions, "one driver keeps its session");
+        assert_eq!(native.status()["supervised"], true);
+    }
+}
+
+/// Between the old driver's end and the new one's session the old policy holds.
+#[test]
+fn no_driver_begins_with_another_policy_than_the_last_one_had() {
+    let mut native = Native::start(policy(FailMode::Closed), by_content);
+    let evil = native.write("evil", b"evil");
+    native.kill_supervisor();
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let readers: Vec<_> = (0..4)
+        .map(|_| {
+            let (stop, evil) = (std::sync::Arc::clone(&stop), evil.clone());
+            std::thread::spawn(move || {
+                let mut denied = 0;
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    assert!(is_denied(&std::fs::read(&evil)), "after {denied} denials");
+                    denied += 1;
+                }
+                denied
+            })
+        })
+        .collect();
+    std::thread::sleep(Duration::from_millis(200));
+    native.start_again();
+    assert!(eventually(|| native.status()["supervised"] == true));
+    native.wait_protected();
+    std::thread::sleep(Duration::from_millis(500));
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    for reader in readers {
+        assert!(reader.join().expect("an infected file was read") > 0);
+    }
+}
+
 #[test]
 fn a_stopped_worker_is_answered_for_by_its_supervisor() {
     let native = Native::start(policy(FailMode::Open), |_, _| Reply::Silence);
