@@ -53,7 +53,7 @@ impl Checks {
 
     /// The access was refused with EPERM.
     pub fn denied(&mut self, told: &str, output: &Output) {
-        self.that(&format!("denied: {told}"), is_denied(output), output);
+        self.that(&format!("denied: {told}"), is_denied(output), shown(output));
     }
 
     /// Ends the story.
@@ -89,6 +89,13 @@ pub fn is_denied(output: &Output) -> bool {
         && !output.timed_out
         && output.stdout.is_empty()
         && (says_so || output.errno == Some(EPERM))
+}
+
+/// A command's end in words.
+pub fn shown(output: &Output) -> String {
+    let Output { status, timed_out, errno, .. } = output;
+    let (out, err) = (output.text(), output.error_text());
+    format!("status {status}, timed out {timed_out}, errno {errno:?}; stdout: {out}; stderr: {err}")
 }
 
 /// Looks again and again.

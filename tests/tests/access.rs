@@ -8,7 +8,7 @@ use seawall_client::{Event, EventKind, Verdict};
 use seawall_lab::{Guest, Kernel, Lab, Link, Output, eicar};
 use seawall_tests::{
     Checks, ask, driver_number, events, guest_view, has_event, infected_program, infected_script,
-    is_reported, kernel_complaints, options, service_status, up,
+    is_reported, kernel_complaints, options, service_status, shown, up,
 };
 
 /// Bounds for what happens by itself within a second or two on an idle machine.
@@ -68,13 +68,13 @@ fn sh(guest: &Guest, script: &str) -> Output {
 fn clean_files_open(checks: &mut Checks, guest: &Guest) {
     guest.push_bytes(b"plain words\n", "/data/clean", 0o644).unwrap();
     let output = cat(guest, "/data/clean");
-    checks.that("a clean file opens", output.text() == "plain words", &output);
+    checks.that("a clean file opens", output.text() == "plain words", shown(&output));
     guest.push_bytes(b"#!/bin/sh\necho ran\n", "/data/script", 0o755).unwrap();
     let output = guest.exec(["/data/script"]).unwrap();
-    checks.that("a clean script runs", output.text() == "ran", &output);
+    checks.that("a clean script runs", output.text() == "ran", shown(&output));
     // Larger than the region: it goes through in parts.
     let output = sh(guest, "head -c 20000000 /dev/urandom >/tmp/large && wc -c </tmp/large");
-    checks.that("a file larger than the region opens", output.text() == "20000000", &output);
+    checks.that("a file larger than the region opens", output.text() == "20000000", shown(&output));
 }
 
 fn infected_files_are_denied(checks: &mut Checks, lab: &Lab, guest: &Guest) {
@@ -145,7 +145,7 @@ fn infected_files_are_denied_wherever_they_appear(checks: &mut Checks, lab: &Lab
     let options = "lowerdir=/data/low,upperdir=/data/up,workdir=/data/work";
     run(&format!("mount -t overlay overlay -o {options} /mnt/over"));
     let output = cat(guest, "/mnt/over/clean");
-    checks.that("a clean file opens in an overlay", output.stdout == b"fine", &output);
+    checks.that("a clean file opens in an overlay", output.stdout == b"fine", shown(&output));
     checks.denied("in an overlay, from below", &cat(guest, "/mnt/over/eicar"));
     let program = guest.exec(["/mnt/over/busybox", "echo", "ran"]).unwrap();
     checks.denied("a program in an overlay, from below", &program);
@@ -239,11 +239,11 @@ fn a_clean_file_raises_no_second_event(checks: &mut Checks, guest: &Guest) {
 fn protection_ends_and_begins_with_the_driver(checks: &mut Checks, lab: &Lab, guest: &Guest) {
     guest.stop_agent().unwrap();
     let output = cat(guest, "/data/eicar");
-    checks.that("without the driver EICAR is read", output.stdout == eicar(), &output);
+    checks.that("without the driver EICAR is read", output.stdout == eicar(), shown(&output));
     let output = guest.exec(["/data/busybox-bad", "echo", "ran"]).unwrap();
-    checks.that("and the infected program runs", output.text() == "ran", &output);
+    checks.that("and the infected program runs", output.text() == "ran", shown(&output));
     let output = guest.exec(["/data/bad-script"]).unwrap();
-    checks.that("and the infected script", output.text() == "ran", &output);
+    checks.that("and the infected script", output.text() == "ran", shown(&output));
     // One infected program runs already when the driver starts.
     guest.push_bytes(&infected_program().unwrap(), "/data/busybox-runs", 0o755).unwrap();
     let running = guest.spawn(["/data/busybox-runs", "sleep", "600"]).unwrap();

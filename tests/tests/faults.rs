@@ -12,7 +12,7 @@ use seawall_lab::wire::AgentPart;
 use seawall_lab::{Guest, Kernel, Lab, Link, eicar};
 use seawall_tests::{
     Checks, driver_number, driver_status, engine_fault, events, eventually, guest_view, has_event,
-    infected_script, kernel_complaints, opener, options, service_status, up,
+    infected_script, kernel_complaints, opener, options, service_status, shown, up,
 };
 use serde_json::Value;
 
@@ -220,7 +220,11 @@ fn user_programs_do_not_run_unscanned(checks: &mut Checks, lab: &Lab, guest: &Gu
     let output = guest.command([&script]).as_user(1000).run().unwrap();
     checks.denied("a user's program while there is no service", &output);
     let output = guest.exec(["echo", "runs"]).unwrap();
-    checks.that("a program of the system runs all the same", output.text() == "runs", &output);
+    checks.that(
+        "a program of the system runs all the same",
+        output.text() == "runs",
+        shown(&output),
+    );
     lab.start_daemon().unwrap();
     lab.wait_ready().unwrap();
 }
@@ -409,10 +413,10 @@ fn a_guest_runs_out_of_everything() {
 fn all_is_well(checks: &mut Checks, what: &str, guest: &Guest) {
     checks.denied(&format!("{what}: EICAR"), &guest.exec(["cat", "/data/eicar"]).unwrap());
     let output = guest.exec(["cat", "/data/clean"]).unwrap();
-    checks.that(&format!("{what}: a clean file opens"), output.text() == "clean", &output);
+    checks.that(&format!("{what}: a clean file opens"), output.text() == "clean", shown(&output));
     let script = "n=/tmp/new-$$; date >$n && cat $n && rm $n";
     let output = guest.sh(script).unwrap();
-    checks.that(&format!("{what}: a new file opens"), output.success(), &output);
+    checks.that(&format!("{what}: a new file opens"), output.success(), shown(&output));
 }
 
 fn out_of_descriptors(checks: &mut Checks, guest: &Guest) {
@@ -435,7 +439,11 @@ fn out_of_descriptors(checks: &mut Checks, guest: &Guest) {
     all_is_well(checks, "out of descriptors", guest);
     let output = hoard.wait().unwrap();
     // ENFILE, errno(3).
-    checks.that("a user takes the last of them", output.text().contains("\"errno\":23"), &output);
+    checks.that(
+        "a user takes the last of them",
+        output.text().contains("\"errno\":23"),
+        shown(&output),
+    );
     guest.sh(&format!("echo {limit} >/proc/sys/fs/file-max")).unwrap().ok().unwrap();
     all_is_well(checks, "with descriptors again", guest);
 }
@@ -461,7 +469,7 @@ fn a_file_system_that_hangs(checks: &mut Checks, lab: &Lab, guest: &Guest) {
     });
     all_is_well(checks, "a file system hangs", guest);
     let output = hangs.wait().unwrap();
-    checks.that("its open hung meanwhile", output.timed_out, &output);
+    checks.that("its open hung meanwhile", output.timed_out, shown(&output));
     all_is_well(checks, "after an open that hung", guest);
     server.kill();
     let _ = guest.exec(["umount", "/mnt/fuse"]).unwrap();
@@ -476,7 +484,7 @@ fn full_disks(checks: &mut Checks, guest: &Guest) {
     let fill = "mount -o remount,size=1m /run; head -c 9000000 /dev/zero >/run/fill; \
                 head -c 9000000 /dev/zero >/mnt/disk/fill; ! echo x >>/mnt/disk/fill && ! echo x >>/run/fill";
     let output = guest.sh(fill).unwrap();
-    checks.that("the disks are full", output.success(), &output);
+    checks.that("the disks are full", output.success(), shown(&output));
     checks.denied("EICAR on a full disk", &guest.exec(["cat", "/mnt/disk/eicar"]).unwrap());
     all_is_well(checks, "full disks", guest);
     guest.kill_agent(AgentPart::Worker).unwrap();
@@ -547,7 +555,7 @@ fn cut(link: Link) {
         checks.that(
             &format!("{how}: failing open EICAR is read"),
             output.stdout == eicar(),
-            &output,
+            shown(&output),
         );
         checks.soon(&format!("{how}: the guest knows that it is not protected"), SOON, || {
             guest.agent_status().is_ok_and(|output| output.status == 1)
