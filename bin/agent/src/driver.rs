@@ -28,8 +28,11 @@ use std::time::{Duration, Instant};
 
 /// More held events than this, and the oldest is answered by fail mode.
 pub const OUTSTANDING_MAX: u32 = 1024;
-/// How long an access waits for a link that was lost, or is not there yet after the start.
+/// How long accesses wait for a link that was lost, counted from the loss.
 const LINK_GRACE: Duration = Duration::from_secs(1);
+/// How long they wait for the first session, counted from the driver's start: a guest that boots has
+/// more to open than it should open unscanned.
+const START_GRACE: Duration = Duration::from_secs(5);
 /// How many verdicts `status` shows.
 const LAST_VERDICTS: usize = 16;
 
@@ -130,6 +133,7 @@ struct Link {
     session: Option<Arc<Session>>,
     /// Another driver still has the session: accesses wait for ours.
     taking_over: bool,
+    grace: Duration,
     lost: Instant,
     why: String,
 }
@@ -184,6 +188,7 @@ impl Driver {
             link: Mutex::new(Link {
                 session: None,
                 taking_over: true,
+                grace: START_GRACE,
                 lost: Instant::now(),
                 why: "not connected yet".into(),
             }),
@@ -283,6 +288,7 @@ impl Driver {
         let mut link = lock(&self.link);
         if link.session.take().is_some() {
             link.lost = Instant::now();
+            link.grace = LINK_GRACE;
         }
         link.why = why;
     }
@@ -302,8 +308,8 @@ impl Driver {
             if let Some(session) = &link.session {
                 return Some(Arc::clone(session));
             }
-            let left = LINK_GRACE.checked_sub(link.lost.elapsed());
-            let left = if link.taking_over { LINK_GRACE } else { left? };
+            let left = link.grace.checked_sub(link.lost.elapsed());
+            let left = if link.taking_over { link.grace } else { left? };
             let wait = left.min(Duration::from_millis(100));
             let waited = self.link_changed.wait_timeout(link, wait);
             link = waited.unwrap_or_else(PoisonError::into_inner).0;

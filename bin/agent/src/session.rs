@@ -27,7 +27,8 @@ use std::time::Duration;
 /// Pauses between attempts to connect.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
-/// A host that owes a verdict and has said nothing for this long is taken for gone.
+/// A host that owes a verdict and has said nothing for this long, not even to heartbeats, is taken for
+/// gone.
 const SILENCE_MS: u64 = 5_000;
 
 /// Why there is no session.
@@ -311,6 +312,7 @@ fn receive(driver: &Driver, session: &Session, mut receiver: link::Receiver) -> 
                 }
             }
             ToGuest::Generation(generation) => driver.renew(None, Some(generation)),
+            ToGuest::Alive => (),
             ToGuest::Attached(_) | ToGuest::Refused(_) => return LinkError::Closed,
         }
     }

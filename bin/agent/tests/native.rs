@@ -259,6 +259,18 @@ fn one_slow_scan_holds_up_nobody_else() {
     slow.join().unwrap().0.unwrap();
 }
 
+#[test]
+fn a_slow_scan_does_not_cost_the_session() {
+    static CLEAN: Reply = Reply::Clean;
+    let policy = Policy { open_deadline_ms: 15_000, ..Policy::default() };
+    let native = Native::start(policy, |_, _| Reply::After(Duration::from_secs(8), &CLEAN));
+    let path = native.write("f", b"good");
+    std::fs::read(&path).unwrap();
+    let sessions = &native.host.seen.sessions;
+    assert_eq!(sessions.load(std::sync::atomic::Ordering::Relaxed), 1);
+    assert_eq!(native.number("unscanned"), 0);
+}
+
 /// Half of the contents are infected. Whatever dies meanwhile: with fail closed nothing infected is
 /// ever read, with fail open nothing clean is ever denied. Each would be seen if an answer reached
 /// another event than its own.

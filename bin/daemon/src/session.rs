@@ -146,6 +146,7 @@ impl Session {
         };
         drop(life);
         self.alive();
+        self.outbox.push(&ToGuest::Alive);
     }
 
     fn alive(&self) {

@@ -49,7 +49,7 @@ impl Message for ToHost {
 }
 
 impl Message for ToGuest {
-    const KINDS: u32 = 6;
+    const KINDS: u32 = 7;
 }
 
 /// Appends `message` as one frame.

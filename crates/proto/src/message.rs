@@ -45,6 +45,9 @@ pub enum ToGuest {
     Policy(Policy),
     /// Engines or signatures changed: nothing remembered of an older generation counts.
     Generation(Generation),
+    /// The host lives: its answer to each heartbeat. A scan may take longer than the driver would
+    /// otherwise believe in a silent host.
+    Alive,
 }
 
 /// Opens a session.
@@ -369,7 +372,7 @@ mod tests {
     fn the_last_kinds_are_known() {
         for (payload, kinds) in [
             (postcard::to_stdvec(&ToHost::Notice(Notice::WorkerRestarted { orphans: 0 })), 6),
-            (postcard::to_stdvec(&ToGuest::Generation(Generation(0))), 6),
+            (postcard::to_stdvec(&ToGuest::Alive), 7),
         ] {
             assert_eq!(u32::from(payload.expect("it is short")[0]) + 1, kinds);
         }

@@ -166,6 +166,7 @@ fn serve(
                 copy(region, partial.get_mut(&content.id)?, &content.slots);
             }
             ToHost::Cancel(id) => drop(partial.remove(id)),
+            ToHost::Heartbeat(_) => send(&ToGuest::Alive),
             _ => (),
         }
         let (id, last) = match &message {
