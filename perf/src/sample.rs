@@ -26,7 +26,7 @@ pub fn time_opens(paths: &[CString], count: u32, pace: Pace) -> anyhow::Result<V
         drop(file);
         let took = start.elapsed();
         if n >= WARM_UP {
-            times.push(took.as_secs_f64() * 1e6);
+            times.push(took.as_nanos() as f64 / 1e3);
         }
     }
     Ok(times)
@@ -62,13 +62,14 @@ pub struct Median {
 }
 
 impl Median {
-    /// Nothing of nothing. Of an even number the mean of the two in the middle.
+    /// Nothing of nothing. Of an even number the mean of the two in the middle. Rounded to thousandths.
     pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut values: Vec<f64> = values.into_iter().collect();
         values.sort_by(f64::total_cmp);
         let spread = [*values.first()?, *values.last()?];
         let middle = (values[(values.len() - 1) / 2] + values[values.len() / 2]) / 2.0;
-        Some(Self { median: middle, spread })
+        let rounded = |value: f64| (value * 1e3).round() / 1e3;
+        Some(Self { median: rounded(middle), spread: spread.map(rounded) })
     }
 }
 
