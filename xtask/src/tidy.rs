@@ -25,6 +25,7 @@ const DIRECTIONS: &[(&str, &[&str])] = &[
     ("seawall-engine-clamav", &["seawall-engine"]),
     ("seawall-engine-hash", &["seawall-engine"]),
     ("seawall-engine-fault", &["seawall-engine"]),
+    ("seawall-opener", &[]),
     ("seawall-lab", &[]),
 ];
 
