@@ -128,6 +128,18 @@ pub struct Job {
     pub reads: u8,
 }
 
+/// How an exec was answered, or will be by whoever keeps its deadline.
+#[derive(Debug)]
+struct ExecAnswer {
+    pid: u32,
+    identity: Identity,
+    answer: Answer,
+    /// In milliseconds; it holds for a moment from here on.
+    at_ms: u64,
+    /// It counts once this event is held no longer.
+    unless_held: Option<Claim>,
+}
+
 /// The session and since when there has been none.
 struct Link {
     session: Option<Arc<Session>>,
@@ -156,7 +168,7 @@ pub struct Driver {
     jobs_added: Condvar,
     notices: SyncSender<Notice>,
     last_verdicts: Mutex<VecDeque<LastVerdict>>,
-    execs: Mutex<VecDeque<(u32, Identity, Answer, u64)>>,
+    execs: Mutex<VecDeque<ExecAnswer>>,
     deadline_keeper: OnceLock<Thread>,
     plain_marks: AtomicU64,
 }
@@ -436,19 +448,34 @@ impl Driver {
         if event.operation != Operation::Exec {
             return;
         }
+        self.push_exec(event, answer, process::now_ms(), None);
+    }
+
+    /// What holds when the deadline, the overload check or the supervisor answers an exec: they know
+    /// the event's number and nothing else.
+    pub fn expect_exec(&self, event: &HeldEvent) {
+        if event.operation == Operation::Exec {
+            self.push_exec(event, event.claim.fail(), event.deadline_ms, Some(event.claim));
+        }
+    }
+
+    fn push_exec(&self, event: &HeldEvent, answer: Answer, at_ms: u64, unless_held: Option<Claim>) {
+        let (pid, identity) = (event.pid, event.look.identity);
         let mut execs = lock(&self.execs);
         execs.truncate(LAST_EXECS - 1);
-        execs.push_front((event.pid, event.look.identity, answer, process::now_ms()));
+        execs.push_front(ExecAnswer { pid, identity, answer, at_ms, unless_held });
     }
 
     /// How the exec that this open belongs to was answered, if it is one.
     pub fn exec_answer(&self, event: &HeldEvent) -> Option<Answer> {
         let since = process::now_ms().saturating_sub(SAME_EXEC_MS);
         let execs = lock(&self.execs);
-        execs.iter().find_map(|(pid, identity, answer, at)| {
-            let same = *pid == event.pid && *identity == event.look.identity && *at >= since;
-            (event.operation == Operation::Open && same).then_some(*answer)
-        })
+        let known = execs.iter().find(|known| {
+            let same = known.pid == event.pid && known.identity == event.look.identity;
+            event.operation == Operation::Open && same && known.at_ms >= since
+        })?;
+        let held = known.unless_held.is_some_and(|claim| self.ledger.is_held(claim));
+        (!held).then_some(known.answer)
     }
 
     // --- what `status` and the heartbeat show ---------------------------------------------------

@@ -153,6 +153,7 @@ fn hold(driver: &Driver, fd: OwnedFd, operation: Operation, pid: u32, look: Look
         }
     }
     let event = HeldEvent::new(claim, fd, operation, pid, look, deadline_ms);
+    driver.expect_exec(&event);
     driver.push_job(Job { subject: Subject::Access(event), reads: 0 });
 }
 

@@ -99,6 +99,7 @@ fn word(kind: VerdictKind) -> &'static str {
 }
 
 fn deny_access(driver: &Driver, event: &HeldEvent) -> Option<Decision> {
+    driver.note_exec(event, Answer::Deny);
     if !driver.answer(event.claim, Answer::Deny) {
         driver.note_lost(event);
         return None;

@@ -103,6 +103,18 @@ fn an_execve_is_one_scan_though_the_kernel_asks_twice() {
 }
 
 #[test]
+fn an_exec_that_the_deadline_allows_is_not_held_or_judged_twice() {
+    let policy = Policy { exec_deadline_ms: 1000, ..policy(FailMode::Closed) };
+    let native = Native::start(policy, |_, _| Reply::Silence);
+    let program = native.path("true");
+    std::fs::copy("/bin/true", &program).unwrap();
+    let start = Instant::now();
+    assert!(Command::new(&program).status().unwrap().success(), "exec fails open for root's files");
+    assert!(start.elapsed() < Duration::from_millis(2400), "{:?}", start.elapsed());
+    assert!(is_denied(&std::fs::read(&program)), "an open of its own fails closed");
+}
+
+#[test]
 fn an_infected_program_does_not_run_in_any_way() {
     let native = Native::start(Policy::default(), |_, content| {
         let evil = content.windows(4).any(|bytes| bytes == b"evil");
