@@ -95,23 +95,27 @@ fn missing_packages() -> Vec<&'static str> {
 }
 
 fn install_packages() -> anyhow::Result<()> {
-    let missing = missing_packages();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    if !Path::new("/usr/bin/apt-get").exists() {
-        bail!("this machine has no apt-get; install the equivalents of {}", missing.join(", "));
-    }
-    step(&format!("installing {}", missing.join(", ")));
-    let install = || {
-        apt(["install", "-y", "-q", "--no-install-recommends"]
-            .into_iter()
-            .chain(missing.iter().copied()))
-    };
-    if install().is_err() {
-        // The lists are missing or name versions that are gone.
-        update_lists()?;
-        install()?;
+    // apt may remove one package for another: a newer qemu-utils from elsewhere goes when Debian's
+    // qemu-system-x86 comes. What is missing after that is installed in a second round.
+    for _round in 0..2 {
+        let missing = missing_packages();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        if !Path::new("/usr/bin/apt-get").exists() {
+            bail!("this machine has no apt-get; install the equivalents of {}", missing.join(", "));
+        }
+        step(&format!("installing {}", missing.join(", ")));
+        let install = || {
+            apt(["install", "-y", "-q", "--no-install-recommends"]
+                .into_iter()
+                .chain(missing.iter().copied()))
+        };
+        if install().is_err() {
+            // The lists are missing or name versions that are gone.
+            update_lists()?;
+            install()?;
+        }
     }
     let still = missing_packages();
     ensure!(still.is_empty(), "installed, but not found: {}", still.join(", "));

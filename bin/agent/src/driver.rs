@@ -425,7 +425,7 @@ impl Driver {
     /// Tells the host and `status` of an access that no verdict decided.
     pub fn note_unscanned(&self, event: &HeldEvent, reason: ExposureReason, answer: Answer) {
         let identity = event.look.identity;
-        let shown = truth::shown_path(&event.file, identity.device, identity.inode);
+        let shown = truth::shown_path(&*event.file, identity.device, identity.inode);
         let file = metadata(shown, &identity, event.pid);
         let path = String::from_utf8_lossy(&file.path).escape_debug().to_string();
         let decision = decision(answer);

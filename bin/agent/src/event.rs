@@ -9,10 +9,9 @@ use crate::driver::{Driver, Job, OUTSTANDING_MAX, Subject, count};
 use crate::file::{Look, fails_open};
 use crate::memory::Known;
 use rustix::event::{PollFd, PollFlags};
-use seawall_fanotify::ledger::{Claim, Held};
+use seawall_fanotify::ledger::{Claim, Held, HeldFile};
 use seawall_fanotify::{Answer, Event, EventKind, FileHandle, process};
 use seawall_proto::{ExposureReason, Operation, Policy};
-use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -25,12 +24,11 @@ const LIVE_MAX: u32 = 3 * OUTSTANDING_MAX;
 
 static LIVE: AtomicU32 = AtomicU32::new(0);
 
-/// An access that waits for its answer. Its file stays open until the last user of it is done, so
-/// that its number, which names the event, is not given to another one meanwhile.
+/// An access that waits for its answer.
 #[derive(Debug)]
 pub struct HeldEvent {
     pub claim: Claim,
-    pub file: File,
+    pub file: HeldFile,
     pub operation: Operation,
     pub pid: u32,
     pub look: Look,
@@ -39,15 +37,14 @@ pub struct HeldEvent {
 
 impl HeldEvent {
     fn new(
-        claim: Claim,
-        fd: OwnedFd,
+        file: HeldFile,
         operation: Operation,
         pid: u32,
         look: Look,
         deadline_ms: u64,
     ) -> Arc<Self> {
         LIVE.fetch_add(1, Ordering::Relaxed);
-        Arc::new(Self { claim, file: fd.into(), operation, pid, look, deadline_ms })
+        Arc::new(Self { claim: file.claim(), file, operation, pid, look, deadline_ms })
     }
 }
 
@@ -131,17 +128,19 @@ fn hold(driver: &Driver, fd: OwnedFd, operation: Operation, pid: u32, look: Look
     let mode = if operation == Operation::Exec { policy.fail_exec } else { policy.fail_open };
     let fail = if fails_open(mode, &look) { Answer::Allow } else { Answer::Deny };
     let handle = FileHandle::of(fd.as_fd(), look.identity.device).ok();
-    let Some(claim) = driver.ledger.hold(fd.as_raw_fd(), &Held { deadline_ms, fail, handle })
-    else {
-        count(&driver.counters.unscanned);
-        return answer_now(driver, &fd, fail);
+    let file = match driver.ledger.hold(fd, &Held { deadline_ms, fail, handle }) {
+        Ok(file) => file,
+        Err(fd) => {
+            count(&driver.counters.unscanned);
+            return answer_now(driver, &fd, fail);
+        }
     };
     if driver.ledger.outstanding() == 1 {
         driver.wake_deadline_keeper();
     }
     if LIVE.load(Ordering::Relaxed) >= LIVE_MAX {
         count(&driver.counters.overloaded);
-        driver.answer_unscanned(claim, ExposureReason::Overload);
+        driver.answer_unscanned(file.claim(), ExposureReason::Overload);
         return;
     }
     // Both readers may pick the same one: then one of them looks again.
@@ -152,7 +151,7 @@ fn hold(driver: &Driver, fd: OwnedFd, operation: Operation, pid: u32, look: Look
             count(&driver.counters.overloaded);
         }
     }
-    let event = HeldEvent::new(claim, fd, operation, pid, look, deadline_ms);
+    let event = HeldEvent::new(file, operation, pid, look, deadline_ms);
     driver.expect_exec(&event);
     driver.push_job(Job { subject: Subject::Access(event), reads: 0 });
 }

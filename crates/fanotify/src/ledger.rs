@@ -11,8 +11,10 @@
 //!
 //! [`Ledger::answer`] is the only place that answers an event of a live worker, and it answers for
 //! whoever takes the claim: the verdict, the deadline and the overload check race, and one wins. The
-//! descriptor is closed after the answer (its owner drops it), so a number cannot be used again while
-//! its entry is taken. Only one process at a time reads the group.
+//! loser may be done with the file while the winner has not written its answer yet, so the descriptor
+//! belongs to a [`HeldFile`], which closes it only when the entry is empty again: closed earlier, its
+//! number would be given to the next event, which the late answer would then wipe from the ledger.
+//! Only one process at a time reads the group.
 //!
 //! What was let through unscanned is noted here too ([`Ledger::expose`]), so that the next worker
 //! still knows of it.
@@ -20,10 +22,13 @@
 use crate::group::{Answer, Group};
 use crate::handle::FileHandle;
 use std::cell::UnsafeCell;
+use std::fs::File;
 use std::io;
-use std::os::fd::RawFd;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Descriptor numbers from here on cannot be entered; also the worker's RLIMIT_NOFILE.
 pub const NUMBERS: usize = 8192;
@@ -93,6 +98,52 @@ pub struct Held {
     pub handle: Option<FileHandle>,
 }
 
+/// The file of a held event. Dropping it closes the descriptor, and waits until the event has been
+/// answered if somebody is about to: no longer than another thread's write(2).
+#[derive(Debug)]
+pub struct HeldFile {
+    file: ManuallyDrop<File>,
+    claim: Claim,
+    ledger: Ledger,
+}
+
+impl HeldFile {
+    /// The right to answer the event.
+    #[must_use]
+    pub fn claim(&self) -> Claim {
+        self.claim
+    }
+}
+
+impl std::ops::Deref for HeldFile {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        &self.file
+    }
+}
+
+impl Drop for HeldFile {
+    fn drop(&mut self) {
+        let mut patience = CLOSE_PATIENCE;
+        while !self.ledger.is_answered(self.claim) {
+            // Nobody answers it now, or whoever does is stopped: the number must stay taken, and one
+            // descriptor too many is the smaller harm.
+            if self.ledger.is_held(self.claim) || patience.is_zero() {
+                return;
+            }
+            std::thread::sleep(CLOSE_TICK);
+            patience = patience.saturating_sub(CLOSE_TICK);
+        }
+        // SAFETY: `file` is not used again: this is its owner's drop.
+        unsafe { ManuallyDrop::drop(&mut self.file) };
+    }
+}
+
+/// How long a file waits to be closed for the answer that somebody has begun to write.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
+const CLOSE_TICK: Duration = Duration::from_micros(50);
+
 /// The right to try to answer one event. Copies race; one wins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Claim {
@@ -156,12 +207,15 @@ impl Ledger {
         self.shared().entries.get(usize::try_from(number).ok()?)
     }
 
-    /// Enters an event that was just read. `None` when its number is out of range; it must be
-    /// answered at once then.
-    #[must_use]
-    pub fn hold(&self, number: RawFd, held: &Held) -> Option<Claim> {
+    /// Enters an event that was just read.
+    ///
+    /// # Errors
+    /// Gives the descriptor back when its number is out of range; the event must be answered at once
+    /// then.
+    pub fn hold(&self, fd: OwnedFd, held: &Held) -> Result<HeldFile, OwnedFd> {
         let shared = self.shared();
-        let entry = self.entry(number)?;
+        let number = fd.as_raw_fd();
+        let Some(entry) = self.entry(number) else { return Err(fd) };
         let sequence = shared.sequence.fetch_add(1, Ordering::Relaxed) + 1;
         let deny = if held.fail == Answer::Deny { DENY } else { 0 };
         let word = (sequence << SEQUENCE_SHIFT) | HELD | deny;
@@ -176,7 +230,8 @@ impl Ledger {
         let above = u32::try_from(number).unwrap_or(0) + 1;
         shared.high.fetch_max(above, Ordering::Relaxed);
         shared.outstanding.fetch_add(1, Ordering::Relaxed);
-        Some(Claim { number, word })
+        let (file, claim) = (ManuallyDrop::new(File::from(fd)), Claim { number, word });
+        Ok(HeldFile { file, claim, ledger: self.again() })
     }
 
     /// Answers an event if its claim is still free. `Ok(false)`: somebody else has answered it.
@@ -184,20 +239,36 @@ impl Ledger {
     /// # Errors
     /// What the kernel says; the claim is free again then, and the deadline tries once more.
     pub fn answer(&self, group: &Group, claim: Claim, answer: Answer) -> io::Result<bool> {
-        let Some(entry) = self.entry(claim.number) else { return Ok(false) };
-        let deny = if answer == Answer::Deny { DENY } else { 0 };
-        let claimed = (claim.word & !(HELD | DENY)) | CLAIMED | deny;
-        let order = (Ordering::AcqRel, Ordering::Relaxed);
-        if entry.word.compare_exchange(claim.word, claimed, order.0, order.1).is_err() {
-            return Ok(false);
-        }
+        let Some(entry) = self.take(claim, answer) else { return Ok(false) };
         if let Err(error) = group.answer(claim.number, answer) {
             entry.word.store(claim.word, Ordering::Release);
             return Err(error);
         }
+        self.put_down(entry);
+        Ok(true)
+    }
+
+    /// Takes the claim: from here on nobody else answers the event.
+    fn take(&self, claim: Claim, answer: Answer) -> Option<&Entry> {
+        let entry = self.entry(claim.number)?;
+        let deny = if answer == Answer::Deny { DENY } else { 0 };
+        let claimed = (claim.word & !(HELD | DENY)) | CLAIMED | deny;
+        let order = (Ordering::AcqRel, Ordering::Relaxed);
+        let taken = entry.word.compare_exchange(claim.word, claimed, order.0, order.1);
+        taken.is_ok().then_some(entry)
+    }
+
+    /// The answer is written: the entry is empty again.
+    fn put_down(&self, entry: &Entry) {
         entry.word.store(0, Ordering::Release);
         self.shared().outstanding.fetch_sub(1, Ordering::Relaxed);
-        Ok(true)
+    }
+
+    /// Whether the kernel has the answer, so that the number may be used again.
+    fn is_answered(&self, claim: Claim) -> bool {
+        self.entry(claim.number).is_none_or(|entry| {
+            entry.word.load(Ordering::Acquire) >> SEQUENCE_SHIFT != claim.word >> SEQUENCE_SHIFT
+        })
     }
 
     /// Whether nobody has answered the event yet.
@@ -374,5 +445,49 @@ impl Ledger {
     #[must_use]
     pub fn overlay(&self) -> &AtomicU32 {
         &self.shared().overlay
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_open(number: RawFd) -> bool {
+        // SAFETY: no pointers; the call changes nothing.
+        unsafe { libc::fcntl(number, libc::F_GETFD) >= 0 }
+    }
+
+    fn held(ledger: &Ledger) -> HeldFile {
+        let fd = OwnedFd::from(tempfile::tempfile().unwrap());
+        let held = Held { deadline_ms: 0, fail: Answer::Allow, handle: None };
+        ledger.hold(fd, &held).unwrap()
+    }
+
+    #[test]
+    fn a_number_is_not_free_before_its_event_is_answered() {
+        let ledger = Ledger::new().unwrap();
+        let file = held(&ledger);
+        let (claim, number) = (file.claim(), file.as_raw_fd());
+        // The deadline, say, has the claim and is about to write its answer. Whoever had the file
+        // sees that it lost, and is done with it.
+        let entry = ledger.take(claim, Answer::Deny).unwrap();
+        assert!(!ledger.is_held(claim));
+        let loser = std::thread::spawn(move || drop(file));
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(is_open(number), "another event would get this number");
+        ledger.put_down(entry);
+        loser.join().unwrap();
+        assert!(!is_open(number));
+        assert_eq!(ledger.outstanding(), 0);
+    }
+
+    #[test]
+    fn a_file_that_is_let_go_unanswered_keeps_its_number() {
+        let ledger = Ledger::new().unwrap();
+        let file = held(&ledger);
+        let number = file.as_raw_fd();
+        drop(file);
+        assert!(is_open(number));
+        assert_eq!(ledger.overdue(0).count(), 1, "the deadline still answers it");
     }
 }

@@ -371,15 +371,41 @@ pub fn eventually(mut check: impl FnMut() -> bool) -> bool {
     false
 }
 
-/// Opens and reads a file in a thread; what became of it and how long it took.
-pub fn read_in_thread(
+/// What became of a read, and how long it took.
+pub type Read = (Result<Vec<u8>, std::io::Error>, Duration);
+
+/// A thread that reads a file.
+pub struct Reader {
     path: PathBuf,
-) -> std::thread::JoinHandle<(Result<Vec<u8>, std::io::Error>, Duration)> {
-    std::thread::spawn(move || {
+    thread: std::thread::JoinHandle<Read>,
+}
+
+impl Reader {
+    /// Waits for the thread; one that is held for a minute has no end and fails the test. The driver's
+    /// end lets it go.
+    pub fn join(self) -> std::thread::Result<Read> {
+        let until = Instant::now() + Duration::from_secs(60);
+        while !self.thread.is_finished() {
+            assert!(Instant::now() < until, "{:?} is held for ever", self.path);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.thread.join()
+    }
+
+    pub fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
+}
+
+/// Opens and reads a file in a thread.
+pub fn read_in_thread(path: PathBuf) -> Reader {
+    let file = path.clone();
+    let thread = std::thread::spawn(move || {
         let start = Instant::now();
-        let result = std::fs::read(path);
+        let result = std::fs::read(file);
         (result, start.elapsed())
-    })
+    });
+    Reader { path, thread }
 }
 
 /// Whether an access was denied with EPERM.
