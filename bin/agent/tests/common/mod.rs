@@ -372,18 +372,18 @@ pub fn eventually(mut check: impl FnMut() -> bool) -> bool {
 }
 
 /// What became of a read, and how long it took.
-pub type Read = (Result<Vec<u8>, std::io::Error>, Duration);
+pub type Ended = (Result<Vec<u8>, std::io::Error>, Duration);
 
 /// A thread that reads a file.
 pub struct Reader {
     path: PathBuf,
-    thread: std::thread::JoinHandle<Read>,
+    thread: std::thread::JoinHandle<Ended>,
 }
 
 impl Reader {
     /// Waits for the thread; one that is held for a minute has no end and fails the test. The driver's
     /// end lets it go.
-    pub fn join(self) -> std::thread::Result<Read> {
+    pub fn join(self) -> std::thread::Result<Ended> {
         let until = Instant::now() + Duration::from_secs(60);
         while !self.thread.is_finished() {
             assert!(Instant::now() < until, "{:?} is held for ever", self.path);
