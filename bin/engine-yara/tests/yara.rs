@@ -43,7 +43,9 @@ fn rules(files: &[(&str, &str)]) -> tempfile::TempDir {
 fn start(folder: &Path) -> EngineHandle {
     let program = env!("CARGO_BIN_EXE_seawall-engine-yara").to_owned();
     let command = vec![program, "--rules".to_owned(), folder.display().to_string()];
-    let handle = EngineHandle::start(EngineConfig::new("yara", command), |_| ()).unwrap();
+    let handle =
+        EngineHandle::start(EngineConfig::new("yara", command), |event| eprintln!("{event:?}"))
+            .unwrap();
     assert!(handle.wait_ready(LONG), "{:?}", handle.state());
     handle
 }
