@@ -27,7 +27,7 @@ use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use std::time::Duration;
 
 /// Descriptor numbers from here on cannot be entered; also the worker's RLIMIT_NOFILE.
@@ -40,9 +40,14 @@ const CLAIMED: u64 = 2;
 const DENY: u64 = 4;
 const SEQUENCE_SHIFT: u32 = 3;
 
-const FREE: u32 = 0;
-const FILLING: u32 = 1;
-const FULL: u32 = 2;
+/// The low bits of an exposure's state; the others count how often its entry was filled.
+const KIND: u64 = 3;
+const FREE: u64 = 0;
+const FILLING: u64 = 1;
+const FULL: u64 = 2;
+
+/// Threads that read events, at most.
+pub const READERS_MAX: usize = 8;
 
 #[repr(C)]
 struct Entry {
@@ -54,7 +59,7 @@ struct Entry {
 
 #[repr(C)]
 struct ExposureEntry {
-    state: AtomicU32,
+    state: AtomicU64,
     reason: AtomicU32,
     handle: UnsafeCell<FileHandle>,
 }
@@ -70,6 +75,7 @@ struct Shared {
     exposures_lost: AtomicU32,
     orphans: AtomicU32,
     beat_ms: AtomicU64,
+    reader_beats_ms: [AtomicU64; READERS_MAX],
     entries: [Entry; NUMBERS],
     exposures: [ExposureEntry; EXPOSURES],
 }
@@ -161,6 +167,17 @@ impl Claim {
 
 fn answer_in(word: u64) -> Answer {
     if word & DENY == 0 { Answer::Allow } else { Answer::Deny }
+}
+
+/// A file that was let through unscanned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exposure {
+    /// The file.
+    pub handle: FileHandle,
+    /// Why, in the driver's own encoding.
+    pub reason: u32,
+    at: usize,
+    state: u64,
 }
 
 /// What a supervisor did for a dead worker.
@@ -357,7 +374,9 @@ impl Ledger {
             let exposed = word & HELD != 0 && answer == Answer::Allow;
             if exposed && entry.has_handle.load(Ordering::Relaxed) != 0 {
                 // SAFETY: the worker that wrote it has ended.
-                self.expose(unsafe { &*entry.handle.get() }, reason);
+                self.expose(Some(unsafe { &*entry.handle.get() }), reason);
+            } else if exposed {
+                self.expose(None, reason);
             }
         }
         let unknown = self.unknown();
@@ -375,44 +394,60 @@ impl Ledger {
         self.shared().orphans.swap(0, Ordering::Relaxed)
     }
 
-    /// Notes a file that was let through unscanned. `false`: there was no room, or it is noted
-    /// already.
-    pub fn expose(&self, handle: &FileHandle, reason: u32) -> bool {
-        if self.exposures().any(|(_, noted, _)| noted == *handle) {
+    /// Notes a file that was let through unscanned. `false`: there was no room, it has no handle, or it
+    /// is noted already.
+    pub fn expose(&self, handle: Option<&FileHandle>, reason: u32) -> bool {
+        let Some(handle) = handle else {
+            self.shared().exposures_lost.fetch_add(1, Ordering::Relaxed);
+            return false;
+        };
+        if self.exposures().any(|noted| noted.handle == *handle) {
             return false;
         }
         for entry in &self.shared().exposures {
+            let before = entry.state.load(Ordering::Relaxed);
+            if before & KIND != FREE {
+                continue;
+            }
+            let sequence = (before & !KIND).wrapping_add(KIND + 1);
             let order = (Ordering::Acquire, Ordering::Relaxed);
-            if entry.state.compare_exchange(FREE, FILLING, order.0, order.1).is_err() {
+            let filling = sequence | FILLING;
+            if entry.state.compare_exchange(before, filling, order.0, order.1).is_err() {
                 continue;
             }
             // SAFETY: FILLING gives this entry to us alone.
             unsafe { *entry.handle.get() = *handle };
             entry.reason.store(reason, Ordering::Relaxed);
-            entry.state.store(FULL, Ordering::Release);
+            entry.state.store(sequence | FULL, Ordering::Release);
             return true;
         }
         self.shared().exposures_lost.fetch_add(1, Ordering::Relaxed);
         false
     }
 
-    /// The files let through unscanned: each with the number by which [`Self::settle`] knows it.
-    pub fn exposures(&self) -> impl Iterator<Item = (usize, FileHandle, u32)> + '_ {
+    /// The files let through unscanned.
+    pub fn exposures(&self) -> impl Iterator<Item = Exposure> + '_ {
         self.shared().exposures.iter().enumerate().filter_map(|(at, entry)| {
-            if entry.state.load(Ordering::Acquire) != FULL {
+            let state = entry.state.load(Ordering::Acquire);
+            if state & KIND != FULL {
                 return None;
             }
-            // SAFETY: FULL was stored after the handle was written, and entries are emptied and
-            // filled again only by the one thread that settles.
+            // SAFETY: FULL was stored after the handle was written. Should the entry be emptied and
+            // filled again meanwhile, its state is another, and the copy is thrown away.
             let handle = unsafe { std::ptr::read_volatile(entry.handle.get()) };
-            Some((at, handle, entry.reason.load(Ordering::Relaxed)))
+            let reason = entry.reason.load(Ordering::Relaxed);
+            fence(Ordering::Acquire);
+            let same = entry.state.load(Ordering::Relaxed) == state;
+            same.then_some(Exposure { handle, reason, at, state })
         })
     }
 
-    /// Forgets an exposure: it was scanned, or is gone.
-    pub fn settle(&self, exposure: usize) {
-        if let Some(entry) = self.shared().exposures.get(exposure) {
-            entry.state.store(FREE, Ordering::Release);
+    /// Forgets an exposure: it was scanned, or is gone. Another one in its place stays.
+    pub fn settle(&self, exposure: &Exposure) {
+        if let Some(entry) = self.shared().exposures.get(exposure.at) {
+            let free = exposure.state & !KIND | FREE;
+            let order = (Ordering::Release, Ordering::Relaxed);
+            let _another = entry.state.compare_exchange(exposure.state, free, order.0, order.1);
         }
     }
 
@@ -431,6 +466,19 @@ impl Ledger {
     #[must_use]
     pub fn last_beat(&self) -> u64 {
         self.shared().beat_ms.load(Ordering::Relaxed)
+    }
+
+    /// A reader of events still runs. `number` is below [`READERS_MAX`].
+    pub fn beat_reader(&self, number: usize, now_ms: u64) {
+        self.shared().reader_beats_ms[number].store(now_ms, Ordering::Relaxed);
+    }
+
+    /// When any reader last said so. While they are stuck nobody takes events, and none of those that
+    /// wait is in the ledger.
+    #[must_use]
+    pub fn last_reader_beat(&self) -> u64 {
+        let beats = self.shared().reader_beats_ms.iter();
+        beats.map(|beat| beat.load(Ordering::Relaxed)).max().unwrap_or(0)
     }
 
     /// Two numbers that the worker leaves for its supervisor: the fail modes of open and exec, in the
@@ -479,6 +527,26 @@ mod tests {
         loser.join().unwrap();
         assert!(!is_open(number));
         assert_eq!(ledger.outstanding(), 0);
+    }
+
+    #[test]
+    fn settling_an_exposure_spares_another_one_in_its_place() {
+        let ledger = Ledger::new().unwrap();
+        let handle = || {
+            let file = tempfile::tempfile_in("/dev/shm").unwrap();
+            FileHandle::of(std::os::fd::AsFd::as_fd(&file), 1).unwrap()
+        };
+        let (first, second) = (handle(), handle());
+        assert!(ledger.expose(Some(&first), 1));
+        assert!(!ledger.expose(Some(&first), 1), "noted already");
+        let noted = ledger.exposures().next().unwrap();
+        ledger.settle(&noted);
+        assert!(ledger.expose(Some(&second), 2), "it takes the same place");
+        ledger.settle(&noted);
+        let left: Vec<_> = ledger.exposures().map(|one| (one.handle, one.reason)).collect();
+        assert_eq!(left, [(second, 2)]);
+        assert!(!ledger.expose(None, 1));
+        assert_eq!(ledger.exposures_lost(), 1, "without a handle it is at least counted");
     }
 
     #[test]
