@@ -8,6 +8,7 @@ use crate::driver::{Driver, Job, Subject};
 use crate::event::wait_readable;
 use crate::file::Look;
 use crate::scan;
+use seawall_fanotify::ledger::Exposure;
 use seawall_fanotify::{Event, EventKind, FileHandle, process};
 use std::collections::HashMap;
 use std::fs::File;
@@ -87,11 +88,15 @@ impl Closed {
 pub fn watch_closes(driver: &Driver, closed: &Closed) {
     let group = &driver.groups.close_write;
     loop {
-        match group.read(16, |event| take(driver, closed, event)) {
-            Ok(_) => (),
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => wait_readable(group),
-            // An event whose file cannot be opened any more; the next one is read.
-            Err(_) => std::thread::sleep(Duration::from_millis(1)),
+        if !wait_readable(group) {
+            continue;
+        }
+        // One at a time: an event whose file the kernel cannot open for us (a lease, no descriptors) is
+        // gone, and told by an error only where it is the first of a read.
+        if group.read(1, |event| take(driver, closed, event)).is_err() {
+            tracing::warn!("a close after write was lost; everything clean is forgotten");
+            driver.forget_all();
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 }
@@ -106,8 +111,7 @@ fn take(driver: &Driver, closed: &Closed, event: Event) {
     };
     let Ok(look) = Look::at(&fd) else { return };
     let identity = look.identity;
-    driver.memory.forget(identity.device, identity.inode);
-    let _none = driver.groups.permission.unignore(fd.as_fd(), driver.groups.ignore);
+    driver.forget(&fd, &identity);
     if look.is_regular
         && identity.size > 0
         && let Ok(handle) = FileHandle::of(fd.as_fd(), identity.device)
@@ -134,16 +138,19 @@ pub fn work(driver: &Driver, closed: &Closed) {
                 continue;
             }
             tried.retain(|_, at| *at + RETRY_MS > now_ms);
-            let next = driver.ledger.exposures().find(|(_, handle, _)| !tried.contains_key(handle));
-            let Some((number, handle, _)) = next else { break };
-            tried.insert(handle, now_ms);
-            start(driver, &handle, Some(number));
+            // One whose scan is under way is not begun again, however long it takes.
+            let fresh = |exposure: &Exposure| {
+                !tried.contains_key(&exposure.handle) && !session.scans_exposure(exposure)
+            };
+            let Some(next) = driver.ledger.exposures().find(fresh) else { break };
+            tried.insert(next.handle, now_ms);
+            start(driver, &next.handle.clone(), Some(next));
         }
         busy = session.in_background() > 0;
     }
 }
 
-fn start(driver: &Driver, handle: &FileHandle, exposure: Option<usize>) {
+fn start(driver: &Driver, handle: &FileHandle, exposure: Option<Exposure>) {
     match open(driver, handle) {
         Ok(Some(file)) => {
             let subject = Subject::Background { file: Arc::new(file), exposure };
@@ -152,7 +159,7 @@ fn start(driver: &Driver, handle: &FileHandle, exposure: Option<usize>) {
         // Gone, or its file system is: nothing is left to scan.
         Ok(None) => {
             if let Some(exposure) = exposure {
-                driver.ledger.settle(exposure);
+                driver.ledger.settle(&exposure);
             }
         }
         Err(error) => tracing::debug!(%error, "a file cannot be reached now; it is tried again"),

@@ -25,6 +25,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// How often the other mount namespaces are looked through.
 const LOOK_AGAIN: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
+/// File systems that are not watched, named to the host one by one; and how much of their names.
+const TOLD_MAX: usize = 64;
+const PATH_TOLD_MAX: usize = 512;
+const TYPE_TOLD_MAX: usize = 64;
+
 #[derive(Debug, Default)]
 struct State {
     /// What was last seen in each mount namespace, by its inode number.
@@ -55,15 +60,20 @@ pub struct Coverage {
 impl State {
     /// File systems that are mounted in none of these namespaces are gone; their device numbers will
     /// belong to others.
-    fn forget_all_but(&mut self, namespaces: &[u64]) {
+    ///
+    /// Gives the devices that are gone.
+    fn forget_all_but(&mut self, namespaces: &[u64]) -> Vec<u64> {
         self.namespaces.retain(|namespace, _| namespaces.contains(namespace));
         let devices: HashSet<u64> =
             self.namespaces.values().flat_map(|seen| seen.devices.iter().copied()).collect();
         let before = self.covered.len() + self.uncovered.len();
+        let gone =
+            self.covered.keys().filter(|device| !devices.contains(device)).copied().collect();
         self.covered.retain(|device, _| devices.contains(device));
         self.uncovered.retain(|device, _| devices.contains(device));
         self.changed |= self.covered.len() + self.uncovered.len() != before;
         self.first_done = true;
+        gone
     }
 }
 
@@ -92,13 +102,25 @@ impl Coverage {
         self.lock().covered.get(&device).cloned()
     }
 
-    /// What the host is told.
+    /// What the host is told. It fits a message however many file systems users mount, and whatever
+    /// they call them.
     pub fn summary(&self) -> seawall_proto::Coverage {
         let state = self.lock();
-        seawall_proto::Coverage {
-            covered: u32::try_from(state.covered.len()).unwrap_or(u32::MAX),
-            uncovered: state.uncovered.values().cloned().collect(),
+        let mut uncovered: Vec<_> = state.uncovered.values().take(TOLD_MAX).cloned().collect();
+        for one in &mut uncovered {
+            one.mount_point.truncate(PATH_TOLD_MAX);
+            one.fs_type = one.fs_type.chars().take(TYPE_TOLD_MAX).collect();
         }
+        let more = state.uncovered.len().saturating_sub(uncovered.len());
+        if more > 0 {
+            uncovered.push(Uncovered {
+                mount_point: serde_bytes::ByteBuf::new(),
+                fs_type: "more".into(),
+                reason: format!("{more} more file systems are not watched"),
+            });
+        }
+        let covered = u32::try_from(state.covered.len()).unwrap_or(u32::MAX);
+        seawall_proto::Coverage { covered, uncovered }
     }
 }
 
@@ -145,7 +167,8 @@ pub fn look(driver: &Driver) {
             look_into(driver, pid, namespace);
         }
     }
-    coverage.lock().forget_all_but(&seen);
+    let gone = coverage.lock().forget_all_but(&seen);
+    gone.into_iter().for_each(|device| driver.memory.forget_device(device));
 }
 
 /// Before a process of another mount namespace executes something: whatever it has mounted is
@@ -180,7 +203,16 @@ fn look_into(driver: &Driver, pid: u32, namespace: u64) {
     }
     let root = if is_own { PathBuf::from("/") } else { format!("/proc/{pid}/root").into() };
     let mounts = mounts::parse(&mountinfo);
+    // Beneath an overlay of a user's own may be a FUSE server of his that never answers; where overlays
+    // are marked themselves, reading such an event would hold the reader for ever. In the driver's own
+    // namespace only root mounts.
+    let is_risky = !is_own && mounts.iter().any(|mount| mount.class() == Class::Remote);
     for mount in &mounts {
+        if is_risky && mount.class() == Class::Overlay {
+            let reason = "an overlay beside file systems of others: one beneath it could hold an open for ever";
+            uncover(driver, mount, reason.into());
+            continue;
+        }
         let path = mount.mount_point.strip_prefix("/").unwrap_or(&mount.mount_point);
         cover(driver, mount, &root.join(path));
     }
@@ -230,20 +262,26 @@ fn uncover(driver: &Driver, mount: &Mount, reason: String) {
     state.changed |= before != Some(uncovered);
 }
 
-/// Opens a mount point without triggering anything there. A mount that another one hides shows
-/// another device.
-fn reach(path: &Path, device: u64) -> Result<OwnedFd, String> {
+/// Opens a mount point without triggering anything there. A mount that another one hides is not the
+/// one that is found. Devices are compared only where there is no number: those of btrfs differ.
+fn reach(path: &Path, mount: &Mount) -> Result<OwnedFd, String> {
     let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| error.to_string())?;
-    let found = rustix::fs::fstat(&fd).map_err(|error| error.to_string())?;
-    if found.st_dev == device {
-        return Ok(fd);
-    }
-    Err("hidden beneath another mount".into())
+    let is_it = match mount.id {
+        Some(id) => mount_id(&fd) == Some(id),
+        None => rustix::fs::fstat(&fd).is_ok_and(|found| found.st_dev == mount.device),
+    };
+    if is_it { Ok(fd) } else { Err("hidden beneath another mount".into()) }
+}
+
+/// The number of the mount that an open file belongs to (proc_pid_fdinfo(5)).
+fn mount_id(fd: &OwnedFd) -> Option<u64> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).ok()?;
+    info.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok())
 }
 
 fn mark(driver: &Driver, mount: &Mount, path: &Path) {
-    match reach(path, mount.device).and_then(|fd| mark_fd(driver, &fd)) {
+    match reach(path, mount).and_then(|fd| mark_fd(driver, &fd)) {
         Ok(()) => {
             let mut state = driver.coverage.lock();
             let known = state.covered.get(&mount.device);
@@ -256,7 +294,7 @@ fn mark(driver: &Driver, mount: &Mount, path: &Path) {
             drop(state);
             if news {
                 tracing::info!(mount = %path.display(), fs = %mount.fs_type, "watched");
-                running::expose_mapped(driver, Some(mount.device));
+                running::expose_mapped(driver, mount.device);
             }
         }
         Err(reason) => uncover(driver, mount, reason),
@@ -276,8 +314,8 @@ fn mark_fd(driver: &Driver, fd: &OwnedFd) -> Result<(), String> {
 fn cover_folder(driver: &Driver, path: &Path) {
     let Ok(stat) = rustix::fs::stat(path) else { return };
     let root_device = rustix::fs::stat("/").map(|root| root.st_dev);
-    let mount =
-        Mount { device: stat.st_dev, mount_point: path.to_owned(), fs_type: "as told".into() };
+    let (mount_point, fs_type) = (path.to_owned(), "as told".into());
+    let mount = Mount { id: None, device: stat.st_dev, mount_point, fs_type };
     if root_device == Ok(stat.st_dev) {
         uncover(driver, &mount, "not a file system of its own but part of the root".into());
     } else if driver.coverage.path_on(stat.st_dev).is_none() {

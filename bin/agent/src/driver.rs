@@ -7,10 +7,11 @@
 use crate::coverage::Coverage;
 use crate::event::HeldEvent;
 use crate::file::{Identity, Look, mode_number};
-use crate::memory::Memory;
+use crate::memory::{Known, Memory};
+use crate::remedy::Task;
 use crate::session::Session;
 use crate::truth::{self, ShownPath};
-use seawall_fanotify::ledger::{Claim, Ledger};
+use seawall_fanotify::ledger::{Claim, Exposure, Ledger};
 use seawall_fanotify::{Answer, Group, IgnoreMark, process};
 use seawall_proto::{
     Decision, ExposureReason, FileMetadata, Generation, Heartbeat, Notice, Operation, Policy,
@@ -83,7 +84,7 @@ pub enum Subject {
     /// An access that waits.
     Access(Arc<HeldEvent>),
     /// Nobody waits. `exposure` is the entry of the ledger that the scan settles.
-    Background { file: Arc<File>, exposure: Option<usize> },
+    Background { file: Arc<File>, exposure: Option<Exposure> },
 }
 
 impl Subject {
@@ -167,6 +168,7 @@ pub struct Driver {
     jobs: Mutex<VecDeque<Job>>,
     jobs_added: Condvar,
     notices: SyncSender<Notice>,
+    remedies: SyncSender<(Arc<Session>, Task)>,
     last_verdicts: Mutex<VecDeque<LastVerdict>>,
     execs: Mutex<VecDeque<ExecAnswer>>,
     deadline_keeper: OnceLock<Thread>,
@@ -185,6 +187,7 @@ impl Driver {
         supervisor: u32,
         region_is_device: bool,
         notices: SyncSender<Notice>,
+        remedies: SyncSender<(Arc<Session>, Task)>,
     ) -> Self {
         Self {
             groups,
@@ -208,6 +211,7 @@ impl Driver {
             jobs: Mutex::default(),
             jobs_added: Condvar::new(),
             notices,
+            remedies,
             last_verdicts: Mutex::default(),
             execs: Mutex::default(),
             deadline_keeper: OnceLock::new(),
@@ -266,6 +270,24 @@ impl Driver {
             Ok(now) if now.identity == *identity => self.memory.remember_clean(identity),
             _ => drop(self.groups.permission.unignore(file, self.groups.ignore)),
         }
+    }
+
+    /// Marks a file clean that is remembered as clean: its mark went with the inode when the kernel
+    /// evicted it. Whoever forgets files forgets them here before the kernel's marks go, so what is
+    /// still remembered after the mark was not forgotten before it.
+    pub fn mark_again(&self, file: impl AsFd, identity: &Identity) {
+        let file = file.as_fd();
+        self.mark_clean(file);
+        let same = Look::at(file).is_ok_and(|now| now.identity == *identity);
+        if !same || self.memory.known(identity, process::now_ms()) != Some(Known::Clean) {
+            let _none = self.groups.permission.unignore(file, self.groups.ignore);
+        }
+    }
+
+    /// Infected, or written: nothing of this file is remembered any more.
+    pub fn forget(&self, file: impl AsFd, identity: &Identity) {
+        self.memory.forget(identity.device, identity.inode);
+        let _none = self.groups.permission.unignore(file.as_fd(), self.groups.ignore);
     }
 
     /// Sets the clean mark. A plain one keeps its inode in memory, so there is a bounded number of
@@ -397,10 +419,8 @@ impl Driver {
             return false;
         }
         count(&self.counters.unscanned);
-        if claim.fail() == Answer::Allow
-            && let Some(handle) = handle
-        {
-            self.ledger.expose(&handle, reason as u32);
+        if claim.fail() == Answer::Allow {
+            self.ledger.expose(handle.as_ref(), reason as u32);
         }
         true
     }
@@ -442,6 +462,14 @@ impl Driver {
         }
     }
 
+    /// Has something done with an infected file, after its access was answered; never waits. The host
+    /// asks again for what found no room.
+    pub fn remedy(&self, session: &Arc<Session>, task: Task) {
+        if self.remedies.try_send((Arc::clone(session), task)).is_err() {
+            tracing::warn!("too many infected files at once; the host asks for some of them again");
+        }
+    }
+
     /// Remembers how an exec is answered: the kernel asks once more, for the open that belongs to it.
     /// Called before the answer, since that second event follows it at once.
     pub fn note_exec(&self, event: &HeldEvent, answer: Answer) {
@@ -462,6 +490,8 @@ impl Driver {
     fn push_exec(&self, event: &HeldEvent, answer: Answer, at_ms: u64, unless_held: Option<Claim>) {
         let (pid, identity) = (event.pid, event.look.identity);
         let mut execs = lock(&self.execs);
+        // Whoever answers says more than what was expected.
+        execs.retain(|known| known.unless_held != Some(event.claim));
         execs.truncate(LAST_EXECS - 1);
         execs.push_front(ExecAnswer { pid, identity, answer, at_ms, unless_held });
     }

@@ -54,13 +54,16 @@ impl Drop for HeldEvent {
     }
 }
 
-/// Reads events for ever.
-pub fn read_events(driver: &Driver) {
+/// Reads events for ever. Reader `number` says at each turn that it is not stuck.
+pub fn read_events(driver: &Driver, number: usize) {
     let group = &driver.groups.permission;
     loop {
+        driver.ledger.beat_reader(number, process::now_ms());
         match group.read(BATCH, |event| take(driver, event)) {
             Ok(_) => (),
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => wait_readable(group),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                let _or_not = wait_readable(group);
+            }
             // The kernel has denied what it could not hand out. Out of descriptors is bounded away;
             // should it happen all the same, a pause lets others close theirs.
             Err(_) => std::thread::sleep(Duration::from_millis(1)),
@@ -68,11 +71,11 @@ pub fn read_events(driver: &Driver) {
     }
 }
 
-/// Waits until there is something to read, or a while has passed.
-pub fn wait_readable(file: impl AsFd) {
+/// Waits until there is something to read, or a while has passed. Whether there is.
+pub fn wait_readable(file: impl AsFd) -> bool {
     let mut fds = [PollFd::new(&file, PollFlags::IN)];
     let second = rustix::event::Timespec { tv_sec: 1, tv_nsec: 0 };
-    let _again = rustix::event::poll(&mut fds, Some(&second));
+    rustix::event::poll(&mut fds, Some(&second)).is_ok_and(|ready| ready > 0)
 }
 
 fn take(driver: &Driver, event: Event) {
@@ -92,7 +95,7 @@ fn take(driver: &Driver, event: Event) {
     if operation == Operation::Open
         && let Some(known) = driver.memory.known(&look.identity, now_ms)
     {
-        return pass_known(driver, &fd, known);
+        return pass_known(driver, &fd, &look, known);
     }
     hold(driver, fd, operation, event.pid, look, now_ms);
 }
@@ -112,12 +115,11 @@ fn pass(driver: &Driver, fd: &OwnedFd) {
     answer_now(driver, fd, Answer::Allow);
 }
 
-fn pass_known(driver: &Driver, fd: &OwnedFd, known: Known) {
+fn pass_known(driver: &Driver, fd: &OwnedFd, look: &Look, known: Known) {
     count(&driver.counters.remembered);
     if known == Known::Clean {
-        // The mark went with the inode when the kernel evicted it; the content is the same. The
-        // kernel adds nothing while a writer holds the file.
-        driver.mark_clean(fd);
+        // The kernel adds nothing while a writer holds the file.
+        driver.mark_again(fd, &look.identity);
     }
     answer_now(driver, fd, Answer::Allow);
 }
@@ -135,7 +137,8 @@ fn hold(driver: &Driver, fd: OwnedFd, operation: Operation, pid: u32, look: Look
             return answer_now(driver, &fd, fail);
         }
     };
-    if driver.ledger.outstanding() == 1 {
+    // Two readers may enter their first events at once.
+    if driver.ledger.outstanding() <= 2 {
         driver.wake_deadline_keeper();
     }
     if LIVE.load(Ordering::Relaxed) >= LIVE_MAX {
@@ -163,7 +166,7 @@ pub fn deadline(policy: &Policy, operation: Operation, size: u64) -> u64 {
         _ => policy.open_deadline_ms,
     };
     let more = (size >> 26).saturating_mul(policy.deadline_per_64_mib_ms.into());
-    (u64::from(base) + more).min(policy.most_deadline_ms.max(base).into())
+    u64::from(base).saturating_add(more).min(policy.most_deadline_ms.max(base).into())
 }
 
 #[cfg(test)]

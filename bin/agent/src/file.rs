@@ -2,6 +2,7 @@
 
 use rustix::fs::{FileType, Stat};
 use seawall_proto::FailMode;
+use seawall_proto::remedy::FileIdentity;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -20,6 +21,20 @@ pub struct Identity {
     ctime: (i64, u64),
 }
 
+impl Identity {
+    /// As the host gets it.
+    pub fn to_proto(self) -> FileIdentity {
+        let time = |(seconds, nanos): (i64, u64)| (seconds, u32::try_from(nanos).unwrap_or(0));
+        FileIdentity {
+            device: self.device,
+            inode: self.inode,
+            size: self.size,
+            modified: time(self.mtime),
+            changed: time(self.ctime),
+        }
+    }
+}
+
 /// A file's identity and what else one fstat tells.
 #[derive(Debug, Clone, Copy)]
 pub struct Look {
@@ -29,6 +44,8 @@ pub struct Look {
     pub user_writable: bool,
     /// Whether its last change is long enough ago for it to be remembered.
     pub settled: bool,
+    /// Whether somebody had it open for writing when it was read; false before anybody has looked.
+    pub written: bool,
 }
 
 impl Look {
@@ -47,6 +64,7 @@ impl Look {
             is_regular: FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile,
             user_writable: user_writable(&stat),
             settled: is_settled(identity.ctime),
+            written: false,
         })
     }
 }

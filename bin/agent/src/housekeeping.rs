@@ -1,6 +1,7 @@
 //! Heartbeats, notices, and dropping what nobody waits for any more.
 
 use crate::driver::Driver;
+use crate::link::LinkError;
 use seawall_fanotify::process;
 use seawall_proto::{Notice, ToHost};
 use std::sync::atomic::Ordering;
@@ -55,8 +56,11 @@ fn pass_on(driver: &Driver, notices: &Receiver<Notice>) {
         let left = until.saturating_duration_since(Instant::now());
         match notices.recv_timeout(left) {
             Ok(notice) => {
-                if session.send(&ToHost::Notice(notice)).is_err() {
-                    return session.end();
+                match session.send(&ToHost::Notice(notice)) {
+                    Ok(()) => (),
+                    // It would not fit the next session either.
+                    Err(LinkError::Frame(error)) => tracing::warn!(%error, "a report is left out"),
+                    Err(_) => return session.end(),
                 }
             }
             Err(RecvTimeoutError::Timeout) => return,

@@ -17,6 +17,7 @@ mod housekeeping;
 mod link;
 mod memory;
 mod mounts;
+mod remedy;
 mod running;
 mod scan;
 mod session;

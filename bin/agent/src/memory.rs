@@ -78,6 +78,17 @@ impl Memory {
         self.with(device, inode, |place| *place = None);
     }
 
+    /// A file system is gone: its device number may come to belong to another one.
+    pub fn forget_device(&self, gone: u64) {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_on_it = |note: &mut Note| match note {
+            Note::Clean(Identity { device, .. }) | Note::Exposed { device, .. } => *device == gone,
+        };
+        for place in places.iter_mut() {
+            let _forgotten = place.take_if(is_on_it);
+        }
+    }
+
     pub fn forget_all(&self) {
         self.places.lock().unwrap_or_else(PoisonError::into_inner).fill(None);
     }

@@ -67,7 +67,9 @@ pub enum Class {
 /// One mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
-    /// `st_dev` of its files.
+    /// Its number in its mount namespace; none for one that was not read from a mountinfo.
+    pub id: Option<u64>,
+    /// The superblock's device: `st_dev` of its files, but on btrfs.
     pub device: u64,
     pub mount_point: PathBuf,
     pub fs_type: String,
@@ -92,12 +94,14 @@ pub fn parse(mountinfo: &[u8]) -> Vec<Mount> {
 
 fn parse_line(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|byte| *byte == b' ');
-    let device = std::str::from_utf8(fields.nth(2)?).ok()?;
+    let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+    let device = std::str::from_utf8(fields.nth(1)?).ok()?;
     let (major, minor) = device.split_once(':')?;
     let device = rustix::fs::makedev(major.parse().ok()?, minor.parse().ok()?);
     let mount_point = unescape(fields.nth(1)?);
     let fs_type = fields.skip_while(|field| *field != b"-").nth(1)?;
     Some(Mount {
+        id: Some(id),
         device,
         mount_point: OsString::from_vec(mount_point).into(),
         fs_type: String::from_utf8_lossy(fs_type).into_owned(),
@@ -138,6 +142,7 @@ mod tests {
         let mounts = parse(text);
         assert_eq!(mounts.len(), 2);
         assert_eq!(mounts[0].mount_point, PathBuf::from("/mnt 2"));
+        assert_eq!(mounts[0].id, Some(36));
         assert_eq!(mounts[0].device, rustix::fs::makedev(98, 0));
         assert_eq!((mounts[0].fs_type.as_str(), mounts[0].class()), ("ext3", Class::Real));
         assert_eq!(mounts[1].mount_point, PathBuf::from("/srv/a\\b"));

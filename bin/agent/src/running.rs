@@ -10,9 +10,8 @@ use std::os::fd::AsFd;
 /// The exposure reason of files that were mapped before they were watched.
 pub const MAPPED: u32 = 100;
 
-/// Notes the executable mappings of all processes (of one file system, where `device` is given), to
-/// be scanned as soon as the link stands.
-pub fn expose_mapped(driver: &Driver, device: Option<u64>) {
+/// Notes the executable mappings of all processes on one file system, to be scanned as soon as the link stands.
+pub fn expose_mapped(driver: &Driver, device: u64) {
     let mut seen = HashSet::new();
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     for pid in processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()) {
@@ -21,8 +20,9 @@ pub fn expose_mapped(driver: &Driver, device: Option<u64>) {
         }
         let Ok(maps) = std::fs::read_to_string(format!("/proc/{pid}/maps")) else { continue };
         for (range, key) in maps.lines().filter_map(executable) {
-            if seen.insert(key.map(str::to_owned)) {
-                expose(driver, &format!("/proc/{pid}/map_files/{}", unpadded(range)), device);
+            // Nothing on another file system is opened: it may be one that hangs.
+            if device_of(key[0]) == Some(device) && seen.insert(key.map(str::to_owned)) {
+                expose(driver, &format!("/proc/{pid}/map_files/{}", unpadded(range)));
             }
         }
     }
@@ -42,15 +42,19 @@ fn unpadded(range: &str) -> String {
     ends.collect::<Vec<_>>().join("-")
 }
 
-fn expose(driver: &Driver, path: &str, device: Option<u64>) {
+/// Major and minor number in hexadecimal (proc_pid_maps(5)).
+fn device_of(text: &str) -> Option<u64> {
+    let (major, minor) = text.split_once(':')?;
+    let number = |digits| u32::from_str_radix(digits, 16).ok();
+    Some(rustix::fs::makedev(number(major)?, number(minor)?))
+}
+
+fn expose(driver: &Driver, path: &str) {
     let Ok(file) = File::open(path) else { return };
     let Ok(look) = Look::at(&file) else { return };
-    let wanted = device.is_none_or(|device| device == look.identity.device);
-    if !wanted || !look.is_regular {
-        return;
-    }
-    if let Ok(handle) = FileHandle::of(file.as_fd(), look.identity.device) {
-        driver.ledger.expose(&handle, MAPPED);
+    if look.is_regular {
+        let handle = FileHandle::of(file.as_fd(), look.identity.device).ok();
+        driver.ledger.expose(handle.as_ref(), MAPPED);
     }
 }
 
@@ -71,5 +75,6 @@ mod tests {
         assert_eq!(executable(&line("r--p", 9)), None);
         assert_eq!(executable(&line("r-xp", 0)), None);
         assert_eq!(executable("garbage"), None);
+        assert_eq!(device_of("fd:0a"), Some(rustix::fs::makedev(0xfd, 0x0a)));
     }
 }

@@ -20,6 +20,7 @@ use seawall_fanotify::{Answer, process};
 use seawall_proto::{ExposureReason, Operation};
 use seawall_region::{GuestRegion, Slot, layout::SLOT_LEN};
 use std::io;
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 /// Slots filled before a part of a long content is sent.
@@ -37,9 +38,12 @@ pub fn fill(driver: &Driver) {
 
 /// Brings one job as far as it goes without a verdict.
 pub fn scan(driver: &Driver, job: Job) {
-    let Ok(look) = Look::at(job.subject.file()) else {
+    let Ok(mut look) = Look::at(job.subject.file()) else {
         return abandon(driver, &job.subject, ExposureReason::Unreadable);
     };
+    // What is written through a mapping that exists already need not change the times.
+    look.written =
+        seawall_fanotify::is_open_for_writing(job.subject.file().as_fd()).unwrap_or(true);
     let identity = look.identity;
     let shown = truth::shown_path(job.subject.file(), identity.device, identity.inode);
     if let Subject::Access(event) = &job.subject
@@ -71,7 +75,10 @@ fn answered_here(driver: &Driver, event: &HeldEvent, shown: &ShownPath) -> bool 
     let answer = if let Some(answer) = driver.exec_answer(event) {
         count(&driver.counters.remembered);
         answer
-    } else if let Some(Known::Clean | Known::Exposed) = known {
+    } else if known == Some(Known::Clean)
+        // Exec has a fail mode of its own, and nobody writes a program that runs.
+        || known == Some(Known::Exposed) && event.operation == Operation::Open
+    {
         count(&driver.counters.remembered);
         Answer::Allow
     } else if truth::is_under(shown, &driver.policy().exclude_paths) {
@@ -87,9 +94,8 @@ fn answered_here(driver: &Driver, event: &HeldEvent, shown: &ShownPath) -> bool 
 
 /// Too large to hold a process for: it goes on, and the file is scanned in the background.
 fn too_large(driver: &Driver, event: &HeldEvent, look: &Look) {
-    if let Some(handle) = driver.ledger.handle(event.claim) {
-        driver.ledger.expose(&handle, ExposureReason::TooLarge as u32);
-    }
+    let handle = driver.ledger.handle(event.claim);
+    driver.ledger.expose(handle.as_ref(), ExposureReason::TooLarge as u32);
     driver.memory.remember_exposed(&look.identity, process::now_ms());
     driver.note_exec(event, Answer::Allow);
     if driver.answer(event.claim, Answer::Allow) {

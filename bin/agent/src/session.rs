@@ -11,7 +11,9 @@
 use crate::driver::{Driver, Job, Subject};
 use crate::file::Look;
 use crate::link::{self, Address, LinkError, Sender, Shutter};
+use crate::remedy::Task;
 use crate::verdict;
+use seawall_fanotify::ledger::Exposure;
 use seawall_fanotify::process;
 use seawall_proto::{
     Attach, Attached, Content, FileMetadata, Proof, Refusal, RegionId, RequestId, ScanRequest,
@@ -169,6 +171,16 @@ impl Session {
         lock(&self.pending).remove(&id)
     }
 
+    /// Whether the scan of an exposure is under way.
+    pub fn scans_exposure(&self, exposure: &Exposure) -> bool {
+        lock(&self.pending).values().any(|pending| match &pending.job {
+            Some(Job { subject: Subject::Background { exposure: scanned, .. }, .. }) => {
+                scanned.as_ref() == Some(exposure)
+            }
+            _ => false,
+        })
+    }
+
     /// How many scans are under way for which nobody waits.
     pub fn in_background(&self) -> usize {
         let is_background = |pending: &&Pending| {
@@ -219,6 +231,8 @@ pub fn keep(driver: &Arc<Driver>, address: &Address, region: &Path) {
                 pause = PAUSE_MIN;
                 told.clear();
                 let why = receive(driver, &session, receiver).to_string();
+                // A filler that still has the session must not open a request in it.
+                session.end();
                 driver.clear_session(why.clone());
                 requeue(driver, &session);
                 tracing::warn!(%why, "the link was lost; accesses get fail mode until it is back");
@@ -292,7 +306,7 @@ fn attach_message(proof: Proof, region: RegionId) -> ToHost {
 }
 
 /// Takes what the host says until the link ends; returns why.
-fn receive(driver: &Driver, session: &Session, mut receiver: link::Receiver) -> LinkError {
+fn receive(driver: &Driver, session: &Arc<Session>, mut receiver: link::Receiver) -> LinkError {
     loop {
         let message = match receiver.receive() {
             Ok(message) => message,
@@ -313,6 +327,10 @@ fn receive(driver: &Driver, session: &Session, mut receiver: link::Receiver) -> 
             }
             ToGuest::Generation(generation) => driver.renew(None, Some(generation)),
             ToGuest::Alive => (),
+            ToGuest::Remove(remove) => driver.remedy(session, Task::Remove(remove)),
+            ToGuest::Restore(restore) => driver.remedy(session, Task::Restore(restore)),
+            ToGuest::RestoreContent(content) => driver.remedy(session, Task::Content(content)),
+            ToGuest::RestoreEnd(ticket) => driver.remedy(session, Task::End(ticket)),
             ToGuest::Attached(_) | ToGuest::Refused(_) => return LinkError::Closed,
         }
     }

@@ -81,13 +81,15 @@ pub fn become_sole(driver: &Driver, control: &Path) -> Result<Sole, SoleError> {
 
 /// The process that holds the lock, from /proc/locks (proc_locks(5)); 0 when it has just let go.
 fn holder(file: &File) -> io::Result<i32> {
-    let inode = file.metadata()?.ino().to_string();
+    let metadata = file.metadata()?;
+    let (major, minor) = (rustix::fs::major(metadata.dev()), rustix::fs::minor(metadata.dev()));
+    let wanted = format!("{major:02x}:{minor:02x}:{}", metadata.ino());
     let locks = std::fs::read_to_string("/proc/locks")?;
     let pid = |line: &str| {
         let mut fields = line.split_ascii_whitespace().skip(1);
         let is_flock = fields.next()? == "FLOCK";
         let (pid, file) = (fields.nth(2)?, fields.next()?);
-        let same = is_flock && file.rsplit(':').next() == Some(&inode);
+        let same = is_flock && file == wanted;
         same.then(|| pid.parse().ok())?
     };
     Ok(locks.lines().find_map(pid).unwrap_or(0))

@@ -20,7 +20,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, WaitOptions, WaitStatus};
-use seawall_fanotify::ledger::Ledger;
+use seawall_fanotify::ledger::{Ledger, READERS_MAX};
 use seawall_fanotify::probe::{self, OverlayView};
 use seawall_fanotify::{Answer, EventKind, FileHandle, Group, Purpose, process};
 use seawall_proto::{ExposureReason, Policy};
@@ -98,9 +98,18 @@ fn supervise(shared: &Shared, signals: &SignalFd) -> anyhow::Result<ExitCode> {
     let mut pause = PAUSE_MIN;
     loop {
         let started = Instant::now();
-        shared.ledger.beat(process::now_ms());
+        let now_ms = process::now_ms();
+        shared.ledger.beat(now_ms);
+        (0..READERS_MAX).for_each(|number| shared.ledger.beat_reader(number, now_ms));
         let supervisor = std::process::id();
-        let pid = process::fork(|| worker::run(shared, supervisor)).context("fork")?;
+        let pid = match process::fork(|| worker::run(shared, supervisor)) {
+            Ok(pid) => pid,
+            Err(error) => {
+                say(&format!("no worker can be started now: {error}; trying again"));
+                stand_in(shared, PAUSE_MAX);
+                continue;
+            }
+        };
         say(&format!("worker {pid} started"));
         let ended = look_after(shared, signals, pid)?;
         if ended.exit_status() == Some(0) {
@@ -147,11 +156,15 @@ fn look_after(shared: &Shared, signals: &SignalFd, pid: u32) -> anyhow::Result<W
             }
         }
         answer_late(shared);
-        let silent_ms = process::now_ms().saturating_sub(shared.ledger.last_beat());
+        let beat = shared.ledger.last_beat().min(shared.ledger.last_reader_beat());
+        let silent_ms = process::now_ms().saturating_sub(beat);
         if silent_ms > STUCK_MS {
             say(&format!("worker {pid} has not moved for {silent_ms} ms; it is killed"));
             let _gone = rustix::process::kill_process(worker, rustix::process::Signal::KILL);
-            shared.ledger.beat(process::now_ms());
+            // Killed once; it is gone when the kernel has let go of it.
+            let now_ms = process::now_ms();
+            shared.ledger.beat(now_ms);
+            shared.ledger.beat_reader(0, now_ms);
         }
         if shared.ledger.overlay().load(Ordering::Relaxed) == PROBE_OVERLAY {
             shared.ledger.overlay().store(probe::overlay().number(), Ordering::Relaxed);
@@ -167,8 +180,8 @@ fn answer_late(shared: &Shared) {
         let handle = shared.ledger.handle(claim);
         let group = &shared.groups.permission;
         let answered = shared.ledger.answer(group, claim, claim.fail()).unwrap_or(false);
-        if let (true, Answer::Allow, Some(handle)) = (answered, claim.fail(), handle) {
-            shared.ledger.expose(&handle, ExposureReason::Deadline as u32);
+        if answered && claim.fail() == Answer::Allow {
+            shared.ledger.expose(handle.as_ref(), ExposureReason::Deadline as u32);
         }
     }
 }
@@ -198,10 +211,9 @@ fn answer_alone(shared: &Shared, event: &seawall_fanotify::Event) {
     let look = Look::at(fd).ok().filter(|look| look.is_regular && look.identity.size > 0);
     let opens = look.is_none_or(|look| fails_open(mode, &look));
     let answer = if opens { Answer::Allow } else { Answer::Deny };
-    if let (Answer::Allow, Some(look)) = (answer, look)
-        && let Ok(handle) = FileHandle::of(fd.as_fd(), look.identity.device)
-    {
-        shared.ledger.expose(&handle, ExposureReason::WorkerDied as u32);
+    if let (Answer::Allow, Some(look)) = (answer, look) {
+        let handle = FileHandle::of(fd.as_fd(), look.identity.device).ok();
+        shared.ledger.expose(handle.as_ref(), ExposureReason::WorkerDied as u32);
     }
     let _gone = shared.groups.permission.answer(fd.as_raw_fd(), answer);
 }

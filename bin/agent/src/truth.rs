@@ -25,13 +25,20 @@ pub fn shown_path(file: impl AsFd, device: u64, inode: u64) -> ShownPath {
     let link = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
     let Ok(path) = rustix::fs::readlink(link, Vec::new()) else { return ShownPath::default() };
     let path = path.into_bytes();
-    let is_true = leads_to(&path, device, inode);
+    let is_true = leads_to(&path, device, inode, ResolveFlags::CACHED);
     ShownPath { path, is_true }
 }
 
-fn leads_to(path: &[u8], device: u64, inode: u64) -> bool {
+/// The path of `file` if it leads to this very file. May wait for a disk: not for the answer path.
+pub fn true_path(file: impl AsFd, device: u64, inode: u64) -> Option<Vec<u8>> {
+    let link = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
+    let path = rustix::fs::readlink(link, Vec::new()).ok()?.into_bytes();
+    leads_to(&path, device, inode, ResolveFlags::empty()).then_some(path)
+}
+
+fn leads_to(path: &[u8], device: u64, inode: u64, how: ResolveFlags) -> bool {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::CACHED;
+    let resolve = ResolveFlags::NO_SYMLINKS | how;
     let path = OsStr::from_bytes(path);
     rustix::fs::openat2(rustix::fs::CWD, path, flags, Mode::empty(), resolve)
         .and_then(rustix::fs::fstat)

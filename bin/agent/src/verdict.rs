@@ -7,24 +7,27 @@
 use crate::driver::{Driver, Job, Subject, count, decision};
 use crate::event::HeldEvent;
 use crate::file::Look;
+use crate::remedy::Task;
 use crate::scan;
 use crate::session::{Pending, Session};
 use crate::truth;
+use seawall_fanotify::ledger::Exposure;
 use seawall_fanotify::{Answer, process};
 use seawall_proto::{
-    Decision, ExposureReason, Notice, Outcome, RequestId, ToHost, Verdict, VerdictKind,
+    Decision, ExposureReason, Notice, Outcome, Remediation, RequestId, ToHost, Verdict, VerdictKind,
 };
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 /// How often a content that changes under the read is read.
 pub const READS_MAX: u8 = 3;
 
 /// Carries out one verdict. Runs on the session's thread: it must not wait.
-pub fn carry_out(driver: &Driver, session: &Session, pending: Pending, verdict: Verdict) {
+pub fn carry_out(driver: &Driver, session: &Arc<Session>, pending: Pending, verdict: Verdict) {
     let Pending { job: Some(job), look, .. } = pending else { return };
     match verdict.decision {
         Some(Decision::Allow) => allow(driver, job, &look, &verdict),
-        Some(Decision::Deny) => deny(driver, session, &job, &verdict),
+        Some(Decision::Deny) => deny(driver, session, job, look, &verdict),
         None => {
             let late = verdict.kind == VerdictKind::TimedOut;
             let reason = if late { ExposureReason::Deadline } else { ExposureReason::HostError };
@@ -40,14 +43,18 @@ fn allow(driver: &Driver, job: Job, look: &Look, verdict: &Verdict) {
     }
     let clean = verdict.kind == VerdictKind::Clean && verdict.generation == driver.generation();
     if clean && look.settled {
-        driver.remember_clean(job.subject.file().as_fd(), &look.identity);
+        // What was written until a moment ago is scanned after its close; that counts, not this.
+        let file = job.subject.file().as_fd();
+        if !look.written || seawall_fanotify::is_open_for_writing(file).unwrap_or(false) {
+            driver.remember_clean(file, &look.identity);
+        }
     }
     match &job.subject {
         Subject::Access(event) => {
             driver.note_exec(event, Answer::Allow);
             driver.answer(event.claim, Answer::Allow);
         }
-        Subject::Background { exposure, .. } => settle(driver, *exposure),
+        Subject::Background { exposure, .. } => settle(driver, exposure.as_ref()),
     }
 }
 
@@ -67,14 +74,16 @@ fn read_again(driver: &Driver, job: Job, look: &Look) {
     }
 }
 
-fn deny(driver: &Driver, session: &Session, job: &Job, verdict: &Verdict) {
+fn deny(driver: &Driver, session: &Arc<Session>, job: Job, look: Look, verdict: &Verdict) {
     // The process is looked up before the answer: afterwards it may be gone. It waits in open(2), and
     // reading its name and owner takes no lock that it could hold.
     let (process, uid) = process_of(job.subject.pid());
+    // It may have been found clean before it changed in a way that its times do not show.
+    driver.forget(job.subject.file(), &look.identity);
     let decided = match &job.subject {
         Subject::Access(event) => deny_access(driver, event),
         Subject::Background { exposure, .. } => {
-            settle(driver, *exposure);
+            settle(driver, exposure.as_ref());
             None
         }
     };
@@ -87,6 +96,10 @@ fn deny(driver: &Driver, session: &Session, job: &Job, verdict: &Verdict) {
         driver.note_verdict(path, format!("{} ({detail}), {done}", word(verdict.kind)));
     }
     tell_outcome(session, verdict.id, decided, process, uid);
+    if verdict.remediation == Remediation::Quarantine {
+        let Job { subject, .. } = job;
+        driver.remedy(session, Task::Offer { id: verdict.id, subject, look });
+    }
 }
 
 fn word(kind: VerdictKind) -> &'static str {
@@ -108,7 +121,7 @@ fn deny_access(driver: &Driver, event: &HeldEvent) -> Option<Decision> {
     Some(decision(Answer::Deny))
 }
 
-fn settle(driver: &Driver, exposure: Option<usize>) {
+fn settle(driver: &Driver, exposure: Option<&Exposure>) {
     if let Some(exposure) = exposure {
         driver.ledger.settle(exposure);
     }

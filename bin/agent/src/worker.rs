@@ -8,7 +8,7 @@ use crate::coverage::{self, Coverage};
 use crate::driver::{Driver, Groups};
 use crate::sole::{self, SoleError};
 use crate::supervisor::Shared;
-use crate::{control, deadline, event, housekeeping, scan, session};
+use crate::{control, deadline, event, housekeeping, remedy, scan, session};
 use nix::sys::signal::{SigSet, Signal};
 use seawall_fanotify::process;
 use std::sync::Arc;
@@ -79,10 +79,12 @@ fn start(shared: &Shared, supervisor: u32) -> Result<Arc<Driver>, StartError> {
         ignore: shared.groups.ignore,
     };
     let (notices, noticed) = sync_channel(NOTICES);
+    let (remedies, wanted) = sync_channel(remedy::TASKS);
     let coverage = Coverage::new(args.only_mount.clone());
     let ledger = shared.ledger.again();
     let is_device = session::is_device(&args.region);
-    let driver = Arc::new(Driver::new(groups, ledger, coverage, supervisor, is_device, notices));
+    let driver =
+        Arc::new(Driver::new(groups, ledger, coverage, supervisor, is_device, notices, remedies));
     let closed = Arc::new(Closed::default());
     // Ignore marks of the last worker's session count no more.
     driver.forget_all();
@@ -97,8 +99,9 @@ fn start(shared: &Shared, supervisor: u32) -> Result<Arc<Driver>, StartError> {
         .stack_size(STACK)
         .spawn(move || deadline::keep(&keeper))?;
     driver.set_deadline_keeper(keeper.thread().clone());
-    for _ in 0..READERS {
-        spawn("reader", with(event::read_events))?;
+    for number in 0..READERS {
+        let driver = Arc::clone(&driver);
+        spawn("reader", move || event::read_events(&driver, number))?;
     }
     for _ in 0..FILLERS {
         spawn("filler", with(scan::fill))?;
@@ -129,6 +132,8 @@ fn start(shared: &Shared, supervisor: u32) -> Result<Arc<Driver>, StartError> {
     }
     spawn("coverage", with(coverage::keep))?;
     let housekeeper = Arc::clone(&driver);
+    let doctor = Arc::clone(&driver);
+    spawn("remedy", move || remedy::work(&doctor, &wanted))?;
     spawn("housekeeping", move || housekeeping::keep(&housekeeper, &noticed))?;
     let (keeper, region) = (Arc::clone(&driver), args.region);
     spawn("session", move || {

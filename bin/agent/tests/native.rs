@@ -2,12 +2,13 @@
 
 #![allow(clippy::unwrap_used)] // A test says what it expects by unwrapping it.
 
+#[allow(dead_code)] // Shared with other tests, which use more of it.
 mod common;
 
 use common::{Native, Reply, eventually, is_denied, read_in_thread};
 use seawall_proto::{FailMode, Operation, Policy, ScanRequest};
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -466,4 +467,63 @@ fn excluded_paths_are_not_scanned_and_a_bind_mount_does_not_fake_one() {
     let output = Command::new("unshare").args(["-m", "sh", "-c", &script]).output().unwrap();
     assert!(!output.status.success() && output.stdout.is_empty(), "{output:?}");
     assert!(is_denied(&std::fs::read(&evil)));
+}
+
+/// A clean verdict for what a mapping has changed meanwhile makes nothing clean.
+#[test]
+fn a_content_that_a_mapping_changes_while_it_is_scanned_is_not_remembered() {
+    static CLEAN: Reply = Reply::Clean;
+    let native = Native::start(Policy::default(), |request, content| match content {
+        [b'e', ..] => Reply::Infected,
+        [b's', ..] if request.operation == Operation::Open => {
+            Reply::After(Duration::from_millis(2000), &CLEAN)
+        }
+        _ => Reply::Clean,
+    });
+    let path = native.write("f", b"good content");
+    native.settle();
+    // Mapped and stored to once, so that later stores change no times. Then somebody reads it, and the
+    // evil is stored, unmapped and closed while that scan is under way.
+    let script = "import mmap,sys,time\n\
+        f=open(sys.argv[1],'r+b'); m=mmap.mmap(f.fileno(),0); m[0:4]=b'slow'\n\
+        print('mapped',flush=True); time.sleep(1); m[0:4]=b'evil'; m.close(); f.close()";
+    let mut writer = Command::new("python3");
+    let writer = writer.arg("-c").arg(script).arg(&path).stdout(std::process::Stdio::piped());
+    let mut writer = writer.spawn().unwrap();
+    writer.stdout.take().unwrap().read_exact(&mut [0; 7]).unwrap();
+    // Or the mark from before hides it: a stated limit while the mapping lives.
+    native.host.renew();
+    std::thread::sleep(Duration::from_millis(200));
+    let reader = read_in_thread(path.clone());
+    assert!(writer.wait().unwrap().success());
+    let (result, took) = reader.join().unwrap();
+    assert!(result.is_ok() && took > Duration::from_millis(1500), "{result:?} {took:?}");
+    native.settle();
+    assert!(is_denied(&std::fs::read(&path)), "it is evil by now");
+}
+
+/// How an exec was answered counts for the open that belongs to it, and for no later one.
+#[test]
+fn an_exec_that_was_denied_does_not_let_a_later_open_pass() {
+    let policy = Policy { exec_deadline_ms: 4000, ..Policy::default() };
+    let native = Native::start(policy, |_, content| {
+        let evil = content.windows(4).any(|bytes| bytes == b"evil");
+        if evil { Reply::Infected } else { Reply::Clean }
+    });
+    let program = native.path("program");
+    let mut bytes = std::fs::read("/bin/true").unwrap();
+    bytes.extend_from_slice(b"evil");
+    std::fs::write(&program, bytes).unwrap();
+    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+    native.settle();
+    // One process that executes it, and opens it when only the expected answer could still count.
+    let script = "import os,sys,time\n\
+        try: os.execv(sys.argv[1], ['x'])\n\
+        except PermissionError: pass\n\
+        for _ in range(16):\n \
+          time.sleep(0.25)\n \
+          try: open(sys.argv[1]).close(); sys.exit(9)\n \
+          except PermissionError: pass";
+    let status = Command::new("python3").arg("-c").arg(script).arg(&program).status().unwrap();
+    assert_eq!(status.code(), Some(0), "an infected file was opened");
 }

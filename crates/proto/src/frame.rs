@@ -45,11 +45,11 @@ pub trait Message: Serialize + DeserializeOwned {
 }
 
 impl Message for ToHost {
-    const KINDS: u32 = 6;
+    const KINDS: u32 = 10;
 }
 
 impl Message for ToGuest {
-    const KINDS: u32 = 7;
+    const KINDS: u32 = 11;
 }
 
 /// Appends `message` as one frame.

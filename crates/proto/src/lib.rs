@@ -24,6 +24,7 @@ mod hello;
 mod identity;
 mod message;
 pub mod noise;
+pub mod remedy;
 mod types;
 
 pub use hello::{Hello, HelloError, PREFACE_LEN, Preface};
@@ -32,6 +33,7 @@ pub use message::{
     Attach, Attached, Content, Coverage, ExposureReason, FailMode, FileMetadata, Heartbeat, Notice,
     Operation, Outcome, Policy, Refusal, ScanRequest, SlotRef, ToGuest, ToHost, Uncovered, Verdict,
 };
+pub use remedy::{Remediation, Ticket};
 pub use types::{ContentHash, Decision, Generation, RequestId, VerdictKind};
 
 /// The port on which the service listens for drivers, on AF_VSOCK and on TCP alike.
@@ -39,7 +41,8 @@ pub const PORT: u16 = 7325;
 
 /// Protocol versions, one sentence each:
 ///
-/// 1. Scan requests with content in region slots, verdicts, policy, heartbeats and notices.
+/// 1. Scan requests with content in region slots, verdicts, policy, heartbeats, notices,
+///    quarantine and restore.
 pub const VERSION: u16 = 1;
 
 /// The lowest protocol version that this build still speaks.

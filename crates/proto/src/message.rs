@@ -3,6 +3,7 @@
 //! The order of variants and fields is the format (postcard): new variants go at the end, and
 //! [`frame::Message::KINDS`](crate::frame::Message::KINDS) grows with them.
 
+use crate::remedy::{self, Remediation, Ticket};
 use crate::{ContentHash, Decision, Generation, Proof, RegionId, RequestId, VerdictKind};
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +23,14 @@ pub enum ToHost {
     Heartbeat(Heartbeat),
     /// Something that the operator may want to know.
     Notice(Notice),
+    /// An infected file that policy wants in quarantine, or why it stays.
+    Offer(remedy::Offer),
+    /// What became of a removal.
+    Removed(remedy::Removed),
+    /// How far a restore is.
+    RestoreProgress(remedy::RestoreProgress),
+    /// What became of a restore.
+    Restored(remedy::Restored),
 }
 
 /// What the host says to the driver.
@@ -48,6 +57,14 @@ pub enum ToGuest {
     /// The host lives: its answer to each heartbeat. A scan may take longer than the driver would
     /// otherwise believe in a silent host.
     Alive,
+    /// A file is in quarantine: the guest's own may go.
+    Remove(remedy::Remove),
+    /// A file comes back.
+    Restore(remedy::Restore),
+    /// A part of its content.
+    RestoreContent(remedy::RestoreContent),
+    /// It does not come back after all.
+    RestoreEnd(Ticket),
 }
 
 /// Opens a session.
@@ -217,6 +234,8 @@ pub struct Verdict {
     pub hash: Option<ContentHash>,
     /// The first detection's name, or why there is no verdict.
     pub detail: Option<String>,
+    /// What policy wants done with the file besides.
+    pub remediation: Remediation,
 }
 
 /// Sent while the driver lives. Counters count from the worker's start.
@@ -362,17 +381,19 @@ mod tests {
             generation: Generation(2),
             hash: None,
             detail: Some("x".into()),
+            remediation: Remediation::Quarantine,
         });
         wire.clear();
         frame::encode(&verdict, &mut wire).expect("it is short");
-        assert_eq!(wire, b"\x0b\0\0\0\x02\xac\x02\x01\x01\x01\x02\0\x01\x01x");
+        assert_eq!(wire, b"\x0c\0\0\0\x02\xac\x02\x01\x01\x01\x02\0\x01\x01x\x01");
     }
 
     #[test]
     fn the_last_kinds_are_known() {
+        let restored = remedy::Restored { ticket: Ticket(1), result: Ok(()) };
         for (payload, kinds) in [
-            (postcard::to_stdvec(&ToHost::Notice(Notice::WorkerRestarted { orphans: 0 })), 6),
-            (postcard::to_stdvec(&ToGuest::Alive), 7),
+            (postcard::to_stdvec(&ToHost::Restored(restored)), 10),
+            (postcard::to_stdvec(&ToGuest::RestoreEnd(Ticket(1))), 11),
         ] {
             assert_eq!(u32::from(payload.expect("it is short")[0]) + 1, kinds);
         }

@@ -2,8 +2,8 @@
 //! tells it: the fault injector for what a real host will not do on demand.
 
 use seawall_proto::{
-    Attached, ContentHash, Decision, Generation, Hello, Policy, Proof, RegionId, RequestId,
-    ScanRequest, SlotRef, ToGuest, ToHost, Verdict, VerdictKind, frame,
+    Attached, ContentHash, Decision, Generation, Hello, Policy, Proof, RegionId, Remediation,
+    RequestId, ScanRequest, SlotRef, ToGuest, ToHost, Verdict, VerdictKind, frame,
 };
 use seawall_region::{Header, HostRegion};
 use std::collections::HashMap;
@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 pub enum Reply {
     Clean,
     Infected,
+    /// Infected, and the file shall go to quarantine.
+    Quarantine,
     Error,
     /// No answer, ever.
     Silence,
@@ -97,11 +99,31 @@ impl Host {
     /// New signatures.
     pub fn renew(&self) {
         let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
+        self.say(&ToGuest::Generation(Generation(generation)));
+    }
+
+    /// Says something to every driver.
+    pub fn say(&self, message: &ToGuest) {
         for stream in self.streams.lock().unwrap().iter_mut() {
             let mut wire = Vec::new();
-            frame::encode(&ToGuest::Generation(Generation(generation)), &mut wire).unwrap();
+            frame::encode(message, &mut wire).unwrap();
             let _gone = stream.write_all(&wire);
         }
+    }
+
+    /// Waits for a message in which `find` finds what it looks for, and takes it.
+    pub fn heard<T>(&self, mut find: impl FnMut(&ToHost) -> Option<T>) -> T {
+        let mut found = None;
+        let heard = eventually(|| {
+            let mut messages = self.seen.messages.lock().unwrap();
+            let at = messages.iter().position(|message| {
+                found = find(message);
+                found.is_some()
+            });
+            at.map(|at| messages.remove(at)).is_some()
+        });
+        assert!(heard, "the driver has not said it");
+        found.unwrap()
     }
 
     pub fn requests(&self) -> u64 {
@@ -198,9 +220,13 @@ fn copy(region: &HostRegion, partial: &mut Partial, slots: &[SlotRef]) {
 }
 
 fn answer(writer: Arc<Mutex<UnixStream>>, id: RequestId, reply: Reply, now: Arc<AtomicU64>) {
+    let remediation = match reply {
+        Reply::Quarantine => Remediation::Quarantine,
+        _ => Remediation::None,
+    };
     let (kind, decision) = match reply {
         Reply::Clean => (VerdictKind::Clean, Some(Decision::Allow)),
-        Reply::Infected => (VerdictKind::Infected, Some(Decision::Deny)),
+        Reply::Infected | Reply::Quarantine => (VerdictKind::Infected, Some(Decision::Deny)),
         Reply::Error => (VerdictKind::Error, None),
         Reply::Silence => return,
         Reply::After(pause, reply) => {
@@ -213,7 +239,8 @@ fn answer(writer: Arc<Mutex<UnixStream>>, id: RequestId, reply: Reply, now: Arc<
     };
     let generation = Generation(now.load(Ordering::Relaxed));
     let hash = Some(ContentHash([0; 32]));
-    let verdict = Verdict { id, kind, decision, generation, hash, detail: Some("Test".into()) };
+    let detail = Some("Test".into());
+    let verdict = Verdict { id, kind, decision, generation, hash, detail, remediation };
     let mut wire = Vec::new();
     frame::encode(&ToGuest::Verdict(verdict), &mut wire).unwrap();
     let _gone = writer.lock().unwrap().write_all(&wire);
