@@ -23,6 +23,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("zstd", "/usr/bin/zstd"),
     ("lz4", "/usr/bin/lz4"),
     ("util-linux", "/usr/bin/setpriv"),
+    ("strace", "/usr/bin/strace"),
 ];
 
 const VSOCK_DEVICE: &str = "vhost-device-vsock";

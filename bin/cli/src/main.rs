@@ -1,6 +1,7 @@
 //! seawall, the operator's command. It asks the host service over its REST interface and nothing
 //! else; [`render`] makes the answers fit for people.
 
+mod quarantine;
 mod render;
 mod scan;
 
@@ -79,6 +80,17 @@ Examples:
     Scan {
         /// The file; `-` reads what comes through a pipe.
         file: PathBuf,
+    },
+    /// Infected files that were taken out of their guests: look, give back, delete, approve.
+    #[command(after_help = "\
+Examples:
+  seawall quarantine list
+  seawall quarantine show 3f              the first digits of an id are enough
+  seawall quarantine restore 3f           asks before it replaces a file
+  seawall quarantine approve HASH         a false alarm: let this content pass")]
+    Quarantine {
+        #[command(subcommand)]
+        command: quarantine::Quarantine,
     },
     /// Have the service read its configuration and the engines' signatures again.
     Reload,
@@ -160,6 +172,7 @@ async fn run(arguments: &Arguments) -> anyhow::Result<u8> {
                 Verdict::Error | Verdict::TimedOut => FAILED,
             })
         }
+        Command::Quarantine { command } => quarantine::run(&client, json, style, command).await,
         Command::Reload => {
             let reload = client.reload().await?;
             print(json, &reload, || render::reload(&reload))?;

@@ -4,7 +4,8 @@
 use comfy_table::{Cell, Color, ContentArrangement, Table};
 use seawall_client::text::printable;
 use seawall_client::{
-    Engine, EngineState, Event, EventKind, Guest, GuestState, Reload, ScanReport, Status, Verdict,
+    Approval, Engine, EngineState, Event, EventKind, Guest, GuestState, Quarantine,
+    QuarantineEntry, QuarantineState, Reload, ScanReport, Status, Verdict,
 };
 use std::fmt::Write;
 use std::io::IsTerminal;
@@ -55,6 +56,90 @@ fn text_of(table: &Table) -> String {
         let _ = writeln!(text, "{}", line.trim_end());
     }
     text
+}
+
+fn state_word(state: QuarantineState) -> &'static str {
+    match state {
+        QuarantineState::Stored => "stored",
+        QuarantineState::Quarantined => "quarantined",
+        QuarantineState::Stays => "stays in guest",
+        QuarantineState::Restored => "restored",
+    }
+}
+
+pub fn quarantine(all: &Quarantine) -> String {
+    let mut out = String::new();
+    if all.entries.is_empty() {
+        let _ = writeln!(out, "Nothing is in quarantine.");
+    } else {
+        let mut lines = table(&["ID", "STORED", "GUEST", "PATH", "DETECTION", "SIZE", "STATE"]);
+        for entry in &all.entries {
+            lines.add_row([
+                entry.id.clone(),
+                entry.stored.clone(),
+                printable(&entry.guest),
+                printable(&entry.path),
+                printable(&entry.detection),
+                entry.size.to_string(),
+                state_word(entry.state).to_owned(),
+            ]);
+        }
+        out = text_of(&lines);
+    }
+    let percent = all.used_bytes * 100 / all.most_bytes.max(1);
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    let _ = writeln!(
+        out,
+        "\n{} of {} MiB are used ({percent} %)",
+        mib(all.used_bytes),
+        mib(all.most_bytes)
+    );
+    out
+}
+
+pub fn quarantine_entry(entry: &QuarantineEntry, style: Style) -> String {
+    let mut out = String::new();
+    let mut line = |name: &str, value: &str| {
+        let _ = writeln!(out, "{name:<11} {}", printable(value));
+    };
+    line("id", &entry.id);
+    line("guest", &entry.guest);
+    line("path", &entry.path);
+    line("detection", &format!("{} ({})", entry.detection, entry.engine));
+    line("hash", &entry.hash);
+    line("size", &format!("{} bytes", entry.size));
+    line("stored", &entry.stored);
+    if let Some(attributes) = &entry.attributes {
+        let owner = format!("{}:{}, mode {}", attributes.uid, attributes.gid, attributes.mode);
+        line("owner", &owner);
+        line("modified", &attributes.modified);
+        if !attributes.xattrs.is_empty() {
+            line("attributes", &attributes.xattrs.join(", "));
+        }
+        if attributes.sparse {
+            line("holes", "yes");
+        }
+    }
+    let word = state_word(entry.state);
+    let word = match entry.state {
+        QuarantineState::Stays => style.bad(word),
+        _ => style.good(word),
+    };
+    let detail = if entry.detail.is_empty() { "" } else { ": " };
+    let _ = writeln!(out, "{:<11} {word}{detail}{}", "state", printable(&entry.detail));
+    out
+}
+
+pub fn approvals(all: &[Approval]) -> String {
+    if all.is_empty() {
+        return "No content passes that is detected.\n".to_owned();
+    }
+    let mut lines = table(&["HASH", "GUEST", "SINCE"]);
+    for one in all {
+        let guest = one.guest.as_deref().unwrap_or("all");
+        lines.add_row([printable(&one.hash), printable(guest), one.since.clone()]);
+    }
+    text_of(&lines)
 }
 
 pub fn status(status: &Status, style: Style) -> String {

@@ -2,6 +2,7 @@
 //!
 //! Runs on the service's one asynchronous thread; what may take long goes to blocking threads.
 
+mod quarantine;
 mod scan;
 
 use crate::config::Config;
@@ -16,6 +17,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use quarantine as files;
 use seawall_client::{
     EngineState, Event, EventKind, Fault, Guest, GuestCounts, GuestState, PrivateCopies, Reload,
     ReloadedEngine, Session, Status,
@@ -35,7 +37,21 @@ use utoipa::OpenApi;
         title = "Seawall host service",
         description = "Status, guests, events and on-demand scans of one host. Served on the service's unix socket."
     ),
-    paths(status, guests, events_of, scan::scan, reload),
+    paths(
+        status,
+        guests,
+        events_of,
+        scan::scan,
+        reload,
+        quarantine::list,
+        quarantine::show,
+        quarantine::content,
+        quarantine::restore,
+        quarantine::delete,
+        quarantine::approvals,
+        quarantine::approve,
+        quarantine::revoke
+    ),
     components(schemas(Event))
 )]
 pub struct Document;
@@ -56,6 +72,11 @@ pub fn router(api: Api) -> Router {
         // Its length is bounded while it is copied.
         .route("/v1/scan", post(scan::scan).layer(DefaultBodyLimit::disable()))
         .route("/v1/reload", post(reload))
+        .route("/v1/quarantine", get(files::list))
+        .route("/v1/quarantine/{id}", get(files::show).delete(files::delete))
+        .route("/v1/quarantine/{id}/content", get(files::content))
+        .route("/v1/quarantine/{id}/restore", post(files::restore))
+        .route("/v1/approvals", get(files::approvals).post(files::approve).delete(files::revoke))
         .fallback(|| async {
             fault(
                 StatusCode::NOT_FOUND,

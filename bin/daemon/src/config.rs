@@ -28,6 +28,7 @@ pub struct Config {
     pub policy: PolicyConfig,
     pub alarm: Alarm,
     pub limits: Limits,
+    pub quarantine: QuarantineConfig,
 }
 
 /// Where the service keeps and offers things.
@@ -147,6 +148,7 @@ pub struct PolicyConfig {
     pub whole_file_limit_mib: u64,
     pub deadline: Deadline,
     pub fail_mode: FailModes,
+    pub action: Actions,
 }
 
 impl Default for PolicyConfig {
@@ -156,6 +158,7 @@ impl Default for PolicyConfig {
             whole_file_limit_mib: 256,
             deadline: Deadline::default(),
             fail_mode: FailModes::default(),
+            action: Actions::default(),
         }
     }
 }
@@ -239,6 +242,51 @@ pub enum ExecFailMode {
     Open,
     Closed,
     ClosedIfUserWritable,
+}
+
+/// What is done with a file besides answering its access.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Actions {
+    pub infected: Action,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Action {
+    /// The access is denied and the file stays.
+    #[default]
+    Deny,
+    /// The access is denied and the file goes to quarantine.
+    Quarantine,
+}
+
+/// How much the quarantine keeps.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct QuarantineConfig {
+    #[serde(deserialize_with = "within::<_, u64, 1, 1048576>")]
+    pub most_mib: u64,
+    #[serde(deserialize_with = "within::<_, u32, 1, 36500>")]
+    pub keep_days: u32,
+}
+
+impl Default for QuarantineConfig {
+    fn default() -> Self {
+        Self { most_mib: 10_240, keep_days: 90 }
+    }
+}
+
+impl QuarantineConfig {
+    /// The most bytes of contents on disk.
+    pub fn most(&self) -> u64 {
+        self.most_mib << 20
+    }
+
+    /// How long an entry is kept, in milliseconds.
+    pub fn keep_ms(&self) -> i64 {
+        i64::from(self.keep_days) * 24 * 3600 * 1000
+    }
 }
 
 /// When a guest counts as unprotected.

@@ -86,7 +86,10 @@ impl Class {
     fn of(kind: EventKind) -> Option<Self> {
         match kind {
             EventKind::GuestUnprotected | EventKind::GuestProtected => None,
-            EventKind::Verdict => Some(Self::Verdict),
+            EventKind::Verdict
+            | EventKind::Quarantined
+            | EventKind::QuarantineStays
+            | EventKind::QuarantineFailed => Some(Self::Verdict),
             _ => Some(Self::Report),
         }
     }
@@ -212,6 +215,15 @@ pub fn now() -> String {
 
 pub fn format_time(time: jiff::Timestamp) -> String {
     format!("{time:.3}")
+}
+
+/// Bytes in hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 struct Writer {

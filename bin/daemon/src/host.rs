@@ -7,6 +7,7 @@ use crate::events::Events;
 use crate::guest::{Guest, Guests};
 use crate::metrics::Metrics;
 use crate::pipeline::Pipeline;
+use crate::quarantine::Quarantine;
 use seawall_client::{Event, EventKind};
 use seawall_proto::ToGuest;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -19,6 +20,7 @@ pub struct Host {
     pub events: Events,
     pub metrics: Arc<Metrics>,
     pub budget: Arc<Budget>,
+    pub quarantine: Arc<Quarantine>,
     pub started: jiff::Timestamp,
 }
 
@@ -58,6 +60,7 @@ impl Host {
                 }
                 if let Some(session) = session {
                     session.flush_pending(now);
+                    session.forget_wanted(now);
                 }
                 guest.complaints.sum_up(guest.name());
             }
@@ -108,6 +111,7 @@ impl Host {
             ("[service]", before.service != config.service),
             ("[[engine]]", before.engines != config.engines),
             ("[limits]", before.limits != config.limits),
+            ("[quarantine]", before.quarantine != config.quarantine),
         ];
         let restart_needed: Vec<_> = fixed
             .iter()

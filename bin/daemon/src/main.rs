@@ -18,6 +18,7 @@ mod listen;
 mod metrics;
 mod outbox;
 mod pipeline;
+mod quarantine;
 mod quiet;
 mod region;
 mod session;
@@ -186,6 +187,10 @@ fn start(config: Config) -> anyhow::Result<Arc<Host>> {
         config.limits.verdict_cache_entries,
         Arc::clone(&metrics),
     );
+    let folder = state_dir.join("quarantine");
+    let quarantine =
+        quarantine::Quarantine::start(&folder, config.quarantine.clone(), events.clone())
+            .context("the quarantine cannot be opened")?;
     let guests = guest::Guests::default();
     let new = guests.configure(&config.guests, &budget);
     if new.is_empty() {
@@ -198,6 +203,7 @@ fn start(config: Config) -> anyhow::Result<Arc<Host>> {
         events,
         metrics,
         budget,
+        quarantine,
         started: jiff::Timestamp::now(),
     });
     host.events.emit(

@@ -68,6 +68,34 @@ pub struct Answer {
     pub generation: Generation,
     pub cached: bool,
     pub engines: Arc<[EngineReport]>,
+    /// What was judged, where it is infected and at hand.
+    pub content: Option<Arc<Content>>,
+}
+
+impl Answer {
+    /// An answer without engines' reports.
+    pub fn new(finding: Finding, generation: Generation) -> Self {
+        let (cached, engines, content) = Default::default();
+        Self { finding, generation, cached, engines, content }
+    }
+}
+
+/// A sealed private copy; its part of the budget is held as long as this lives.
+#[derive(Debug)]
+pub struct Content {
+    pub bytes: ContentFd,
+    charge: Charge,
+}
+
+impl Content {
+    /// Seals a copy.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn seal(copy: PrivateCopy) -> std::io::Result<Arc<Self>> {
+        let (bytes, charge) = copy.seal()?;
+        Ok(Arc::new(Self { bytes, charge }))
+    }
 }
 
 type Reply = Box<dyn FnOnce(Answer) + Send>;
@@ -126,14 +154,13 @@ struct Waiter {
 struct Scan {
     key: (ContentHash, Generation),
     flight: u64,
-    content: ContentFd,
+    content: Arc<Content>,
     meta: Metadata,
-    charge: Charge,
 }
 
 impl Drop for Scan {
     fn drop(&mut self) {
-        self.charge.share().scans.fetch_sub(1, Relaxed);
+        self.content.charge.share().scans.fetch_sub(1, Relaxed);
     }
 }
 
@@ -206,7 +233,7 @@ impl Pipeline {
             None => Finding::Clean,
             Some(detections) => Finding::Infected(detections),
         };
-        Some(Answer { finding, generation, cached: true, engines: Arc::default() })
+        Some(Answer { cached: true, ..Answer::new(finding, generation) })
     }
 
     /// Has a content scanned, or joins a scan of it that is under way. Replies exactly once.
@@ -240,12 +267,7 @@ impl Pipeline {
                     if copy.share().scans.load(Relaxed) >= GUEST_SCANS_MAX {
                         drop(flights);
                         let why = "this guest fills its half of the engine's queue";
-                        reply(Answer {
-                            finding: Finding::Error(why.into()),
-                            generation,
-                            cached: false,
-                            engines: Arc::default(),
-                        });
+                        reply(Answer::new(Finding::Error(why.into()), generation));
                         return;
                     }
                     let waiters = vec![Waiter { until, reply }];
@@ -265,16 +287,16 @@ impl Pipeline {
         copy: PrivateCopy,
         meta: Metadata,
     ) {
-        let (content, charge) = match copy.seal() {
+        let content = match Content::seal(copy) {
             Ok(sealed) => sealed,
             Err(error) => {
                 let why = format!("the private copy cannot be sealed: {error}");
-                self.land(key, id, Finding::Error(why), key.1, Vec::new());
+                self.land(key, id, Answer::new(Finding::Error(why), key.1));
                 return;
             }
         };
-        charge.share().scans.fetch_add(1, Relaxed);
-        let scan = Arc::new(Scan { key, flight: id, content, meta, charge });
+        content.charge.share().scans.fetch_add(1, Relaxed);
+        let scan = Arc::new(Scan { key, flight: id, content, meta });
         let lane = {
             let mut flights = self.flights();
             // Only its own landing removes a flight.
@@ -303,7 +325,7 @@ impl Pipeline {
             pipeline.reported(number, &scan_again, lane, progress, report);
         };
         engine.handle.scan(
-            scan.content.clone(),
+            scan.content.bytes.clone(),
             scan.meta.clone(),
             lane,
             engine.scan_timeout,
@@ -353,22 +375,20 @@ impl Pipeline {
         }
         // Generation 0 is older than every other: a driver remembers nothing of it.
         let generation = generation.unwrap_or_default();
-        self.land(scan.key, scan.flight, finding, generation, progress.reports);
+        let content = match &finding {
+            Finding::Infected(_) => Some(Arc::clone(&scan.content)),
+            _ => None,
+        };
+        let engines = progress.reports.into();
+        let answer = Answer { engines, content, ..Answer::new(finding, generation) };
+        self.land(scan.key, scan.flight, answer);
     }
 
-    fn land(
-        &self,
-        key: (ContentHash, Generation),
-        id: u64,
-        finding: Finding,
-        generation: Generation,
-        reports: Vec<EngineReport>,
-    ) {
+    fn land(&self, key: (ContentHash, Generation), id: u64, answer: Answer) {
         let flight = match self.flights().by_content.entry(key) {
             Entry::Occupied(entry) if entry.get().id == id => entry.remove(),
             _ => return,
         };
-        let answer = Answer { finding, generation, cached: false, engines: reports.into() };
         for waiter in flight.waiters {
             (waiter.reply)(answer.clone());
         }
@@ -385,12 +405,10 @@ impl Pipeline {
                 late.extend(flight.waiters.extract_if(.., |waiter| waiter.until <= now));
             }
             for waiter in late {
-                (waiter.reply)(Answer {
-                    finding: Finding::TimedOut("the scan is not done in time".into()),
-                    generation: self.generations.current(),
-                    cached: false,
-                    engines: Arc::default(),
-                });
+                (waiter.reply)(Answer::new(
+                    Finding::TimedOut("the scan is not done in time".into()),
+                    self.generations.current(),
+                ));
             }
         }
     }

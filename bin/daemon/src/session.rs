@@ -5,6 +5,7 @@
 //! Whatever the driver says that the protocol does not allow ends this session and nothing else.
 
 mod notices;
+mod remedies;
 mod requests;
 
 use crate::config::Config;
@@ -16,11 +17,12 @@ use crate::outbox::Outbox;
 use crate::pipeline::{Answer, Finding};
 use crate::region::OpenRegion;
 use notices::Pending;
+use remedies::{Remedy, Wanted};
 use requests::{Asked, Requests};
 use seawall_client::{Coverage, Driver, DriverCounters, Event, EventKind, LinkKind, Verdict};
 use seawall_proto::frame::{Decoder, FrameError, decode};
 use seawall_proto::{
-    ContentHash, Decision, Generation, Heartbeat, RequestId, ToGuest, ToHost,
+    ContentHash, Decision, Generation, Heartbeat, Remediation, RequestId, ToGuest, ToHost,
     Verdict as ProtoVerdict, VerdictKind,
 };
 use std::collections::HashMap;
@@ -60,6 +62,8 @@ pub struct Session {
     life: Mutex<Life>,
     /// Verdict events that wait for what the driver made of them.
     pending: Mutex<HashMap<RequestId, Pending>>,
+    /// What the driver was told to offer for quarantine, and has not yet.
+    wanted: Mutex<Wanted>,
     host: Arc<Host>,
 }
 
@@ -92,6 +96,7 @@ impl Session {
             outstanding: AtomicU32::new(0),
             life: Mutex::new(life),
             pending: Mutex::default(),
+            wanted: Mutex::default(),
             host,
         })
     }
@@ -168,7 +173,12 @@ impl Session {
             Finding::Error(why) => (VerdictKind::Error, None, Some(why.clone())),
             Finding::TimedOut(why) => (VerdictKind::TimedOut, None, Some(why.clone())),
         };
-        if verdict != Verdict::Clean {
+        let (decision, remediation) = match self.remedy(asked, hash, answer) {
+            Remedy::None => (decision, Remediation::None),
+            Remedy::Quarantine => (decision, Remediation::Quarantine),
+            Remedy::Approved => (Some(Decision::Allow), Remediation::None),
+        };
+        if verdict != Verdict::Clean && decision != Some(Decision::Allow) {
             // Before the verdict goes: the driver may answer at once.
             self.expect_outcome(asked, hash, answer);
         }
@@ -180,6 +190,7 @@ impl Session {
             generation: answer.generation,
             hash,
             detail,
+            remediation,
         }));
     }
 
@@ -192,6 +203,7 @@ impl Session {
         region: Arc<OpenRegion>,
     ) {
         self.alive();
+        self.host.quarantine.attached(self);
         let mut requests = Requests::new(Arc::clone(self), region);
         let breach = loop {
             if let Err(breach) = self.handle_all(&mut decoder, &mut requests) {
@@ -214,7 +226,11 @@ impl Session {
         IDLE
     }
 
-    fn handle_all(&self, decoder: &mut Decoder, requests: &mut Requests) -> Result<(), Breach> {
+    fn handle_all(
+        self: &Arc<Self>,
+        decoder: &mut Decoder,
+        requests: &mut Requests,
+    ) -> Result<(), Breach> {
         while let Some(payload) = decoder.next_payload()? {
             // A message of a later version is skipped.
             let Some(message) = decode::<ToHost>(payload)? else { continue };
@@ -225,6 +241,16 @@ impl Session {
                 ToHost::Cancel(id) => requests.cancel(id),
                 ToHost::Heartbeat(beat) => self.heartbeat(&beat),
                 ToHost::Notice(notice) => self.notice(notice),
+                ToHost::Offer(offer) => self.offered(offer),
+                ToHost::Removed(removed) => {
+                    self.host.quarantine.removed(self.guest.name(), removed);
+                }
+                ToHost::RestoreProgress(progress) => {
+                    self.host.quarantine.restore_progress(self.guest.name(), progress);
+                }
+                ToHost::Restored(restored) => {
+                    self.host.quarantine.restore_done(self.guest.name(), restored);
+                }
             }
         }
         Ok(())

@@ -1,8 +1,10 @@
 //! Asks the service over its unix socket: HTTP/1.1, one connection for each request.
 
-use crate::types::{Fault, Guest, Reload, ScanReport, Status};
+use crate::types::{
+    Approval, Fault, Guest, Quarantine, QuarantineEntry, Reload, RestoreRequest, ScanReport, Status,
+};
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, combinators::BoxBody};
+use http_body_util::{BodyExt, Empty, Full, combinators::BoxBody};
 use hyper::body::{Body, Incoming};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -113,6 +115,90 @@ impl Client {
         read(self.send(Method::POST, "/v1/reload", Empty::new()).await?).await
     }
 
+    /// What is in quarantine, of one guest if named.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn quarantine(&self, guest: Option<&str>) -> Result<Quarantine, ClientError> {
+        let query =
+            guest.map_or_else(String::new, |guest| format!("?guest={}", encode_query(guest)));
+        self.get(&format!("/v1/quarantine{query}")).await
+    }
+
+    /// One entry, named by its id or enough of its first digits.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn quarantine_entry(&self, id: &str) -> Result<QuarantineEntry, ClientError> {
+        self.get(&format!("/v1/quarantine/{}", encode_query(id))).await
+    }
+
+    /// The content of an entry, piece by piece.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn quarantined_content(&self, id: &str) -> Result<Pieces, ClientError> {
+        let path = format!("/v1/quarantine/{}/content", encode_query(id));
+        let answer = self.send(Method::GET, &path, Empty::new()).await?;
+        Ok(Pieces(answer.into_body()))
+    }
+
+    /// Gives a file back to a guest.
+    ///
+    /// # Errors
+    /// [`ClientError`]; code `exists` where a file is in the way.
+    pub async fn restore(
+        &self,
+        id: &str,
+        wanted: &RestoreRequest,
+    ) -> Result<QuarantineEntry, ClientError> {
+        let path = format!("/v1/quarantine/{}/restore", encode_query(id));
+        self.send_json(Method::POST, &path, wanted).await
+    }
+
+    /// Deletes an entry for good.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn delete_quarantined(&self, id: &str) -> Result<QuarantineEntry, ClientError> {
+        let path = format!("/v1/quarantine/{}", encode_query(id));
+        read(self.send(Method::DELETE, &path, Empty::new()).await?).await
+    }
+
+    /// All contents that pass although they are detected.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn approvals(&self) -> Result<Vec<Approval>, ClientError> {
+        self.get("/v1/approvals").await
+    }
+
+    /// Lets a content pass; gives all that pass now.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn approve(&self, approval: &Approval) -> Result<Vec<Approval>, ClientError> {
+        self.send_json(Method::POST, "/v1/approvals", approval).await
+    }
+
+    /// Takes an approval back; gives all that are left.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn revoke(&self, approval: &Approval) -> Result<Vec<Approval>, ClientError> {
+        self.send_json(Method::DELETE, "/v1/approvals", approval).await
+    }
+
+    async fn send_json<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        value: &impl serde::Serialize,
+    ) -> Result<T, ClientError> {
+        let body = serde_json::to_vec(value).map_err(broken)?;
+        read(self.send(method, path, Full::new(Bytes::from(body))).await?).await
+    }
+
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         read(self.send(Method::GET, path, Empty::new()).await?).await
     }
@@ -138,6 +224,7 @@ impl Client {
             .method(method)
             .uri(path)
             .header("host", "seawalld")
+            .header("content-type", "application/json")
             .body(body)
             .map_err(broken)?;
         let answer = sender.send_request(request).await.map_err(broken)?;
@@ -171,6 +258,25 @@ async fn read<T: DeserializeOwned>(answer: Response<Incoming>) -> Result<T, Clie
 async fn collect(body: Incoming) -> Result<Bytes, ClientError> {
     let limited = http_body_util::Limited::new(body, ANSWER_MAX);
     Ok(limited.collect().await.map_err(broken)?.to_bytes())
+}
+
+/// A content as it arrives.
+#[derive(Debug)]
+pub struct Pieces(Incoming);
+
+impl Pieces {
+    /// The next piece; `None` after the last one.
+    ///
+    /// # Errors
+    /// [`ClientError::Broken`]: what came is not the whole.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
+        loop {
+            let Some(frame) = self.0.frame().await else { return Ok(None) };
+            if let Ok(data) = frame.map_err(broken)?.into_data() {
+                return Ok(Some(data));
+            }
+        }
+    }
 }
 
 /// Event lines as they arrive; each is one JSON object ([`Event`](crate::Event)).

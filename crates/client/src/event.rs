@@ -47,6 +47,28 @@ pub enum EventKind {
     ConfigRefused,
     /// Events were left out: the queue was full, or a guest caused too many.
     EventsDropped,
+    /// An infected file is in quarantine, and the guest's own is gone.
+    Quarantined,
+    /// An infected file cannot be removed from its guest, which denies it; `reason` says why.
+    QuarantineStays,
+    /// An infected file could not be stored; it stays in its guest, which denies it.
+    QuarantineFailed,
+    /// An entry was dropped: the quarantine was full, or the entry too old.
+    QuarantineDropped,
+    /// The operator deleted an entry.
+    QuarantineDeleted,
+    /// The quarantine is nearly full.
+    QuarantineFilling,
+    /// Something in the quarantine's store or index is damaged.
+    QuarantineDamaged,
+    /// A file was given back to a guest.
+    Restored,
+    /// A file could not be given back; it is still in quarantine.
+    RestoreFailed,
+    /// The operator lets a content pass, in one guest or in all.
+    Approved,
+    /// The operator took that back.
+    ApprovalRevoked,
     /// A kind that this build does not know.
     #[serde(other)]
     Unknown,
@@ -111,6 +133,9 @@ pub struct Event {
     /// The generation of engines and signatures.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation: Option<u64>,
+    /// The entry of the quarantine concerned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ticket: Option<String>,
     /// Why, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -140,6 +165,7 @@ impl Event {
             duration_us: None,
             count: None,
             generation: None,
+            ticket: None,
             reason: None,
         }
     }

@@ -21,12 +21,13 @@ pub mod text;
 mod types;
 
 #[cfg(feature = "client")]
-pub use client::{Client, ClientError, Lines};
+pub use client::{Client, ClientError, Lines, Pieces};
 pub use event::{Event, EventKind};
 pub use types::{
-    Counters, Coverage, Detection, Diagnostic, Driver, DriverCounters, Engine, EngineReport,
-    EngineState, Fault, Guest, GuestCounts, GuestState, LinkKind, PrivateCopies, Reload,
-    ReloadedEngine, Resources, ScanReport, Session, Status, Uncovered, Verdict, VerdictCounts,
+    Approval, Counters, Coverage, Detection, Diagnostic, Driver, DriverCounters, Engine,
+    EngineReport, EngineState, Fault, Guest, GuestCounts, GuestState, LinkKind, PrivateCopies,
+    Quarantine, QuarantineAttributes, QuarantineEntry, QuarantineState, Reload, ReloadedEngine,
+    Resources, RestoreRequest, ScanReport, Session, Status, Uncovered, Verdict, VerdictCounts,
 };
 
 /// Where the service listens unless configured otherwise.

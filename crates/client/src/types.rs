@@ -392,3 +392,105 @@ pub struct Fault {
     /// What happened, why, and what to do.
     pub message: String,
 }
+
+/// How far the quarantine of a file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum QuarantineState {
+    /// Here; whether the guest's file is gone is not known yet.
+    Stored,
+    /// Here alone.
+    Quarantined,
+    /// Here, and in the guest too; `detail` says why.
+    Stays,
+    /// It was given back.
+    Restored,
+}
+
+/// One quarantined file. Strings that came from a guest are escaped.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct QuarantineEntry {
+    /// Its ticket: 16 hexadecimal digits.
+    pub id: String,
+    /// How far it is.
+    pub state: QuarantineState,
+    /// The rest of the story, for people; empty where there is none.
+    pub detail: String,
+    /// The guest it came from.
+    pub guest: String,
+    /// Where it was.
+    pub path: String,
+    /// The same path's bytes in hexadecimal, where they are not UTF-8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_hex: Option<String>,
+    /// What was found.
+    pub detection: String,
+    /// The engine that found it.
+    pub engine: String,
+    /// BLAKE3 of the content in hexadecimal.
+    pub hash: String,
+    /// The content's size in bytes.
+    pub size: u64,
+    /// When it was stored (RFC 3339, UTC).
+    pub stored: String,
+    /// Owner, mode and so on; left out in a listing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attributes: Option<QuarantineAttributes>,
+}
+
+/// What a restore gives back besides the content.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct QuarantineAttributes {
+    /// Permission bits in octal.
+    pub mode: String,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Last change of the content (RFC 3339, UTC).
+    pub modified: String,
+    /// Names of the extended attributes.
+    pub xattrs: Vec<String>,
+    /// Whether it has holes.
+    pub sparse: bool,
+    /// How many names it had in the guest.
+    pub links: u32,
+}
+
+/// The quarantine as a whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Quarantine {
+    /// Newest first.
+    pub entries: Vec<QuarantineEntry>,
+    /// Bytes on disk.
+    pub used_bytes: u64,
+    /// The most bytes on disk.
+    pub most_bytes: u64,
+}
+
+/// Where a file shall go.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RestoreRequest {
+    /// The guest; the one it came from if left out.
+    #[serde(default)]
+    pub guest: Option<String>,
+    /// The absolute path; where it was if left out.
+    #[serde(default)]
+    pub path: Option<String>,
+    /// Whether a file that is there is replaced.
+    #[serde(default)]
+    pub overwrite: bool,
+}
+
+/// A content that passes although it is detected.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Approval {
+    /// BLAKE3 of the content in hexadecimal.
+    pub hash: String,
+    /// The guest in which it passes; all if left out.
+    #[serde(default)]
+    pub guest: Option<String>,
+    /// Since when (RFC 3339, UTC); set by the service.
+    #[serde(default)]
+    pub since: String,
+}

@@ -4,6 +4,7 @@
 //! the access, so that one line tells the whole story.
 
 use super::Session;
+use crate::events::hex;
 use crate::pipeline::{Answer, Finding};
 use crate::session::requests::Asked;
 use seawall_client::text::{escape, escape_short};
@@ -83,7 +84,7 @@ impl Session {
         }
     }
 
-    fn file_event(&self, kind: EventKind, operation: Operation, file: &FileMetadata) -> Event {
+    pub fn file_event(&self, kind: EventKind, operation: Operation, file: &FileMetadata) -> Event {
         let mut event = Event::new(kind).guest(self.guest.name());
         event.path = Some(escape(&file.path));
         event.path_hex = std::str::from_utf8(&file.path).is_err().then(|| hex(&file.path));
@@ -159,14 +160,6 @@ impl Session {
         ));
         self.host.events.emit(event);
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 fn operation_name(operation: Operation) -> &'static str {

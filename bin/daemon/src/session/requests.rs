@@ -5,7 +5,7 @@
 
 use super::{Breach, Session};
 use crate::copy::{CopyError, HEAP_MAX, PrivateCopy};
-use crate::pipeline::{Answer, Finding, Request};
+use crate::pipeline::{Answer, Content as Sealed, Finding, Request};
 use crate::region::OpenRegion;
 use seawall_engine::Metadata;
 use seawall_engine::host::Lane;
@@ -177,7 +177,13 @@ impl Requests {
         let Open { mut asked, until, copy, slots } = open;
         asked.size = copy.len();
         let hash = copy.hash();
-        if let Some(answer) = self.session.host.pipeline.lookup(hash) {
+        if let Some(mut answer) = self.session.host.pipeline.lookup(hash) {
+            if matches!(answer.finding, Finding::Infected(_)) {
+                // It may go to quarantine; without the copy it is denied all the same.
+                answer.content = Sealed::seal(copy).ok();
+                self.session.answer(&asked, Some(hash), &answer);
+                return;
+            }
             self.session.answer(&asked, Some(hash), &answer);
             self.keep(copy.into_spare());
             return;
@@ -214,12 +220,8 @@ impl Requests {
     fn refuse(&mut self, open: Open, why: &str) {
         let Open { mut asked, copy, .. } = open;
         asked.size = copy.len();
-        let answer = Answer {
-            finding: Finding::Error(why.to_owned()),
-            generation: self.session.host.pipeline.generations.current(),
-            cached: false,
-            engines: Arc::default(),
-        };
+        let generation = self.session.host.pipeline.generations.current();
+        let answer = Answer::new(Finding::Error(why.to_owned()), generation);
         self.session.answer(&asked, None::<ContentHash>, &answer);
         self.keep(copy.into_spare());
     }

@@ -133,8 +133,25 @@ impl Service {
     pub fn restart(&mut self, signal: &str) {
         self.signal(signal);
         self.child.wait().expect("it is our child");
+        self.again();
+    }
+
+    /// Starts it anew after it has ended.
+    pub fn again(&mut self) {
         self.child = spawn(self.folder.path(), &self.setup, self.port, &self.log);
         self.wait_ready();
+    }
+
+    /// How it ended, if it does within `patience`.
+    pub fn try_end(&mut self, patience: Duration) -> Option<std::process::ExitStatus> {
+        let until = Instant::now() + patience;
+        loop {
+            let ended = self.child.try_wait().expect("it is our child");
+            if ended.is_some() || Instant::now() > until {
+                return ended;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     pub fn wait_end(&mut self) -> std::process::ExitStatus {
@@ -212,7 +229,7 @@ impl Service {
         self.try_driver(guest).unwrap_or_else(|refused| panic!("refused: {refused:?}"))
     }
 
-    pub fn try_driver(&self, guest: &str) -> Result<Driver, ToGuest> {
+    pub fn try_driver(&self, guest: &str) -> Result<Driver, Box<ToGuest>> {
         let mut connection = self.connect(guest);
         let region = self.region(guest);
         let header = region.header().expect("the service wrote it");
@@ -225,7 +242,7 @@ impl Service {
                 copied: Vec::new(),
                 said: Vec::new(),
             }),
-            other => Err(other),
+            other => Err(Box::new(other)),
         }
     }
 
