@@ -24,22 +24,27 @@ mod hello;
 mod identity;
 mod message;
 pub mod noise;
+pub mod serial;
 mod types;
 
 pub use hello::{Hello, HelloError, PREFACE_LEN, Preface};
 pub use identity::{Key, Proof, RegionId};
 pub use message::{
     Attach, Attached, Content, Coverage, ExposureReason, FailMode, FileMetadata, Heartbeat, Notice,
-    Operation, Outcome, Policy, Refusal, ScanRequest, SlotRef, ToGuest, ToHost, Uncovered, Verdict,
+    Operation, Outcome, Part, Policy, Refusal, ScanRequest, SlotRef, ToGuest, ToHost, Uncovered, Verdict,
 };
 pub use types::{ContentHash, Decision, Generation, RequestId, VerdictKind};
 
 /// The port on which the service listens for drivers, on AF_VSOCK and on TCP alike.
 pub const PORT: u16 = 7325;
 
+/// The most bytes of content that one message carries itself. Small enough that a heartbeat or another
+/// request never waits long behind it.
+pub const INLINE_MAX: usize = 32 * 1024;
+
 /// Protocol versions, one sentence each:
 ///
-/// 1. Scan requests with content in region slots, verdicts, policy, heartbeats and notices.
+/// 1. Scan requests with content in region slots or inline, verdicts, policy, heartbeats and notices.
 pub const VERSION: u16 = 1;
 
 /// The lowest protocol version that this build still speaks.
