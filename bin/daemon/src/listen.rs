@@ -48,12 +48,7 @@ pub fn serve_guest(host: &Arc<Host>, guest: &Arc<Guest>) -> io::Result<()> {
     Ok(())
 }
 
-fn serve_path(
-    host: &Arc<Host>,
-    guest: &Arc<Guest>,
-    path: &Path,
-    kind: LinkKind,
-) -> io::Result<()> {
+fn serve_path(host: &Arc<Host>, guest: &Arc<Guest>, path: &Path, kind: LinkKind) -> io::Result<()> {
     let (host, guest, path) = (Arc::clone(host), Arc::clone(guest), path.to_owned());
     thread::Builder::new().name(format!("at {}", guest.name())).spawn(move || {
         let mut complained = false;

@@ -83,8 +83,7 @@ impl GuestRegion {
     /// the one that was open: the guest still has it.
     pub fn refresh(&self, guest: &str, complaints: &Complaints) -> Option<Arc<OpenRegion>> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_current =
-            state.current.as_ref().is_some_and(|region| region.is_file_at(&self.path));
+        let is_current = state.current.as_ref().is_some_and(|region| region.is_file_at(&self.path));
         if !is_current {
             match OpenRegion::prepare(&self.path) {
                 Ok(region) => {

@@ -12,7 +12,9 @@
 
 #![allow(unsafe_code)] // Mapping device memory and reading into it; see the SAFETY comments.
 
-use crate::layout::{ENCODED_HEADER_LEN, Geometry, HEADER_LEN, Header, LayoutError, MAGIC, SLOT_LEN};
+use crate::layout::{
+    ENCODED_HEADER_LEN, Geometry, HEADER_LEN, Header, LayoutError, MAGIC, SLOT_LEN,
+};
 use seawall_proto::SlotRef;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
@@ -374,10 +376,8 @@ mod tests {
     #[test]
     fn a_region_that_vanishes_is_an_error_and_not_a_signal() {
         let (file, region) = region();
-        let header = Header {
-            region: seawall_proto::RegionId([1; 16]),
-            key: seawall_proto::Key([2; 32]),
-        };
+        let header =
+            Header { region: seawall_proto::RegionId([1; 16]), key: seawall_proto::Key([2; 32]) };
         file.as_file().write_all(&header.to_bytes()).unwrap();
         assert_eq!(region.header().unwrap(), header);
         assert!(region.is_there());
