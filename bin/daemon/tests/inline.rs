@@ -176,8 +176,10 @@ fn a_guest_without_a_region_proves_itself_by_its_key_file() {
     assert!(matches!(answer, ToGuest::Refused(Refusal::Region)), "{answer:?}");
     connection.say(&ToHost::Heartbeat(seawall_proto::Heartbeat::default()));
     assert!(matches!(connection.hear(), Some(ToGuest::Alive)), "it stands all the same");
-    let guest = service.guest("k1");
-    assert_eq!((guest.state, guest.region), (GuestState::Protected, None));
+    wait_for("the guest to count as protected", || {
+        (service.guest("k1").state == GuestState::Protected).then_some(())
+    });
+    assert_eq!(service.guest("k1").region, None);
 
     // A new service takes the same key; once it is removed there is another.
     service.restart("KILL");
