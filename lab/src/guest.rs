@@ -439,12 +439,12 @@ impl Guest {
 
     /// Pulls the region's device out of the running guest, and comes back when its kernel has let it go.
     pub fn unplug_region(&self) -> anyhow::Result<()> {
-        qemu::unplug_region(&self.state()?.qmp)
+        qemu::unplug_region(&self.state()?)
     }
 
-    /// Plugs it in again, with the same memory behind it.
+    /// Plugs it in again, with the same file behind it.
     pub fn plug_region(&self) -> anyhow::Result<()> {
-        qemu::plug_region(&self.state()?.qmp)
+        qemu::plug_region(&self.state()?)
     }
 
     /// Runs a command of QEMU's control protocol.

@@ -25,7 +25,8 @@ const DATA_DISK_BYTES: u64 = 256 << 20;
 const REGION_DEVICE: &str = "region0";
 
 /// Pulls the region's device out of a running guest and waits until the guest's kernel has let it go.
-pub fn unplug_region(qmp_socket: &Path) -> anyhow::Result<()> {
+pub fn unplug_region(guest: &GuestState) -> anyhow::Result<()> {
+    let qmp_socket = &guest.qmp;
     qmp::execute(qmp_socket, "device_del", json!({ "id": REGION_DEVICE }))?;
     let until = Instant::now() + Duration::from_secs(30);
     while has_region_device(qmp_socket)? {
@@ -34,11 +35,18 @@ pub fn unplug_region(qmp_socket: &Path) -> anyhow::Result<()> {
         }
         thread::sleep(Duration::from_millis(20));
     }
-    Ok(())
+    // QEMU 7.2 ends itself when a device comes back to a backend that it had before.
+    qmp::execute(qmp_socket, "object-del", json!({ "id": "region" })).map(drop)
 }
 
-/// Plugs the region's device in again, with the same memory.
-pub fn plug_region(qmp_socket: &Path) -> anyhow::Result<()> {
+/// Plugs the region's device in again, with the same file behind it.
+pub fn plug_region(guest: &GuestState) -> anyhow::Result<()> {
+    let qmp_socket = &guest.qmp;
+    let backend = json!({
+        "qom-type": "memory-backend-file", "id": "region", "share": true,
+        "mem-path": guest.region, "size": REGION_BYTES,
+    });
+    qmp::execute(qmp_socket, "object-add", backend)?;
     let device = json!({ "driver": "ivshmem-plain", "id": REGION_DEVICE, "memdev": "region" });
     qmp::execute(qmp_socket, "device_add", device).map(drop)
 }

@@ -121,11 +121,6 @@ fn without_a_region(link: Link, kind: LinkKind, kernel: Kernel) {
 }
 
 #[test]
-fn a_guest_without_a_region_on_vsock() {
-    without_a_region(Link::Vsock, LinkKind::Unix, Kernel::V6_12);
-}
-
-#[test]
 fn a_guest_without_a_region_on_tcp() {
     without_a_region(Link::Tcp, LinkKind::Tcp, Kernel::V6_12);
 }
@@ -148,7 +143,7 @@ fn a_locked_down_kernel_6_1_forbids_the_region_and_is_protected() {
 fn locked_down(kernel: Kernel) {
     let mut checks = Checks::of(format!("kernel {kernel} with lockdown=integrity"));
     let kernel_arguments = "lockdown=integrity".into();
-    let options = options(1, kernel, Link::Vsock);
+    let options = options(1, kernel, Link::Serial);
     let lab = up(LabOptions { key: true, kernel_arguments, ..options }).unwrap();
     let guest = lab.guest("g1").unwrap();
     let lockdown = guest.sh("mount -t securityfs none /mnt; cat /mnt/lockdown").unwrap();
@@ -164,7 +159,7 @@ fn locked_down(kernel: Kernel) {
 #[test]
 fn the_region_goes_and_comes_back_under_load_and_no_open_fails() {
     let mut checks = Checks::of("the region is unplugged and plugged in under load");
-    let lab_options = options(1, Kernel::V6_12, Link::Vsock);
+    let lab_options = options(1, Kernel::V6_12, Link::Serial);
     let lab = up(LabOptions { key: true, config: CLOSED.into(), ..lab_options }).unwrap();
     let guest = lab.guest("g1").unwrap();
     guest.push_bytes(&eicar(), "/data/eicar", 0o644).unwrap();

@@ -31,6 +31,10 @@ use std::time::{Duration, Instant};
 
 /// Slots filled before a part of a long content is sent.
 const PART: usize = 16;
+/// Bytes of content in one message where it goes inline: each filler has a buffer of this, and so has
+/// the link, twice where it encrypts.
+const PIECE: usize = 8 * 1024;
+const _: () = assert!(PIECE <= INLINE_MAX);
 /// How long a scan for which nobody waits may take, in milliseconds, and how much longer for each MiB.
 const BACKGROUND_MS: u64 = 60_000;
 const BACKGROUND_MS_PER_MIB: u64 = 250;
@@ -241,9 +245,9 @@ impl Source<'_> {
     }
 
     fn fill_buffer<'b>(&self, start: u64, buffer: &'b mut Vec<u8>) -> Result<Part<'b>, Stop> {
-        buffer.resize(INLINE_MAX, 0);
+        buffer.resize(PIECE, 0);
         let mut done = 0;
-        while done < INLINE_MAX {
+        while done < PIECE {
             match self.file.read_at(&mut buffer[done..], start + done as u64) {
                 Ok(0) => break,
                 Ok(read) => done += read,
@@ -253,7 +257,7 @@ impl Source<'_> {
         }
         buffer.truncate(done);
         let len = done as u64;
-        let last = done < INLINE_MAX || start + len >= self.size;
+        let last = done < PIECE || start + len >= self.size;
         Ok(Part { filled: Filled::Inline(buffer), len, last })
     }
 }
