@@ -233,7 +233,6 @@ fn start(name: &str, up: Up) -> anyhow::Result<()> {
         config,
         rules: up.rules,
         memory_mib: up.memory,
-        ..LabOptions::default()
     })?;
     let state = lab.state()?;
     let guests: Vec<_> =

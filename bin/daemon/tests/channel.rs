@@ -1,6 +1,8 @@
 //! A virtio-serial channel as QEMU shows it to the service: one connection that stays, and on it one
 //! driver after another, each behind what the last one left.
 
+#![allow(clippy::unwrap_used)] // A test says what it expects by unwrapping it.
+
 mod common;
 
 use common::{Connection, PATIENCE, Service, Setup, wait_for};

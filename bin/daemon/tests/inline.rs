@@ -1,6 +1,8 @@
 //! Content that comes on the link itself, from guests that do right and wrong with it, and the key of
 //! guests that have no region.
 
+#![allow(clippy::unwrap_used)] // A test says what it expects by unwrapping it.
+
 mod common;
 
 use common::{Connection, Driver, Engine, Service, Setup, eicar, wait_for};

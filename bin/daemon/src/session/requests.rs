@@ -307,10 +307,6 @@ mod tests {
 
     #[test]
     fn a_slot_number_is_new_once() {
-        if open.inline && !slots.is_empty() {
-            return Err(Fault::Mixed);
-        }
-        let region = Arc::clone(&self.region);
         let mut named = Bitmap::default();
         for index in [0, 63, 64, u16::MAX] {
             assert!(named.insert(index));
