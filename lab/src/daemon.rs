@@ -21,8 +21,14 @@ pub fn write_config(state: &LabState, overlay: &str) -> anyhow::Result<()> {
     let guests = state.guests.iter().map(|guest| {
         let mut table = Table::new();
         table.insert("name".into(), guest.name.as_str().into());
-        table.insert("region".into(), text(&guest.region));
-        table.insert("socket".into(), text(&guest.socket));
+        if state.region {
+            table.insert("region".into(), text(&guest.region));
+        }
+        if state.key {
+            table.insert("key_file".into(), text(&guest.key));
+        }
+        let socket = if state.link == Link::Serial { "serial_socket" } else { "socket" };
+        table.insert(socket.into(), text(&guest.socket));
         Value::Table(table)
     });
     let tcp =

@@ -400,7 +400,7 @@ impl Guest {
     }
 
     /// Silences the link: what is sent arrives nowhere, nobody is told. On TCP the guest's network card
-    /// loses its wire (the lab's own commands use another); on vsock the relay is stopped.
+    /// loses its wire (the lab's own commands use another); on vsock and serial the relay is stopped.
     pub fn link_down(&self) -> anyhow::Result<()> {
         let state = self.lab()?;
         let guest = state.guest(&self.name)?;
@@ -435,6 +435,16 @@ impl Guest {
 
     fn set_wire(&self, guest: &GuestState, up: bool) -> anyhow::Result<()> {
         qmp::execute(&guest.qmp, "set_link", json!({ "name": "net0", "up": up })).map(drop)
+    }
+
+    /// Pulls the region's device out of the running guest, and comes back when its kernel has let it go.
+    pub fn unplug_region(&self) -> anyhow::Result<()> {
+        qemu::unplug_region(&self.state()?)
+    }
+
+    /// Plugs it in again, with the same file behind it.
+    pub fn plug_region(&self) -> anyhow::Result<()> {
+        qemu::plug_region(&self.state()?)
     }
 
     /// Runs a command of QEMU's control protocol.

@@ -21,6 +21,7 @@ const MODULES: &[&str] = &[
     "virtio_console",
     "virtio_rng",
     "vmw_vsock_virtio_transport",
+    "qemu_fw_cfg",
     "overlay",
     "fuse",
     "loop",

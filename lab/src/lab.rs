@@ -94,11 +94,15 @@ impl Lab {
         for guest in &state.guests {
             qemu::make_disks(guest)?;
         }
-        // Guests first: they take longer, and the service comes up beside them.
+        // Where QEMU wants keys, the service has to write them first.
+        if state.key && options.daemon {
+            daemon::start(&self.store)?;
+        }
+        // Else guests first: they take longer, and the service comes up beside them.
         for guest in &state.guests {
             qemu::start(&self.store, &guest.name)?;
         }
-        if options.daemon {
+        if options.daemon && !state.key {
             daemon::start(&self.store)?;
         }
         self.wait_ready()?;

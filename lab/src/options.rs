@@ -70,7 +70,7 @@ words! {
         Tcp = "tcp",
         /// vsock through `vhost-device-vsock`.
         Vsock = "vsock",
-        /// A virtio-serial channel.
+        /// A virtio-serial channel, through a relay that the lab can cut.
         Serial = "serial",
     }
 }
@@ -88,6 +88,10 @@ pub struct LabOptions {
     pub kernel: Kernel,
     /// Their link to the service.
     pub link: Link,
+    /// Whether the guests have a region. Without one they have a key.
+    pub region: bool,
+    /// Whether the guests get their key by fw_cfg too, for where they cannot map their region.
+    pub key: bool,
     /// Whether the driver runs in the guests.
     pub agent: bool,
     /// Whether the service runs on the host side.
@@ -113,6 +117,8 @@ impl Default for LabOptions {
             image: Image::Initramfs,
             kernel: Kernel::V6_12,
             link: Link::Vsock,
+            region: true,
+            key: false,
             agent: true,
             daemon: true,
             keep: true,
@@ -148,10 +154,8 @@ impl LabOptions {
         if !(1..=200).contains(&self.guests) {
             bail!("a lab has 1 to 200 guests, not {}", self.guests);
         }
-        if self.link == Link::Serial {
-            bail!(
-                "`--link serial` is not there yet: the driver has no virtio-serial link; use vsock or tcp"
-            );
+        if !self.region && !self.daemon {
+            bail!("guests without a region need the service: it writes their keys");
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Starts and stops the processes behind one guest: QEMU, and on a vsock link the device and the relay.
+//! Starts and stops the processes behind one guest: QEMU, the relay of its link, on vsock the device.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -8,17 +8,54 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use serde_json::json;
 
 use crate::net::{GuestNet, HOST};
 use crate::options::Link;
 use crate::process::{Background, Process, run_tool, tail};
 use crate::setup::{kernel_dir, vsock_device};
 use crate::state::{GuestState, LabState, Store};
-use crate::{debian, initramfs, paths};
+use crate::{debian, initramfs, paths, qmp};
 
 /// DESIGN.md, "Defaults".
 const REGION_BYTES: u64 = 16 << 20;
 const DATA_DISK_BYTES: u64 = 256 << 20;
+
+/// QEMU's name for the device of the region.
+const REGION_DEVICE: &str = "region0";
+
+/// Pulls the region's device out of a running guest and waits until the guest's kernel has let it go.
+pub fn unplug_region(guest: &GuestState) -> anyhow::Result<()> {
+    let qmp_socket = &guest.qmp;
+    qmp::execute(qmp_socket, "device_del", json!({ "id": REGION_DEVICE }))?;
+    let until = Instant::now() + Duration::from_secs(30);
+    while has_region_device(qmp_socket)? {
+        if Instant::now() > until {
+            bail!("the guest does not let its region go");
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    // QEMU 7.2 ends itself when a device comes back to a backend that it had before.
+    qmp::execute(qmp_socket, "object-del", json!({ "id": "region" })).map(drop)
+}
+
+/// Plugs the region's device in again, with the same file behind it.
+pub fn plug_region(guest: &GuestState) -> anyhow::Result<()> {
+    let qmp_socket = &guest.qmp;
+    let backend = json!({
+        "qom-type": "memory-backend-file", "id": "region", "share": true,
+        "mem-path": guest.region, "size": REGION_BYTES,
+    });
+    qmp::execute(qmp_socket, "object-add", backend)?;
+    let device = json!({ "driver": "ivshmem-plain", "id": REGION_DEVICE, "memdev": "region" });
+    qmp::execute(qmp_socket, "device_add", device).map(drop)
+}
+
+fn has_region_device(qmp_socket: &Path) -> anyhow::Result<bool> {
+    let list = qmp::execute(qmp_socket, "qom-list", json!({ "path": "/machine/peripheral" }))?;
+    let devices = list.as_array().context("qom-list gives no list")?;
+    Ok(devices.iter().any(|device| device["name"] == REGION_DEVICE))
+}
 
 /// Port of the service, on TCP and vsock alike.
 pub const SERVICE_PORT: u16 = 7325;
@@ -53,9 +90,16 @@ pub fn start(store: &Store, name: &str) -> anyhow::Result<()> {
         &binaries.lab_guest,
         state.agent.then_some(binaries.agent.as_path()),
     )?;
-    make_region(&guest.region)?;
-    if state.link == Link::Vsock {
+    if state.region {
+        make_region(&guest.region)?;
+    }
+    if state.key {
+        renew_key(&state, guest)?;
+    }
+    if state.link != Link::Tcp {
         start_relay(store, name)?;
+    }
+    if state.link == Link::Vsock {
         start_vsock_device(store, name)?;
     }
     let qemu = background(
@@ -108,11 +152,25 @@ fn make_region(path: &Path) -> anyhow::Result<()> {
     Ok(fs::rename(fresh, path)?)
 }
 
-/// Starts the relay between a guest's vsock device and the service.
+/// Has the service write a new key, as whoever starts a guest does. Without a service the old one stays.
+fn renew_key(state: &LabState, guest: &GuestState) -> anyhow::Result<()> {
+    let Some(daemon) = state.daemon.as_ref().filter(|daemon| daemon.is_alive()) else {
+        let path = guest.key.display();
+        anyhow::ensure!(guest.key.exists(), "{path} is missing; the service has to write it");
+        return Ok(());
+    };
+    let _ = fs::remove_file(&guest.key);
+    wait_for_file(&guest.key, daemon, &state.daemon_log)
+}
+
+/// Starts the relay between a guest's vsock device or virtio-serial channel and the service.
 pub fn start_relay(store: &Store, name: &str) -> anyhow::Result<()> {
     let state = store.load()?;
     let guest = state.guest(name)?;
-    let listen = vsock_listener(guest);
+    let listen = match state.link {
+        Link::Serial => guest.serial.clone().into_os_string(),
+        _ => vsock_listener(guest),
+    };
     let _ = fs::remove_file(&listen);
     let arguments = vec!["relay".into(), listen.clone(), guest.socket.clone().into()];
     let relay =
@@ -121,7 +179,7 @@ pub fn start_relay(store: &Store, name: &str) -> anyhow::Result<()> {
         state.guest_mut(name)?.relay = Some(relay.clone());
         Ok(())
     })?;
-    wait_for_socket(Path::new(&listen), &relay, &guest.log)
+    wait_for_file(Path::new(&listen), &relay, &guest.log)
 }
 
 fn vsock_listener(guest: &GuestState) -> OsString {
@@ -153,14 +211,14 @@ fn start_vsock_device(store: &Store, name: &str) -> anyhow::Result<()> {
         state.guest_mut(name)?.vsock_device = Some(process.clone());
         Ok(())
     })?;
-    wait_for_socket(&socket, &process, &guest.log)
+    wait_for_file(&socket, &process, &guest.log)
 }
 
-fn wait_for_socket(socket: &Path, process: &Process, log: &Path) -> anyhow::Result<()> {
+fn wait_for_file(path: &Path, process: &Process, log: &Path) -> anyhow::Result<()> {
     let until = Instant::now() + Duration::from_secs(5);
-    while !socket.exists() {
+    while !path.exists() {
         if !process.is_alive() || Instant::now() > until {
-            bail!("{} does not appear\n{}", socket.display(), tail(log, 10));
+            bail!("{} does not appear\n{}", path.display(), tail(log, 10));
         }
         thread::sleep(Duration::from_millis(5));
     }
@@ -226,12 +284,17 @@ fn qemu_arguments(
     add("serial", "chardev:console".into());
     add("chardev", format!("socket,id=qmp,path={},server=on,wait=off", shown(&guest.qmp)));
     add("mon", "chardev=qmp,mode=control".into());
-    let region = shown(&guest.region);
-    add(
-        "object",
-        format!("memory-backend-file,id=region,share=on,mem-path={region},size={REGION_BYTES}"),
-    );
-    add("device", "ivshmem-plain,memdev=region".into());
+    if state.region {
+        let region = shown(&guest.region);
+        add(
+            "object",
+            format!("memory-backend-file,id=region,share=on,mem-path={region},size={REGION_BYTES}"),
+        );
+        add("device", format!("ivshmem-plain,id={REGION_DEVICE},memdev=region"));
+    }
+    if state.key {
+        add("fw_cfg", format!("name=opt/seawall/key,file={}", shown(&guest.key)));
+    }
     for (id, tap, hardware) in [
         ("net0", &net.tap, &net.hardware),
         ("mgmt0", &net.management_tap, &net.management_hardware),
@@ -254,13 +317,21 @@ fn qemu_arguments(
     if let Some(path) = &guest.root_disk {
         disk("root", "qcow2", path);
     }
-    if guest.root_disk.is_some() {
+    if guest.root_disk.is_some() || state.link == Link::Serial {
         add("device", "virtio-serial-pci".into());
+    }
+    if guest.root_disk.is_some() {
         add(
             "chardev",
             format!("socket,id=qga,path={},server=on,wait=off", shown(&guest.guest_agent)),
         );
         add("device", "virtserialport,chardev=qga,name=org.qemu.guest_agent.0".into());
+    }
+    if state.link == Link::Serial {
+        // QEMU connects, and again each second: so service and guest may come and go in any order.
+        let path = shown(&guest.serial);
+        add("chardev", format!("socket,id=seawall,path={path},server=off,reconnect=1"));
+        add("device", "virtserialport,chardev=seawall,name=org.seawall.0".into());
     }
     if state.link == Link::Vsock {
         add("chardev", format!("socket,id=vsock,path={}", shown(&vhost_socket(guest))));

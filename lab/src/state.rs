@@ -35,6 +35,10 @@ pub struct LabState {
     pub kernel: Kernel,
     /// Their link.
     pub link: Link,
+    /// Whether the guests have a region.
+    pub region: bool,
+    /// Whether they get a key by fw_cfg.
+    pub key: bool,
     /// Whether the driver runs in the guests.
     pub agent: bool,
     /// Whether the service is part of this lab.
@@ -74,10 +78,14 @@ pub struct GuestState {
     pub management: Ipv4Addr,
     /// File behind the shared memory.
     pub region: PathBuf,
+    /// File with the key that QEMU hands in by fw_cfg, where the lab has keys.
+    pub key: PathBuf,
     /// Unix socket on which the service takes this guest's connections.
     pub socket: PathBuf,
     /// Prefix of the sockets of the vsock device.
     pub vsock: PathBuf,
+    /// Socket to which QEMU connects the virtio-serial channel: the relay's.
+    pub serial: PathBuf,
     /// QEMU's control socket.
     pub qmp: PathBuf,
     /// Socket of the QEMU guest agent, in a Debian guest.
@@ -98,7 +106,7 @@ pub struct GuestState {
     pub qemu: Option<Process>,
     /// The vsock device's process.
     pub vsock_device: Option<Process>,
-    /// The relay between the vsock device and the service.
+    /// The relay between the vsock device or the virtio-serial channel and the service.
     pub relay: Option<Process>,
 }
 
@@ -116,6 +124,8 @@ impl LabState {
             image: options.image,
             kernel: options.kernel,
             link: options.link,
+            region: options.region,
+            key: options.key || !options.region,
             agent: options.agent,
             with_daemon: options.daemon,
             daemon: None,
@@ -167,8 +177,10 @@ impl GuestState {
             address: net.address,
             management: net.management,
             region: run_dir.join(format!("{name}.region")),
+            key: run_dir.join(format!("{name}.key")),
             socket: run_dir.join(format!("{name}.link")),
             vsock: run_dir.join(format!("{name}.vsock")),
+            serial: run_dir.join(format!("{name}.serial")),
             qmp: run_dir.join(format!("{name}.qmp")),
             guest_agent: run_dir.join(format!("{name}.qga")),
             console: state_dir.join(format!("{name}.console")),

@@ -249,9 +249,8 @@ fn owner_of_a_lab_that_never_ends() {
 #[test]
 fn what_cannot_be_is_refused_in_words() {
     let refused = |options: LabOptions| Lab::up(options).unwrap_err().to_string();
-    assert!(
-        refused(LabOptions { link: Link::Serial, ..LabOptions::bare() }).contains("not there yet")
-    );
+    let without_service = LabOptions { region: false, ..LabOptions::bare() };
+    assert!(refused(without_service).contains("need the service"));
     assert!(refused(LabOptions { name: "a/b".into(), ..LabOptions::bare() }).contains("no name"));
     assert!(refused(LabOptions { guests: 0, ..LabOptions::bare() }).contains("1 to 200"));
 }

@@ -60,6 +60,8 @@ enum Verb {
     Daemon { what: DaemonVerb },
     /// Silence (down), reset or restore (up) a guest's link
     Link { what: LinkVerb, guest: String },
+    /// Pull the region's device out of a running guest, or plug it in again
+    Region { what: RegionVerb, guest: String },
     /// Boot a guest that is off
     Boot { guest: String },
     /// Show what a guest's serial console has shown
@@ -101,6 +103,15 @@ struct Up {
     /// tcp, vsock or serial
     #[arg(long, default_value_t = Link::Vsock)]
     link: Link,
+    /// Give the guests no region: their key comes by fw_cfg, content travels on the link
+    #[arg(long)]
+    no_region: bool,
+    /// Give the guests a key by fw_cfg beside their region, for when it is unplugged or locked down
+    #[arg(long)]
+    key: bool,
+    /// Words added to the guests' kernel command line, like lockdown=integrity
+    #[arg(long, value_name = "WORDS", default_value = "")]
+    kernel_arguments: String,
     /// Do not run the driver in the guests
     #[arg(long)]
     no_agent: bool,
@@ -146,6 +157,12 @@ enum DaemonVerb {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
+enum RegionVerb {
+    Unplug,
+    Plug,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
 enum LinkVerb {
     /// What is sent arrives nowhere, and nobody is told
     Down,
@@ -175,6 +192,10 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Verb::Link { what: LinkVerb::Down, guest: target } => guest(&target)?.link_down()?,
         Verb::Link { what: LinkVerb::Reset, guest: target } => guest(&target)?.link_reset()?,
         Verb::Link { what: LinkVerb::Up, guest: target } => guest(&target)?.link_up()?,
+        Verb::Region { what: RegionVerb::Unplug, guest: target } => {
+            guest(&target)?.unplug_region()?;
+        }
+        Verb::Region { what: RegionVerb::Plug, guest: target } => guest(&target)?.plug_region()?,
         Verb::Boot { guest: target } => {
             let guest = guest(&target)?;
             guest.boot()?;
@@ -203,24 +224,27 @@ fn start(name: &str, up: Up) -> anyhow::Result<()> {
         image: up.image,
         kernel: up.kernel,
         link: up.link,
+        region: !up.no_region,
+        key: up.key,
+        kernel_arguments: up.kernel_arguments,
         agent: !up.no_agent,
         daemon: !up.no_daemon,
         keep: true,
         config,
         rules: up.rules,
         memory_mib: up.memory,
-        ..LabOptions::default()
     })?;
     let state = lab.state()?;
     let guests: Vec<_> =
         state.guests.iter().map(|guest| format!("{} {}", guest.name, guest.address)).collect();
     println!(
-        "lab `{name}` is up after {:.1} s: {}; {}, kernel {}, link {}",
+        "lab `{name}` is up after {:.1} s: {}; {}, kernel {}, link {}{}",
         started.elapsed().as_secs_f64(),
         guests.join(", "),
         state.image,
         state.kernel,
-        state.link
+        state.link,
+        if state.region { "" } else { ", no region" }
     );
     Ok(())
 }
@@ -309,7 +333,12 @@ fn paths(lab: &Lab, json: bool) -> anyhow::Result<()> {
     line("rules", &state.rules);
     for guest in &state.guests {
         println!("{:<16} {}", guest.name, guest.address);
-        line("  region", &guest.region);
+        if state.region {
+            line("  region", &guest.region);
+        }
+        if state.key {
+            line("  key", &guest.key);
+        }
         line("  link socket", &guest.socket);
         line("  console", &guest.console);
         line("  log", &guest.log);

@@ -124,6 +124,7 @@ fn take(driver: &Driver, closed: &Closed, event: Event) {
 pub fn work(driver: &Driver, closed: &Closed) {
     let mut tried: HashMap<FileHandle, u64> = HashMap::new();
     let mut busy = false;
+    let mut buffer = Vec::new();
     loop {
         closed.wait(busy);
         let now_ms = process::now_ms();
@@ -134,7 +135,7 @@ pub fn work(driver: &Driver, closed: &Closed) {
         };
         while session.in_background() < AT_ONCE {
             if let Some(handle) = closed.take(now_ms) {
-                start(driver, &handle, None);
+                start(driver, &handle, None, &mut buffer);
                 continue;
             }
             tried.retain(|_, at| *at + RETRY_MS > now_ms);
@@ -144,17 +145,17 @@ pub fn work(driver: &Driver, closed: &Closed) {
             };
             let Some(next) = driver.ledger.exposures().find(fresh) else { break };
             tried.insert(next.handle, now_ms);
-            start(driver, &next.handle.clone(), Some(next));
+            start(driver, &next.handle.clone(), Some(next), &mut buffer);
         }
         busy = session.in_background() > 0;
     }
 }
 
-fn start(driver: &Driver, handle: &FileHandle, exposure: Option<Exposure>) {
+fn start(driver: &Driver, handle: &FileHandle, exposure: Option<Exposure>, buffer: &mut Vec<u8>) {
     match open(driver, handle) {
         Ok(Some(file)) => {
             let subject = Subject::Background { file: Arc::new(file), exposure };
-            scan::scan(driver, Job { subject, reads: 0 });
+            scan::scan(driver, Job { subject, reads: 0 }, buffer);
         }
         // Gone, or its file system is: nothing is left to scan.
         Ok(None) => {

@@ -8,6 +8,7 @@ use crate::coverage::Coverage;
 use crate::event::HeldEvent;
 use crate::file::{Identity, Look, mode_number};
 use crate::memory::{Known, Memory};
+use crate::region::Region;
 use crate::remedy::Task;
 use crate::session::Session;
 use crate::truth::{self, ShownPath};
@@ -16,7 +17,6 @@ use seawall_fanotify::{Answer, Group, IgnoreMark, process};
 use seawall_proto::{
     Decision, ExposureReason, FileMetadata, Generation, Heartbeat, Notice, Operation, Policy,
 };
-use seawall_region::GuestRegion;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::fs::File;
@@ -158,11 +158,9 @@ pub struct Driver {
     pub coverage: Coverage,
     pub counters: Counters,
     pub supervisor: u32,
-    /// Whether the region is the PCI device's memory and not an ordinary file.
-    pub region_is_device: bool,
+    pub region: Region,
     policy: RwLock<Arc<Policy>>,
     generation: AtomicU64,
-    region: Mutex<Option<GuestRegion>>,
     link: Mutex<Link>,
     link_changed: Condvar,
     jobs: Mutex<VecDeque<Job>>,
@@ -185,7 +183,7 @@ impl Driver {
         ledger: Ledger,
         coverage: Coverage,
         supervisor: u32,
-        region_is_device: bool,
+        region: Region,
         notices: SyncSender<Notice>,
         remedies: SyncSender<(Arc<Session>, Task)>,
     ) -> Self {
@@ -196,10 +194,9 @@ impl Driver {
             coverage,
             counters: Counters::default(),
             supervisor,
-            region_is_device,
+            region,
             policy: RwLock::default(),
             generation: AtomicU64::new(0),
-            region: Mutex::new(None),
             link: Mutex::new(Link {
                 session: None,
                 taking_over: true,
@@ -348,14 +345,6 @@ impl Driver {
             let waited = self.link_changed.wait_timeout(link, wait);
             link = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
-    }
-
-    pub fn region(&self) -> Option<GuestRegion> {
-        lock(&self.region).clone()
-    }
-
-    pub fn set_region(&self, region: GuestRegion) {
-        *lock(&self.region) = Some(region);
     }
 
     // --- jobs -----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 use crate::driver::Driver;
 use crate::link::LinkError;
+use crate::region;
 use seawall_fanotify::process;
 use seawall_proto::{Notice, ToHost};
 use std::sync::atomic::Ordering;
@@ -9,12 +10,15 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 const TICK: Duration = Duration::from_millis(250);
+/// How often the region is looked for.
+const LOOK: Duration = Duration::from_secs(1);
 /// How often memory is measured; it takes the kernel a while to add up.
 const MEASURE: Duration = Duration::from_secs(5);
 
 /// Keeps house for ever.
 pub fn keep(driver: &Driver, notices: &Receiver<Notice>) {
     let mut beat = Instant::now();
+    let mut looked = Instant::now();
     let mut measured: Option<(Instant, u32)> = None;
     loop {
         pass_on(driver, notices);
@@ -24,6 +28,10 @@ pub fn keep(driver: &Driver, notices: &Receiver<Notice>) {
             tracing::warn!("the host owes an answer and is silent; the link is given up");
             session.end();
             continue;
+        }
+        if looked.elapsed() >= LOOK {
+            looked = Instant::now();
+            region::look(driver, &session);
         }
         if beat.elapsed() < session.heartbeat {
             continue;
@@ -88,7 +96,7 @@ fn purge(driver: &Driver) {
 /// count, and where the region is an ordinary file it is the only shared memory of any size.
 fn memory_kib(driver: &Driver) -> u32 {
     let counted: &[&str] =
-        if driver.region_is_device { &["Pss:"] } else { &["Pss_Anon:", "Pss_File:"] };
+        if driver.region.is_device() { &["Pss:"] } else { &["Pss_Anon:", "Pss_File:"] };
     let of = |pid: u32| -> u32 {
         let path = format!("/proc/{pid}/smaps_rollup");
         let rollup = std::fs::read_to_string(path).unwrap_or_default();

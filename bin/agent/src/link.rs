@@ -1,14 +1,17 @@
-//! Ways to reach the host: AF_VSOCK, TCP over the host's bridge, or a unix socket where host and
-//! driver run on one machine. What they carry is the same; TCP is encrypted with the region's key.
+//! Ways to reach the host: AF_VSOCK, TCP over the host's bridge, a virtio-serial channel, or a unix
+//! socket where host and driver run on one machine. What they carry is the same; TCP is encrypted with
+//! the region's key, and a channel, which has no connections, carries it in records.
 
+use crate::serial::SerialPort;
 use seawall_proto::noise::{self, Initiator, Opener, Sealer};
+use seawall_proto::serial::{self, Record, Token};
 use seawall_proto::{Hello, Key, Preface, RegionId, ToGuest, ToHost, frame};
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use vsock::{VMADDR_CID_HOST, VsockAddr, VsockStream};
 
 /// How long connecting, a handshake step or a write may take.
@@ -17,13 +20,23 @@ const STEP: Duration = Duration::from_secs(5);
 /// Where the host listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
-    Vsock { port: u32 },
-    Tcp { host_port: String },
-    Unix { path: PathBuf },
+    Vsock {
+        port: u32,
+    },
+    Tcp {
+        host_port: String,
+    },
+    /// Without a path, the port with the channel's name.
+    Serial {
+        path: Option<PathBuf>,
+    },
+    Unix {
+        path: PathBuf,
+    },
 }
 
 impl Address {
-    /// Reads `vsock[:PORT]`, `tcp:HOST:PORT` or `unix:PATH`.
+    /// Reads `vsock[:PORT]`, `tcp:HOST:PORT`, `serial[:PATH]` or `unix:PATH`.
     pub fn parse(text: &str) -> Result<Self, String> {
         let (kind, rest) = text.split_once(':').unwrap_or((text, ""));
         match (kind, rest) {
@@ -35,8 +48,11 @@ impl Address {
             ("tcp", host_port) if host_port.contains(':') => {
                 Ok(Self::Tcp { host_port: host_port.into() })
             }
+            ("serial", "") => Ok(Self::Serial { path: None }),
+            ("serial", path) => Ok(Self::Serial { path: Some(path.into()) }),
             ("unix", path) if !path.is_empty() => Ok(Self::Unix { path: path.into() }),
-            _ => Err("expected vsock, vsock:PORT, tcp:HOST:PORT or unix:PATH".into()),
+            _ => Err("expected vsock, vsock:PORT, tcp:HOST:PORT, serial, serial:PATH or unix:PATH"
+                .into()),
         }
     }
 }
@@ -46,6 +62,8 @@ impl std::fmt::Display for Address {
         match self {
             Self::Vsock { port } => write!(f, "vsock:{port}"),
             Self::Tcp { host_port } => write!(f, "tcp:{host_port}"),
+            Self::Serial { path: None } => f.write_str("serial"),
+            Self::Serial { path: Some(path) } => write!(f, "serial:{}", path.display()),
             Self::Unix { path } => write!(f, "unix:{}", path.display()),
         }
     }
@@ -58,6 +76,8 @@ pub enum LinkError {
     Io { action: &'static str, reason: io::Error },
     #[error("the host closed the connection")]
     Closed,
+    #[error("the host knows of no session on this channel")]
+    Lost,
     #[error(transparent)]
     Hello(#[from] seawall_proto::HelloError),
     #[error(transparent)]
@@ -74,6 +94,7 @@ fn io_error(action: &'static str) -> impl FnOnce(io::Error) -> LinkError {
 enum Stream {
     Vsock(VsockStream),
     Tcp(TcpStream),
+    Serial(SerialPort),
     Unix(UnixStream),
 }
 
@@ -83,6 +104,7 @@ macro_rules! on_stream {
         match $stream {
             Stream::Vsock($name) => $call,
             Stream::Tcp($name) => $call,
+            Stream::Serial($name) => $call,
             Stream::Unix($name) => $call,
         }
     };
@@ -96,6 +118,7 @@ impl Stream {
                 VsockStream::connect(&VsockAddr::new(VMADDR_CID_HOST, *port)).map(Self::Vsock)
             }
             Address::Tcp { host_port } => connect_tcp(host_port).map(Self::Tcp),
+            Address::Serial { path } => SerialPort::open(path.as_deref()).map(Self::Serial),
             Address::Unix { path } => UnixStream::connect(path).map(Self::Unix),
         }
         .map_err(error)
@@ -135,12 +158,26 @@ fn connect_tcp(host_port: &str) -> io::Result<TcpStream> {
     Err(last)
 }
 
+/// How bytes go out.
+enum Outgoing {
+    Plain,
+    Sealed(Sealer),
+    Records,
+}
+
+/// How they come in.
+enum Incoming {
+    Plain,
+    Sealed(Opener),
+    Records(serial::Decoder),
+}
+
 /// The sending half. A write that takes too long ends the link.
 pub struct Sender {
     stream: Arc<Stream>,
-    sealer: Option<Sealer>,
+    outgoing: Outgoing,
     plain: Vec<u8>,
-    sealed: Vec<u8>,
+    wrapped: Vec<u8>,
 }
 
 impl Sender {
@@ -152,13 +189,17 @@ impl Sender {
     }
 
     fn write(&mut self) -> Result<(), LinkError> {
-        let bytes = match &mut self.sealer {
-            Some(sealer) => {
-                self.sealed.clear();
-                sealer.seal(&self.plain, &mut self.sealed)?;
-                &self.sealed
+        self.wrapped.clear();
+        let bytes = match &mut self.outgoing {
+            Outgoing::Plain => &self.plain,
+            Outgoing::Sealed(sealer) => {
+                sealer.seal(&self.plain, &mut self.wrapped)?;
+                &self.wrapped
             }
-            None => &self.plain,
+            Outgoing::Records => {
+                serial::encode(&self.plain, &mut self.wrapped);
+                &self.wrapped
+            }
         };
         self.stream.write_all(bytes).map_err(io_error("sending"))
     }
@@ -167,7 +208,7 @@ impl Sender {
 /// The receiving half.
 pub struct Receiver {
     stream: Arc<Stream>,
-    opener: Option<Opener>,
+    incoming: Incoming,
     buffer: Vec<u8>,
     decoder: frame::Decoder,
 }
@@ -186,21 +227,64 @@ impl Receiver {
     }
 
     fn more(&mut self) -> Result<(), LinkError> {
-        let read = loop {
-            match self.stream.read(&mut self.buffer) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
-                result => break result.map_err(io_error("receiving"))?,
-            }
-        };
-        if read == 0 {
-            return Err(LinkError::Closed);
+        // What came behind a beginning in the same read.
+        if self.take_records()? {
+            return Ok(());
         }
+        let read = self.read()?;
         let bytes = &self.buffer[..read];
-        match &mut self.opener {
-            Some(opener) => opener.open(bytes, |plain| self.decoder.extend(plain))?,
-            None => self.decoder.extend(bytes),
+        match &mut self.incoming {
+            Incoming::Plain => self.decoder.extend(bytes),
+            Incoming::Sealed(opener) => opener.open(bytes, |plain| self.decoder.extend(plain))?,
+            Incoming::Records(records) => {
+                records.extend(bytes);
+                self.take_records()?;
+            }
         }
         Ok(())
+    }
+
+    fn read(&mut self) -> Result<usize, LinkError> {
+        loop {
+            match self.stream.read(&mut self.buffer) {
+                Ok(0) => return Err(LinkError::Closed),
+                Ok(read) => return Ok(read),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
+                Err(error) => return Err(io_error("receiving")(error)),
+            }
+        }
+    }
+
+    fn take_records(&mut self) -> Result<bool, LinkError> {
+        let Incoming::Records(records) = &mut self.incoming else { return Ok(false) };
+        let mut any = false;
+        while let Some(record) = records.next_record() {
+            let Record::Piece(bytes) = record else { return Err(LinkError::Lost) };
+            self.decoder.extend(&bytes);
+            any = true;
+        }
+        Ok(any)
+    }
+
+    /// Skips what an earlier session left in the channel, to the host's answer to our beginning.
+    fn skip_to(&mut self, token: &Token) -> Result<(), LinkError> {
+        let until = Instant::now() + STEP;
+        loop {
+            let Incoming::Records(records) = &mut self.incoming else { return Ok(()) };
+            while let Some(record) = records.next_record() {
+                if record == Record::Sync(*token) {
+                    return Ok(());
+                }
+            }
+            if Instant::now() > until {
+                let reason = io::ErrorKind::TimedOut.into();
+                return Err(LinkError::Io { action: "the host does not answer", reason });
+            }
+            let read = self.read()?;
+            if let Incoming::Records(records) = &mut self.incoming {
+                records.extend(&self.buffer[..read]);
+            }
+        }
     }
 
     /// From now on a message may be as long in coming as it likes.
@@ -237,18 +321,31 @@ pub fn connect(
 ) -> Result<Connection, LinkError> {
     let stream = Stream::connect(address)?;
     stream.set_timeouts(Some(STEP))?;
-    let (mut sealer, mut opener) = (None, None);
-    if let Address::Tcp { .. } = address {
-        let (s, o) = shake_hands(&stream, region, key)?;
-        (sealer, opener) = (Some(s), Some(o));
+    let (mut outgoing, mut incoming) = (Outgoing::Plain, Incoming::Plain);
+    let mut token = Token::default();
+    match address {
+        Address::Tcp { .. } => {
+            let (sealer, opener) = shake_hands(&stream, region, key)?;
+            (outgoing, incoming) = (Outgoing::Sealed(sealer), Incoming::Sealed(opener));
+        }
+        Address::Serial { .. } => {
+            let len = token.len();
+            token.copy_from_slice(&guest_nonce[..len]);
+            let mut begin = Vec::new();
+            serial::encode_sync(&token, &mut begin);
+            stream.write_all(&begin).map_err(io_error("sending"))?;
+            (outgoing, incoming) = (Outgoing::Records, Incoming::Records(serial::Decoder::new()));
+        }
+        Address::Vsock { .. } | Address::Unix { .. } => (),
     }
     let stream = Arc::new(stream);
     let plain = Hello::new(guest_nonce).to_bytes().to_vec();
-    let mut sender = Sender { stream: Arc::clone(&stream), sealer, plain, sealed: Vec::new() };
+    let mut sender = Sender { stream: Arc::clone(&stream), outgoing, plain, wrapped: Vec::new() };
     sender.write()?;
     let decoder = frame::Decoder::new();
     let buffer = vec![0; 16 * 1024];
-    let mut receiver = Receiver { stream: Arc::clone(&stream), opener, buffer, decoder };
+    let mut receiver = Receiver { stream: Arc::clone(&stream), incoming, buffer, decoder };
+    receiver.skip_to(&token)?;
     while receiver.decoder.pending().len() < Hello::LEN {
         receiver.more()?;
     }
@@ -286,7 +383,14 @@ mod tests {
 
     #[test]
     fn addresses_read_back_as_they_are_written() {
-        for text in ["vsock:7325", "vsock:9", "tcp:10.77.0.1:7325", "unix:/run/x.sock"] {
+        for text in [
+            "vsock:7325",
+            "vsock:9",
+            "tcp:10.77.0.1:7325",
+            "serial",
+            "serial:/dev/vport1p1",
+            "unix:/run/x.sock",
+        ] {
             assert_eq!(Address::parse(text).unwrap().to_string(), text);
         }
         assert_eq!(Address::parse("vsock").unwrap().to_string(), "vsock:7325");

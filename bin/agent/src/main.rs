@@ -17,9 +17,11 @@ mod housekeeping;
 mod link;
 mod memory;
 mod mounts;
+mod region;
 mod remedy;
 mod running;
 mod scan;
+mod serial;
 mod session;
 mod sole;
 mod status;
@@ -40,6 +42,7 @@ Exit status of `status`: 0 protected, 1 not protected, 2 no driver answers.
 Examples:
   seawall-agent run                          vsock link, region on the PCI bus
   seawall-agent run --link tcp:10.77.0.1:7325
+  seawall-agent run --link serial            virtio-serial port org.seawall.0
   seawall-agent status --json")]
 struct Cli {
     #[command(subcommand)]
@@ -75,12 +78,20 @@ struct ControlArgs {
 /// What `run` was told.
 #[derive(Debug, Clone, Args)]
 pub struct RunArgs {
-    /// How to reach the host: vsock[:PORT], tcp:HOST:PORT or unix:PATH.
+    /// How to reach the host: vsock[:PORT], tcp:HOST:PORT, serial[:PATH] or unix:PATH.
     #[arg(long, default_value = "vsock", value_parser = link::Address::parse)]
     link: link::Address,
-    /// The shared memory: `auto` (ivshmem on the PCI bus) or an ordinary file.
+    /// The shared memory: `auto` (ivshmem on the PCI bus) or an ordinary file. Without it content
+    /// travels on the link.
     #[arg(long, value_name = "auto|FILE", default_value = "auto")]
     region: PathBuf,
+    /// Where QEMU's fw_cfg shows the key, for a guest without a region (module qemu_fw_cfg).
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/sys/firmware/qemu_fw_cfg/by_name/opt/seawall/key/raw"
+    )]
+    key: PathBuf,
     /// Watch only the file systems mounted at these folders instead of all.
     #[arg(long, value_name = "DIR")]
     only_mount: Vec<PathBuf>,

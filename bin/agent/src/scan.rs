@@ -3,7 +3,11 @@
 //! ```text
 //!   job ──► excluded, remembered, too large: answered here
 //!     └──► content into slots ──► ScanRequest, Content… ──► waits in the session for its verdict
+//!          or, without a region, into the message
 //! ```
+//!
+//! A region that goes away takes the part with it that was being filled: the job is begun again and
+//! goes inline. What the host was told of before is in the region's file, where the host reads it.
 //!
 //! A filler may wait for a disk, for slots or for the link: the deadline answers meanwhile, and the
 //! filler finds the claim taken. A file is read to the size that it had at the start; whether it is
@@ -14,30 +18,38 @@ use crate::driver::{Driver, Job, Subject, count, metadata};
 use crate::event::HeldEvent;
 use crate::file::Look;
 use crate::memory::Known;
-use crate::session::{Opening, Session};
+use crate::region;
+use crate::session::{Filled, Opening, Session};
 use crate::truth::{self, ShownPath};
 use seawall_fanotify::{Answer, process};
-use seawall_proto::{ExposureReason, Operation};
-use seawall_region::{GuestRegion, Slot, layout::SLOT_LEN};
+use seawall_proto::{ExposureReason, INLINE_MAX, Operation, RequestId};
+use seawall_region::{FillError, GuestRegion, layout::SLOT_LEN};
+use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 /// Slots filled before a part of a long content is sent.
 const PART: usize = 16;
+/// Bytes of content in one message where it goes inline: each filler has a buffer of this, and so has
+/// the link, twice where it encrypts.
+const PIECE: usize = 8 * 1024;
+const _: () = assert!(PIECE <= INLINE_MAX);
 /// How long a scan for which nobody waits may take, in milliseconds, and how much longer for each MiB.
 const BACKGROUND_MS: u64 = 60_000;
 const BACKGROUND_MS_PER_MIB: u64 = 250;
 
 /// Works on accesses for ever.
 pub fn fill(driver: &Driver) {
+    let mut buffer = Vec::new();
     loop {
-        scan(driver, driver.next_job());
+        scan(driver, driver.next_job(), &mut buffer);
     }
 }
 
-/// Brings one job as far as it goes without a verdict.
-pub fn scan(driver: &Driver, job: Job) {
+/// Brings one job as far as it goes without a verdict. `buffer` is for content that goes inline.
+pub fn scan(driver: &Driver, job: Job, buffer: &mut Vec<u8>) {
     let Ok(mut look) = Look::at(job.subject.file()) else {
         return abandon(driver, &job.subject, ExposureReason::Unreadable);
     };
@@ -59,7 +71,7 @@ pub fn scan(driver: &Driver, job: Job) {
     let Some(session) = driver.wait_session() else {
         return abandon(driver, &job.subject, ExposureReason::LinkDown);
     };
-    send(driver, &session, job, look, shown);
+    send(driver, &session, job, look, shown, buffer);
 }
 
 /// Answers what needs no content. `true`: nothing is left to do.
@@ -111,7 +123,14 @@ pub fn abandon(driver: &Driver, subject: &Subject, reason: ExposureReason) {
     }
 }
 
-fn send(driver: &Driver, session: &Session, job: Job, look: Look, shown: ShownPath) {
+fn send(
+    driver: &Driver,
+    session: &Session,
+    job: Job,
+    look: Look,
+    shown: ShownPath,
+    buffer: &mut Vec<u8>,
+) {
     let now_ms = process::now_ms();
     let deadline_ms = match &job.subject {
         Subject::Access(event) => event.deadline_ms,
@@ -120,40 +139,49 @@ fn send(driver: &Driver, session: &Session, job: Job, look: Look, shown: ShownPa
         }
     };
     let until = Instant::now() + Duration::from_millis(deadline_ms.saturating_sub(now_ms));
-    let Some(region) = driver.region() else {
-        return abandon(driver, &job.subject, ExposureReason::LinkDown);
-    };
     let file = metadata(shown, &look.identity, job.subject.pid());
     let subject = job.subject.clone();
-    let part = match read_part(&region, subject.file(), 0, look.identity.size, until) {
+    let region = session.region();
+    let source = Source { region, file: subject.file(), size: look.identity.size, until };
+    let part = match source.read(0, buffer) {
         Ok(part) => part,
-        Err(reason) => return abandon(driver, &subject, reason),
+        Err(Stop::RegionGone) => {
+            region::lose(driver, session);
+            return driver.push_job(job);
+        }
+        Err(Stop::Reason(reason)) => return abandon(driver, &subject, reason),
     };
     count(&driver.counters.requests);
-    region.publish();
     let (mut offset, mut last) = (part.len, part.last);
     let opening = Opening { job: job.clone(), look, file, deadline_ms };
-    let Ok(id) = session.open(opening, part.slots, last) else {
+    let Ok(id) = session.open(opening, part.filled, last) else {
         session.end();
         return try_again(driver, job);
     };
     while !last {
-        let part = match read_part(&region, subject.file(), offset, look.identity.size, until) {
+        let part = match source.read(offset, buffer) {
             Ok(part) => part,
-            Err(reason) => {
-                if session.withdraw(id).is_some() {
-                    abandon(driver, &subject, reason);
-                }
-                return;
-            }
+            Err(stop) => return give_up(driver, session, id, stop),
         };
-        region.publish();
         (offset, last) = (offset + part.len, part.last);
-        match session.more(id, part.slots, last) {
+        match session.more(id, part.filled, last) {
             Ok(true) => (),
             Ok(false) => return,
             Err(_) => return session.end(),
         }
+    }
+}
+
+/// The rest of a content cannot be sent.
+fn give_up(driver: &Driver, session: &Session, id: RequestId, stop: Stop) {
+    let job = session.withdraw(id);
+    match (stop, job) {
+        (Stop::RegionGone, job) => {
+            region::lose(driver, session);
+            job.into_iter().for_each(|job| driver.push_job(job));
+        }
+        (Stop::Reason(reason), Some(job)) => abandon(driver, &job.subject, reason),
+        (Stop::Reason(_), None) => (),
     }
 }
 
@@ -166,33 +194,76 @@ fn try_again(driver: &Driver, job: Job) {
     }
 }
 
-struct Part {
-    slots: Vec<(Slot, u32)>,
+/// Why the next part of a content is not there.
+enum Stop {
+    RegionGone,
+    Reason(ExposureReason),
+}
+
+struct Part<'a> {
+    filled: Filled<'a>,
     len: u64,
     last: bool,
 }
 
-/// Reads the next part of a content of `size` bytes. Waits for at least one slot.
-fn read_part(
-    region: &GuestRegion,
-    file: &std::fs::File,
-    start: u64,
+/// A content of `size` bytes, and what takes it.
+struct Source<'a> {
+    region: Option<GuestRegion>,
+    file: &'a File,
     size: u64,
     until: Instant,
-) -> Result<Part, ExposureReason> {
-    let mut part = Part { slots: Vec::new(), len: 0, last: false };
-    while !part.last && part.slots.len() < PART {
-        let slot = match region.take_slot() {
-            Some(slot) => Some(slot),
-            None if part.slots.is_empty() => region.wait_slot(until),
-            None => break,
-        };
-        let mut slot = slot.ok_or(ExposureReason::Deadline)?;
-        let filled = slot.fill(file, start + part.len);
-        let filled = filled.map_err(|_: io::Error| ExposureReason::Unreadable)?;
-        part.len += u64::from(filled);
-        part.last = filled < SLOT_LEN || start + part.len >= size;
-        part.slots.push((slot, filled));
+}
+
+impl Source<'_> {
+    /// Reads the next part.
+    fn read<'b>(&self, start: u64, buffer: &'b mut Vec<u8>) -> Result<Part<'b>, Stop> {
+        match &self.region {
+            Some(region) => self.fill_slots(region, start),
+            None => self.fill_buffer(start, buffer),
+        }
     }
-    Ok(part)
+
+    /// Waits for at least one slot.
+    fn fill_slots(&self, region: &GuestRegion, start: u64) -> Result<Part<'static>, Stop> {
+        let (mut slots, mut len, mut last) = (Vec::new(), 0, false);
+        while !last && slots.len() < PART {
+            let slot = match region.take_slot() {
+                Some(slot) => Some(slot),
+                None if slots.is_empty() => region.wait_slot(self.until),
+                None => break,
+            };
+            let mut slot = slot.ok_or(Stop::Reason(ExposureReason::Deadline))?;
+            let filled = slot.fill(self.file, start + len).map_err(|error| match error {
+                FillError::Gone => Stop::RegionGone,
+                FillError::File(_) => Stop::Reason(ExposureReason::Unreadable),
+            })?;
+            len += u64::from(filled);
+            last = filled < SLOT_LEN || start + len >= self.size;
+            slots.push((slot, filled));
+        }
+        region.publish();
+        // Behind a device that was pulled, stores go nowhere and fail nowhere: the host would judge
+        // what was in these slots before.
+        if !region.is_there() {
+            return Err(Stop::RegionGone);
+        }
+        Ok(Part { filled: Filled::Slots(slots), len, last })
+    }
+
+    fn fill_buffer<'b>(&self, start: u64, buffer: &'b mut Vec<u8>) -> Result<Part<'b>, Stop> {
+        buffer.resize(PIECE, 0);
+        let mut done = 0;
+        while done < PIECE {
+            match self.file.read_at(&mut buffer[done..], start + done as u64) {
+                Ok(0) => break,
+                Ok(read) => done += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
+                Err(_) => return Err(Stop::Reason(ExposureReason::Unreadable)),
+            }
+        }
+        buffer.truncate(done);
+        let len = done as u64;
+        let last = done < PIECE || start + len >= self.size;
+        Ok(Part { filled: Filled::Inline(buffer), len, last })
+    }
 }

@@ -1,7 +1,7 @@
 //! The session with the host: who waits for which verdict, and the thread that keeps the link.
 //!
 //! ```text
-//!   no region ──► region ──► connected ──► attached ──► (link lost) ──► again after a pause
+//!   no key ──► key ──► connected ──► attached ──► (link lost) ──► again after a pause
 //! ```
 //!
 //! Owns the requests under way and the slots that the host may still read. A slot goes back to the
@@ -11,17 +11,17 @@
 use crate::driver::{Driver, Job, Subject};
 use crate::file::Look;
 use crate::link::{self, Address, LinkError, Sender, Shutter};
+use crate::region::{Credentials, NoKey};
 use crate::remedy::Task;
 use crate::verdict;
 use seawall_fanotify::ledger::Exposure;
 use seawall_fanotify::process;
 use seawall_proto::{
-    Attach, Attached, Content, FileMetadata, Proof, Refusal, RegionId, RequestId, ScanRequest,
-    SlotRef, ToGuest, ToHost,
+    Attach, Attached, Content, FileMetadata, Part, Proof, Refusal, RegionId, RequestId,
+    ScanRequest, SlotRef, ToGuest, ToHost,
 };
-use seawall_region::{GuestRegion, GuestRegionError, LayoutError, Slot};
+use seawall_region::{GuestRegion, Slot};
 use std::collections::{HashMap, VecDeque};
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -37,9 +37,7 @@ const SILENCE_MS: u64 = 5_000;
 #[derive(Debug, thiserror::Error)]
 enum SessionError {
     #[error(transparent)]
-    Region(#[from] GuestRegionError),
-    #[error(transparent)]
-    Layout(#[from] LayoutError),
+    NoKey(#[from] NoKey),
     #[error("link: {0}")]
     Link(#[from] LinkError),
     #[error("the host refused the session: {0:?}")]
@@ -69,9 +67,45 @@ pub struct Opening {
     pub deadline_ms: u64,
 }
 
+/// Content on its way to the host: slots that hold it, or the bytes in a filler's own buffer.
+pub enum Filled<'a> {
+    Slots(Vec<(Slot, u32)>),
+    Inline(&'a mut Vec<u8>),
+}
+
+impl Filled<'_> {
+    /// What the host is told; takes the buffer until [`Self::keep`] gives it back.
+    fn part(&mut self) -> Part {
+        match self {
+            Self::Slots(slots) => {
+                let slot = |(slot, len): &(Slot, u32)| SlotRef { index: slot.index(), len: *len };
+                Part::Slots(slots.iter().map(slot).collect())
+            }
+            Self::Inline(bytes) => Part::Inline(std::mem::take(*bytes).into()),
+        }
+    }
+
+    fn keep(&mut self, part: Part) {
+        if let (Self::Inline(buffer), Part::Inline(bytes)) = (self, part) {
+            **buffer = bytes.into_vec();
+        }
+    }
+
+    fn take_slots(&mut self) -> VecDeque<Slot> {
+        match self {
+            Self::Slots(slots) => slots.drain(..).map(|(slot, _)| slot).collect(),
+            Self::Inline(_) => VecDeque::new(),
+        }
+    }
+}
+
 pub struct Session {
     pub guest: String,
     pub heartbeat: Duration,
+    /// The region by whose header it was attached, until that is gone.
+    region: Mutex<Option<GuestRegion>>,
+    /// Why it has none.
+    why_inline: String,
     sender: Mutex<Sender>,
     shutter: Shutter,
     pending: Mutex<HashMap<RequestId, Pending>>,
@@ -83,20 +117,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn slot_refs(slots: &[(Slot, u32)]) -> Vec<SlotRef> {
-    slots.iter().map(|(slot, len)| SlotRef { index: slot.index(), len: *len }).collect()
-}
-
 impl Session {
     /// Sends a request with the first part of its content. Numbers go up in the order of sending.
     pub fn open(
         &self,
         opening: Opening,
-        slots: Vec<(Slot, u32)>,
+        mut filled: Filled<'_>,
         last: bool,
     ) -> Result<RequestId, LinkError> {
         let Opening { job, look, file, deadline_ms } = opening;
         let now_ms = process::now_ms();
+        let part = filled.part();
         let mut sender = lock(&self.sender);
         let id = RequestId(self.next.fetch_add(1, Ordering::Relaxed));
         let request = ScanRequest {
@@ -104,14 +135,19 @@ impl Session {
             operation: job.subject.operation(),
             deadline_ms: u32::try_from(deadline_ms.saturating_sub(now_ms)).unwrap_or(u32::MAX),
             file,
-            slots: slot_refs(&slots),
+            part,
             last,
         };
-        let slots = slots.into_iter().map(|(slot, _)| slot).collect();
+        let slots = filled.take_slots();
         let pending =
             Pending { job: Some(job), look, deadline_ms, sent_ms: now_ms, slots, copied: 0 };
         lock(&self.pending).insert(id, pending);
-        if let Err(error) = sender.send(&ToHost::ScanRequest(request)) {
+        let message = ToHost::ScanRequest(request);
+        let sent = sender.send(&message);
+        if let ToHost::ScanRequest(request) = message {
+            filled.keep(request.part);
+        }
+        if let Err(error) = sent {
             // The caller still has the job. The thread that cleans up may have been here already.
             lock(&self.pending).remove(&id);
             return Err(error);
@@ -123,20 +159,44 @@ impl Session {
     pub fn more(
         &self,
         id: RequestId,
-        slots: Vec<(Slot, u32)>,
+        mut filled: Filled<'_>,
         last: bool,
     ) -> Result<bool, LinkError> {
-        let content = Content { id, slots: slot_refs(&slots), last };
         let mut sender = lock(&self.sender);
-        {
+        let part = {
             let mut all = lock(&self.pending);
             let Some(pending) = all.get_mut(&id).filter(|pending| pending.job.is_some()) else {
                 return Ok(false);
             };
-            pending.slots.extend(slots.into_iter().map(|(slot, _)| slot));
+            let part = filled.part();
+            pending.slots.extend(filled.take_slots());
+            part
+        };
+        let message = ToHost::Content(Content { id, part, last });
+        let sent = sender.send(&message);
+        if let ToHost::Content(content) = message {
+            filled.keep(content.part);
         }
-        sender.send(&ToHost::Content(content))?;
-        Ok(true)
+        sent.map(|()| true)
+    }
+
+    /// The region to fill, if this session has one.
+    pub fn region(&self) -> Option<GuestRegion> {
+        lock(&self.region).clone()
+    }
+
+    /// From here on content goes inline. `false`: it does already.
+    pub fn lose_region(&self) -> bool {
+        lock(&self.region).take().is_some()
+    }
+
+    /// How content travels, in words.
+    pub fn content_way(&self) -> String {
+        match (self.region(), self.why_inline.as_str()) {
+            (Some(_), _) => "through the region".into(),
+            (None, "") => "on the link: the region is gone".into(),
+            (None, why) => format!("on the link: {why}"),
+        }
     }
 
     /// Sends anything that is no request.
@@ -208,24 +268,12 @@ impl Session {
     }
 }
 
-/// Whether `--region` means the PCI device.
-pub fn is_device(path: &Path) -> bool {
-    path.as_os_str() == "auto"
-}
-
-fn open_region(path: &Path) -> Result<GuestRegion, GuestRegionError> {
-    if is_device(path) {
-        return GuestRegion::open_pci();
-    }
-    GuestRegion::open_file(path)
-}
-
 /// Keeps a session for ever.
-pub fn keep(driver: &Arc<Driver>, address: &Address, region: &Path) {
+pub fn keep(driver: &Arc<Driver>, address: &Address) {
     let mut pause = PAUSE_MIN;
     let mut told = String::new();
     loop {
-        let attached = attach(driver, address, region);
+        let attached = attach(driver, address);
         let why = match attached {
             Ok((session, receiver)) => {
                 pause = PAUSE_MIN;
@@ -253,17 +301,8 @@ pub fn keep(driver: &Arc<Driver>, address: &Address, region: &Path) {
 fn attach(
     driver: &Driver,
     address: &Address,
-    path: &Path,
 ) -> Result<(Arc<Session>, link::Receiver), SessionError> {
-    let region = match driver.region() {
-        Some(region) => region,
-        None => {
-            let region = open_region(path)?;
-            driver.set_region(region.clone());
-            region
-        }
-    };
-    let header = region.header()?;
+    let Credentials { region, header, why } = driver.region.credentials()?;
     let mut nonce = [0; 32];
     getrandom::fill(&mut nonce)
         .map_err(|error| LinkError::Io { action: "no random numbers", reason: error.into() })?;
@@ -273,15 +312,21 @@ fn attach(
     sender.send(&attach_message(proof, header.region))?;
     let attached = match receiver.receive()? {
         ToGuest::Attached(attached) => attached,
-        ToGuest::Refused(refusal) => return Err(SessionError::Refused(refusal)),
+        ToGuest::Refused(refusal) => {
+            driver.region.refused(header.region);
+            return Err(SessionError::Refused(refusal));
+        }
         _ => return Err(SessionError::Order),
     };
     receiver.wait_for_ever()?;
     let Attached { guest, policy, generation, heartbeat_ms } = attached;
-    tracing::info!(%guest, link = %address, ?generation, "attached to the host");
+    let inline = region.is_none();
+    tracing::info!(%guest, link = %address, ?generation, inline, "attached to the host");
     let session = Arc::new(Session {
         guest,
         heartbeat: Duration::from_millis(heartbeat_ms.clamp(100, 60_000).into()),
+        region: Mutex::new(region),
+        why_inline: why,
         sender: Mutex::new(sender),
         shutter,
         pending: Mutex::default(),

@@ -25,6 +25,8 @@ pub struct Status {
     /// The name by which the host knows this guest.
     pub guest: Option<String>,
     pub link: String,
+    /// How content reaches the host.
+    pub content: String,
     pub generation: u64,
     pub worker: u32,
     pub supervisor: u32,
@@ -84,6 +86,7 @@ impl Status {
         Self {
             protected: reason.is_none(),
             reason,
+            content: session.as_ref().map_or("-".into(), |session| session.content_way()),
             guest: session.map(|session| session.guest.clone()),
             link: link.to_owned(),
             generation: driver.generation().0,
@@ -136,6 +139,7 @@ impl Status {
             "link          {} as guest {guest}, generation {}",
             self.link, self.generation
         )?;
+        writeln!(out, "content       {}", self.content)?;
         let supervised = if self.supervised { "" } else { " (gone)" };
         writeln!(
             out,

@@ -6,6 +6,7 @@
 use crate::background::{self, Closed};
 use crate::coverage::{self, Coverage};
 use crate::driver::{Driver, Groups};
+use crate::region::Region;
 use crate::sole::{self, SoleError};
 use crate::supervisor::Shared;
 use crate::{control, deadline, event, housekeeping, remedy, scan, session};
@@ -82,9 +83,9 @@ fn start(shared: &Shared, supervisor: u32) -> Result<Arc<Driver>, StartError> {
     let (remedies, wanted) = sync_channel(remedy::TASKS);
     let coverage = Coverage::new(args.only_mount.clone());
     let ledger = shared.ledger.again();
-    let is_device = session::is_device(&args.region);
+    let region = Region::new(args.region.clone(), args.key.clone());
     let driver =
-        Arc::new(Driver::new(groups, ledger, coverage, supervisor, is_device, notices, remedies));
+        Arc::new(Driver::new(groups, ledger, coverage, supervisor, region, notices, remedies));
     let closed = Arc::new(Closed::default());
     // Ignore marks of the last worker's session count no more.
     driver.forget_all();
@@ -135,10 +136,10 @@ fn start(shared: &Shared, supervisor: u32) -> Result<Arc<Driver>, StartError> {
     let doctor = Arc::clone(&driver);
     spawn("remedy", move || remedy::work(&doctor, &wanted))?;
     spawn("housekeeping", move || housekeeping::keep(&housekeeper, &noticed))?;
-    let (keeper, region) = (Arc::clone(&driver), args.region);
+    let keeper = Arc::clone(&driver);
     spawn("session", move || {
         let _held_for_ever = sole;
-        session::keep(&keeper, &address, &region);
+        session::keep(&keeper, &address);
     })?;
     Ok(driver)
 }

@@ -271,8 +271,8 @@ pub fn guests(guests: &[Guest]) -> String {
             let _ = writeln!(out, "{name}: {}", printable(&guest.reason));
         }
         if let Some(fault) = &guest.region_fault {
-            let _ =
-                writeln!(out, "{name}: region {}: {}", printable(&guest.region), printable(fault));
+            let region = guest.region.iter().map(|path| format!(" {path}")).collect::<String>();
+            let _ = writeln!(out, "{name}: region{}: {}", printable(&region), printable(fault));
         }
         for system in guest.session.iter().flat_map(|session| &session.coverage.uncovered) {
             let line = format!("{} ({}): {}", system.mount_point, system.fs_type, system.reason);

@@ -127,8 +127,8 @@ async fn status(State(api): State<Api>) -> Json<Status> {
             }
             GuestState::NeverSeen => counts.never_seen += 1,
         }
-        if let Some(fault) = guest.region.fault() {
-            problems.push(format!("the region of guest {}: {fault}", guest.name()));
+        if let Some(fault) = guest.fault() {
+            problems.push(format!("guest {}: {fault}", guest.name()));
         }
     }
     Json(Status {
@@ -170,8 +170,8 @@ fn describe(guest: &HostGuest) -> Guest {
         state: watch.state,
         reason: reason.to_owned(),
         since: events::format_time(watch.since),
-        region: guest.region.path().display().to_string(),
-        region_fault: guest.region.fault(),
+        region: guest.region.as_ref().map(|region| region.path().display().to_string()),
+        region_fault: guest.fault(),
         session: session.map(|session| {
             let (age, counters, coverage) = session.report();
             Session {

@@ -60,10 +60,17 @@ impl Default for Service {
 pub struct GuestConfig {
     pub name: Spanned<GuestName>,
     /// The file behind its region.
-    pub region: Spanned<AbsolutePath>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<Spanned<AbsolutePath>>,
+    /// The file with its key, for QEMU's fw_cfg: where the guest cannot map a region.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<Spanned<AbsolutePath>>,
     /// The unix socket on which its connections arrive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub socket: Option<Spanned<AbsolutePath>>,
+    /// The unix socket to which QEMU connects its virtio-serial channel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial_socket: Option<Spanned<AbsolutePath>>,
     /// Its AF_VSOCK context id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock_cid: Option<Spanned<u32>>,
@@ -460,13 +467,14 @@ impl Config {
             if !names.insert(name) {
                 return Err((guest.name.span(), format!("two guests are named `{}`", name.0)));
             }
-            for path in std::iter::once(&guest.region).chain(&guest.socket) {
+            let GuestConfig { region, key_file, socket, serial_socket, .. } = guest;
+            for path in [region, key_file, socket, serial_socket].into_iter().flatten() {
                 if !paths.insert(path.get_ref()) {
                     let path_text = path.get_ref().0.display();
                     return Err((
                         path.span(),
                         format!(
-                            "`{path_text}` is used twice; each guest has its own region and socket"
+                            "`{path_text}` is used twice; each guest has its own files and sockets"
                         ),
                     ));
                 }
@@ -479,11 +487,15 @@ impl Config {
                     format!("two guests have the context id {}", cid.get_ref()),
                 ));
             }
-            let has_link = guest.socket.is_some()
+            if region.is_none() && key_file.is_none() {
+                return Err((guest.name.span(), "this guest has neither `region` nor `key_file`: its driver could not prove that it is the guest's root".into()));
+            }
+            let has_link = socket.is_some()
+                || serial_socket.is_some()
                 || guest.vsock_cid.is_some() && self.service.vsock_listen
                 || self.service.tcp_listen.0.is_some();
             if !has_link {
-                return Err((guest.name.span(), "this guest has no link: it needs a `socket`, or a `vsock_cid` with `vsock_listen = true`, or `tcp_listen`".into()));
+                return Err((guest.name.span(), "this guest has no link: it needs a `socket`, a `serial_socket`, a `vsock_cid` with `vsock_listen = true`, or `tcp_listen`".into()));
             }
         }
         Ok(())

@@ -3,11 +3,13 @@
 use crate::alarm::Watch;
 use crate::config::GuestConfig;
 use crate::copy::{Budget, Share};
+use crate::key::KeyFile;
 use crate::link::Socket;
 use crate::metrics::VerdictMetrics;
 use crate::quiet::Complaints;
 use crate::region::{GuestRegion, OpenRegion};
 use crate::session::Session;
+use seawall_proto::RegionId;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -18,7 +20,8 @@ const HALF_OPEN_MAX: usize = 8;
 
 pub struct Guest {
     pub config: GuestConfig,
-    pub region: GuestRegion,
+    pub region: Option<GuestRegion>,
+    pub key: Option<KeyFile>,
     pub complaints: Complaints,
     pub share: Arc<Share>,
     pub watch: Mutex<Watch>,
@@ -26,6 +29,7 @@ pub struct Guest {
     pub verdicts: VerdictMetrics,
     session: Mutex<Option<Arc<Session>>>,
     half_open: Mutex<VecDeque<(u64, Socket)>>,
+    channel: Mutex<Option<Socket>>,
     next_half_open: AtomicU64,
     removed: AtomicBool,
 }
@@ -33,7 +37,8 @@ pub struct Guest {
 impl Guest {
     pub fn new(config: GuestConfig, budget: &Arc<Budget>) -> Arc<Self> {
         Arc::new(Self {
-            region: GuestRegion::new(config.region.get_ref().0.clone()),
+            region: config.region.as_ref().map(|path| GuestRegion::new(path.get_ref().0.clone())),
+            key: config.key_file.as_ref().map(|path| KeyFile::new(path.get_ref().0.clone())),
             config,
             complaints: Complaints::default(),
             share: budget.share(),
@@ -42,6 +47,7 @@ impl Guest {
             verdicts: VerdictMetrics::default(),
             session: Mutex::default(),
             half_open: Mutex::default(),
+            channel: Mutex::default(),
             next_half_open: AtomicU64::new(0),
             removed: AtomicBool::new(false),
         })
@@ -56,9 +62,36 @@ impl Guest {
         self.complaints.say(self.name(), what);
     }
 
-    /// The region as it is now.
-    pub fn current_region(&self) -> Option<Arc<OpenRegion>> {
-        self.region.refresh(self.name(), &self.complaints)
+    /// What a driver of this guest may prove that it can read, as it is now: the header of its region,
+    /// and that in its key file.
+    pub fn headers(&self) -> Vec<Arc<OpenRegion>> {
+        let region = self.region.as_ref().map(|it| it.refresh(self.name(), &self.complaints));
+        let key = self.key.as_ref().map(|it| it.refresh(self.name(), &self.complaints));
+        [region, key].into_iter().flatten().flatten().collect()
+    }
+
+    /// The one of this name.
+    pub fn header(&self, region: RegionId) -> Option<Arc<OpenRegion>> {
+        self.headers().into_iter().find(|open| open.header.region == region)
+    }
+
+    /// Why its region or its key cannot be used, if so.
+    pub fn fault(&self) -> Option<String> {
+        let region = self.region.as_ref().and_then(GuestRegion::fault);
+        region.or_else(|| self.key.as_ref().and_then(KeyFile::fault))
+    }
+
+    /// Takes `socket` for this guest's virtio-serial channel; QEMU has one, so an older one ends.
+    pub fn take_channel(&self, socket: Socket) {
+        let mut channel = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(before) = channel.replace(socket) {
+            before.end();
+        }
+        if self.is_removed()
+            && let Some(socket) = channel.take()
+        {
+            socket.end();
+        }
     }
 
     pub fn session(&self) -> Option<Arc<Session>> {
@@ -93,6 +126,9 @@ impl Guest {
         self.removed.store(true, Relaxed);
         if let Some(session) = self.session() {
             session.end("the guest is no longer configured");
+        }
+        if let Some(socket) = self.channel.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            socket.end();
         }
     }
 

@@ -69,12 +69,12 @@ impl Host {
         }
     }
 
-    /// Gives new region files their header, for as long as the service lives. On a thread of its
+    /// Gives new region files their header and writes key files anew, for as long as the service lives. On a thread of its
     /// own: a file system that hangs must not delay an alarm.
     pub fn keep_regions(&self) {
         loop {
             for guest in self.guests.all() {
-                guest.current_region();
+                guest.headers();
             }
             std::thread::sleep(Duration::from_secs(1));
         }
@@ -141,7 +141,7 @@ impl Host {
     /// Prepares the regions of guests that are new, and listens for them.
     pub fn serve(self: &Arc<Self>, new: &[Arc<Guest>]) {
         for guest in new {
-            guest.current_region();
+            guest.headers();
             if let Err(error) = crate::listen::serve_guest(self, guest) {
                 tracing::error!(guest = guest.name(), %error, "no thread to listen for the guest");
             }

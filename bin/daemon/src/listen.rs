@@ -1,9 +1,10 @@
-//! Where guests connect: a unix socket for each guest, one TCP port, one AF_VSOCK port.
+//! Where guests connect: unix sockets for each guest, one TCP port, one AF_VSOCK port.
 //!
 //! A connection's handshake runs on a thread of its own, which becomes the session's reader when
 //! the driver has proved itself. Nothing that an unproved peer does or leaves undone touches a
 //! session that stands.
 
+mod channel;
 mod handshake;
 
 use crate::guest::Guest;
@@ -35,18 +36,27 @@ fn spawn(name: String, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
     thread::Builder::new().name(name).stack_size(STACK).spawn(work).map(drop)
 }
 
-/// Listens on a guest's unix socket until the guest is removed.
+/// Listens on a guest's unix sockets until the guest is removed.
 pub fn serve_guest(host: &Arc<Host>, guest: &Arc<Guest>) -> io::Result<()> {
-    let Some(socket) = &guest.config.socket else { return Ok(()) };
-    let path = socket.get_ref().as_path().to_owned();
-    let (host, guest) = (Arc::clone(host), Arc::clone(guest));
+    let sockets =
+        [(&guest.config.socket, LinkKind::Unix), (&guest.config.serial_socket, LinkKind::Serial)];
+    for (socket, kind) in sockets {
+        if let Some(socket) = socket {
+            serve_path(host, guest, socket.get_ref().as_path(), kind)?;
+        }
+    }
+    Ok(())
+}
+
+fn serve_path(host: &Arc<Host>, guest: &Arc<Guest>, path: &Path, kind: LinkKind) -> io::Result<()> {
+    let (host, guest, path) = (Arc::clone(host), Arc::clone(guest), path.to_owned());
     thread::Builder::new().name(format!("at {}", guest.name())).spawn(move || {
         let mut complained = false;
         while !guest.is_removed() {
             match bind(&path) {
                 Ok(listener) => {
                     complained = false;
-                    accept_unix(&host, &guest, &listener, &path);
+                    accept_unix(&host, &guest, &listener, &path, kind);
                 }
                 Err(error) => {
                     if !std::mem::replace(&mut complained, true) {
@@ -74,7 +84,13 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
 }
 
 /// Accepts until the guest is removed or the socket file has vanished or is another's.
-fn accept_unix(host: &Arc<Host>, guest: &Arc<Guest>, listener: &UnixListener, path: &Path) {
+fn accept_unix(
+    host: &Arc<Host>,
+    guest: &Arc<Guest>,
+    listener: &UnixListener,
+    path: &Path,
+    kind: LinkKind,
+) {
     use std::os::unix::fs::MetadataExt;
     let identity = || path.symlink_metadata().ok().map(|found| (found.dev(), found.ino()));
     let ours = identity();
@@ -85,10 +101,11 @@ fn accept_unix(host: &Arc<Host>, guest: &Arc<Guest>, listener: &UnixListener, pa
         match listener.accept() {
             Ok((stream, _)) => {
                 let socket = Socket::new(stream);
-                let place = guest.half_open(socket.clone());
                 let (host, guest_of_thread) = (Arc::clone(host), Arc::clone(guest));
-                let serve = move || {
-                    Handshake::new(host, guest_of_thread, place).serve(LinkKind::Unix, socket);
+                let place = (kind != LinkKind::Serial).then(|| guest.half_open(socket.clone()));
+                let serve = move || match place {
+                    Some(place) => Handshake::new(host, guest_of_thread, place).serve(kind, socket),
+                    None => channel::serve(&host, &guest_of_thread, socket),
                 };
                 if let Err(error) = spawn(guest.name().to_owned(), serve) {
                     guest.complain(&format!("no thread for a connection: {error}"));

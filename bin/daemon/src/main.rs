@@ -13,6 +13,7 @@ mod events;
 mod generation;
 mod guest;
 mod host;
+mod key;
 mod link;
 mod listen;
 mod metrics;
@@ -234,7 +235,7 @@ fn stop(host: &Host) {
     tracing::info!("the service ends");
     for guest in host.guests.all() {
         guest.remove();
-        if let Some(socket) = &guest.config.socket {
+        for socket in guest.config.socket.iter().chain(&guest.config.serial_socket) {
             // The next start replaces it if this fails.
             let _ = std::fs::remove_file(socket.get_ref().as_path());
         }

@@ -19,20 +19,30 @@ pub enum RegionError {
     Random(getrandom::Error),
 }
 
-/// A region that has its header.
+/// What a driver proves that it can read: a region's header, or a key file's.
 #[derive(Debug)]
 pub struct OpenRegion {
-    pub slots: HostRegion,
+    /// None where the guest has the key without a region: its content comes inline.
+    pub slots: Option<HostRegion>,
     pub header: Header,
 }
 
 impl OpenRegion {
     fn prepare(path: &Path) -> Result<Self, RegionError> {
         let slots = HostRegion::open(path)?;
-        let header = Header { region: RegionId(random()?), key: Key(random()?) };
+        let header = new_header()?;
         slots.write_header(&header)?;
-        Ok(Self { slots, header })
+        Ok(Self { slots: Some(slots), header })
     }
+
+    fn is_file_at(&self, path: &Path) -> bool {
+        self.slots.as_ref().is_some_and(|slots| slots.is_file_at(path))
+    }
+}
+
+/// A name and a key that nobody had before.
+pub fn new_header() -> Result<Header, RegionError> {
+    Ok(Header { region: RegionId(random()?), key: Key(random()?) })
 }
 
 /// Random bytes from the system.
@@ -73,16 +83,12 @@ impl GuestRegion {
     /// the one that was open: the guest still has it.
     pub fn refresh(&self, guest: &str, complaints: &Complaints) -> Option<Arc<OpenRegion>> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_current =
-            state.current.as_ref().is_some_and(|region| region.slots.is_file_at(&self.path));
+        let is_current = state.current.as_ref().is_some_and(|region| region.is_file_at(&self.path));
         if !is_current {
             match OpenRegion::prepare(&self.path) {
                 Ok(region) => {
-                    tracing::info!(
-                        guest,
-                        slots = region.slots.geometry().slots(),
-                        "a new region file has its header"
-                    );
+                    let slots = region.slots.as_ref().map(|slots| slots.geometry().slots());
+                    tracing::info!(guest, slots, "a new region file has its header");
                     state.current = Some(Arc::new(region));
                     state.fault = None;
                 }

@@ -21,6 +21,7 @@ use remedies::{Remedy, Wanted};
 use requests::{Asked, Requests};
 use seawall_client::{Coverage, Driver, DriverCounters, Event, EventKind, LinkKind, Verdict};
 use seawall_proto::frame::{Decoder, FrameError, decode};
+use seawall_proto::serial::Token;
 use seawall_proto::{
     ContentHash, Decision, Generation, Heartbeat, Remediation, RequestId, ToGuest, ToHost,
     Verdict as ProtoVerdict, VerdictKind,
@@ -194,14 +195,15 @@ impl Session {
         }));
     }
 
-    /// Reads what the driver says until the session ends. Runs on the session's own thread.
+    /// Reads what the driver says until the session ends. Runs on the session's own thread. Where the
+    /// driver begins anew on the same connection, gives what was not read yet.
     pub fn run(
         self: &Arc<Self>,
         socket: &Socket,
         mut reader: LinkReader,
         mut decoder: Decoder,
         region: Arc<OpenRegion>,
-    ) {
+    ) -> Option<(LinkReader, Token)> {
         self.alive();
         self.host.quarantine.attached(self);
         let mut requests = Requests::new(Arc::clone(self), region);
@@ -215,10 +217,18 @@ impl Session {
                 Err(error) => break error.into(),
             }
         };
-        socket.end();
+        let renewed = match &breach {
+            Breach::Read(ReadError::Renewed(token)) => Some(*token),
+            _ => None,
+        };
+        match renewed {
+            Some(_) => socket.retire(),
+            None => socket.end(),
+        }
         self.host.guest_left(self, &breach);
         requests.abandon();
         self.flush_all();
+        renewed.map(|token| (reader, token))
     }
 
     /// Prepares the socket for [`Session::run`].
@@ -267,7 +277,7 @@ impl Host {
                 tracing::warn!(guest = guest.name(), "the session ends: {why}");
                 why
             }
-            (None, Breach::Read(ReadError::Ended)) => {
+            (None, Breach::Read(ReadError::Ended | ReadError::Renewed(_))) => {
                 tracing::info!(guest = guest.name(), "the session ends: {breach}");
                 breach.to_string()
             }

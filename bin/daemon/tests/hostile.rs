@@ -5,7 +5,9 @@ mod common;
 
 use common::{Connection, Driver, Service, Setup};
 use seawall_proto::frame::PAYLOAD_MAX;
-use seawall_proto::{Content, Hello, Refusal, RequestId, SlotRef, ToGuest, ToHost, VerdictKind};
+use seawall_proto::{
+    Content, Hello, Part, Refusal, RequestId, SlotRef, ToGuest, ToHost, VerdictKind,
+};
 use std::time::Duration;
 
 /// Does something hostile in a session of g1 that must end that session alone, with `log` in the log.
@@ -56,7 +58,11 @@ fn a_request_number_used_twice() {
 #[test]
 fn content_of_a_request_that_was_never_begun() {
     ends_the_session("content for request 99, which was never begun", |driver| {
-        driver.say(ToHost::Content(Content { id: RequestId(99), slots: Vec::new(), last: true }));
+        driver.say(ToHost::Content(Content {
+            id: RequestId(99),
+            part: Part::Slots(Vec::new()),
+            last: true,
+        }));
     });
 }
 

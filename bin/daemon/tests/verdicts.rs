@@ -5,7 +5,7 @@ mod common;
 use common::{Engine, PATIENCE, Service, Setup, eicar, wait_for};
 use seawall_client::{EventKind, Verdict};
 use seawall_proto::{
-    Content, ContentHash, Decision, Notice, Operation, Outcome, RequestId, SlotRef, ToGuest,
+    Content, ContentHash, Decision, Notice, Operation, Outcome, Part, RequestId, SlotRef, ToGuest,
     ToHost, VerdictKind,
 };
 use std::collections::HashMap;
@@ -106,7 +106,7 @@ fn long_content_is_streamed_through_few_slots() {
             let request = driver.request(refs, last);
             driver.say(ToHost::ScanRequest(request));
         } else {
-            driver.say(ToHost::Content(Content { id, slots: refs, last }));
+            driver.say(ToHost::Content(Content { id, part: Part::Slots(refs), last }));
         }
         // Waits for the slots before it uses them again.
         let until = Instant::now() + PATIENCE;
@@ -329,9 +329,9 @@ fn content_above_the_limits_ends_as_an_error_and_the_next_is_fine() {
     let request = driver.request(refs.clone(), false);
     let id = request.id;
     driver.say(ToHost::ScanRequest(request));
-    driver.say(ToHost::Content(Content { id, slots: refs.clone(), last: false }));
+    driver.say(ToHost::Content(Content { id, part: Part::Slots(refs.clone()), last: false }));
     // On its way when the verdict goes.
-    driver.say(ToHost::Content(Content { id, slots: refs, last: true }));
+    driver.say(ToHost::Content(Content { id, part: Part::Slots(refs), last: true }));
     let verdict = driver.verdict(id);
     assert_eq!((verdict.kind, verdict.decision, verdict.hash), (VerdictKind::Error, None, None));
     assert!(verdict.detail.is_some_and(|why| why.contains("longer than the 1048576 bytes")));
@@ -345,7 +345,7 @@ fn content_above_the_limits_ends_as_an_error_and_the_next_is_fine() {
     request.file.size = 1_800_000;
     let id = request.id;
     driver.say(ToHost::ScanRequest(request));
-    driver.say(ToHost::Content(Content { id, slots: refs, last: true }));
+    driver.say(ToHost::Content(Content { id, part: Part::Slots(refs), last: true }));
     let verdict = driver.verdict(id);
     assert_eq!((verdict.kind, verdict.hash), (VerdictKind::Clean, hash_of(&[2; 1_800_000])));
 }
@@ -359,7 +359,7 @@ fn a_cancelled_request_gets_its_one_verdict() {
     let id = request.id;
     driver.say(ToHost::ScanRequest(request));
     driver.say(ToHost::Cancel(id));
-    driver.say(ToHost::Content(Content { id, slots: refs, last: true }));
+    driver.say(ToHost::Content(Content { id, part: Part::Slots(refs), last: true }));
     assert_eq!(driver.verdict(id).kind, VerdictKind::Error);
     driver.say(ToHost::Cancel(id));
     assert_eq!(driver.scan(b"next").kind, VerdictKind::Clean);

@@ -203,6 +203,8 @@ pub enum LinkKind {
     Tcp,
     /// AF_VSOCK.
     Vsock,
+    /// The guest's virtio-serial channel.
+    Serial,
 }
 
 /// One guest. Strings under `session` come from the guest and are escaped.
@@ -216,9 +218,9 @@ pub struct Guest {
     pub reason: String,
     /// Since when it is in this state (RFC 3339, UTC).
     pub since: String,
-    /// The file behind its region.
-    pub region: String,
-    /// Why the region cannot be used, if so.
+    /// The file behind its region; none where content travels on the link.
+    pub region: Option<String>,
+    /// Why its region or its key file cannot be used, if so.
     pub region_fault: Option<String>,
     /// Its session, where there is one.
     pub session: Option<Session>,

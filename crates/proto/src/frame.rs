@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// The longest payload in bytes. The longest message is a request with a path of 4,096 bytes and
-/// slots for 16 MiB.
+/// [`INLINE_MAX`](crate::INLINE_MAX) bytes of content.
 pub const PAYLOAD_MAX: usize = 64 * 1024;
 
 const LENGTH_LEN: usize = 4;

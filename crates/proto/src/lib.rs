@@ -25,13 +25,15 @@ mod identity;
 mod message;
 pub mod noise;
 pub mod remedy;
+pub mod serial;
 mod types;
 
 pub use hello::{Hello, HelloError, PREFACE_LEN, Preface};
 pub use identity::{Key, Proof, RegionId};
 pub use message::{
     Attach, Attached, Content, Coverage, ExposureReason, FailMode, FileMetadata, Heartbeat, Notice,
-    Operation, Outcome, Policy, Refusal, ScanRequest, SlotRef, ToGuest, ToHost, Uncovered, Verdict,
+    Operation, Outcome, Part, Policy, Refusal, ScanRequest, SlotRef, ToGuest, ToHost, Uncovered,
+    Verdict,
 };
 pub use remedy::{Remediation, Ticket};
 pub use types::{ContentHash, Decision, Generation, RequestId, VerdictKind};
@@ -39,9 +41,13 @@ pub use types::{ContentHash, Decision, Generation, RequestId, VerdictKind};
 /// The port on which the service listens for drivers, on AF_VSOCK and on TCP alike.
 pub const PORT: u16 = 7325;
 
+/// The most bytes of content that one message carries itself. Small enough that a heartbeat or another
+/// request never waits long behind it.
+pub const INLINE_MAX: usize = 32 * 1024;
+
 /// Protocol versions, one sentence each:
 ///
-/// 1. Scan requests with content in region slots, verdicts, policy, heartbeats, notices,
+/// 1. Scan requests with content in region slots or inline, verdicts, policy, heartbeats, notices,
 ///    quarantine and restore.
 pub const VERSION: u16 = 1;
 

@@ -178,9 +178,9 @@ pub struct ScanRequest {
     pub deadline_ms: u32,
     /// What the guest says of the file.
     pub file: FileMetadata,
-    /// Slots with the first part of the content, in order.
-    pub slots: Vec<SlotRef>,
-    /// Whether `slots` holds all of it.
+    /// The first part of the content.
+    pub part: Part,
+    /// Whether `part` is all of it.
     pub last: bool,
 }
 
@@ -204,10 +204,20 @@ pub struct FileMetadata {
 pub struct Content {
     /// The request.
     pub id: RequestId,
-    /// Slots with the next part, in order.
-    pub slots: Vec<SlotRef>,
+    /// The next part.
+    pub part: Part,
     /// Whether the content ends here.
     pub last: bool,
+}
+
+/// Part of a content. All parts of one request are of one kind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Part {
+    /// Slots of the region, in order.
+    Slots(Vec<SlotRef>),
+    /// The bytes themselves, at most [`INLINE_MAX`](crate::INLINE_MAX), where the guest has no region.
+    /// They are the host's when they arrive: no [`ToGuest::Copied`] follows.
+    Inline(serde_bytes::ByteBuf),
 }
 
 /// Bytes in the region: the first `len` of one slot.
@@ -365,15 +375,20 @@ mod tests {
                 size: 3,
                 pid: 4,
             },
-            slots: vec![SlotRef { index: 7, len: 3 }],
+            part: Part::Slots(vec![SlotRef { index: 7, len: 3 }]),
             last: true,
         });
         let mut wire = Vec::new();
         frame::encode(&request, &mut wire).expect("it is short");
         assert_eq!(
             wire,
-            b"\x12\0\0\0\x01\xac\x02\x01\x05\x03/a\xff\x01\x01\x02\x03\x04\x01\x07\x03\x01"
+            b"\x13\0\0\0\x01\xac\x02\x01\x05\x03/a\xff\x01\x01\x02\x03\x04\0\x01\x07\x03\x01"
         );
+        let part = Part::Inline(serde_bytes::ByteBuf::from(b"abc".to_vec()));
+        let content = ToHost::Content(Content { id: RequestId(300), part, last: false });
+        wire.clear();
+        frame::encode(&content, &mut wire).expect("it is short");
+        assert_eq!(wire, b"\x09\0\0\0\x02\xac\x02\x01\x03abc\0");
         let verdict = ToGuest::Verdict(Verdict {
             id: RequestId(300),
             kind: VerdictKind::Infected,
@@ -386,6 +401,29 @@ mod tests {
         wire.clear();
         frame::encode(&verdict, &mut wire).expect("it is short");
         assert_eq!(wire, b"\x0c\0\0\0\x02\xac\x02\x01\x01\x01\x02\0\x01\x01x\x01");
+    }
+
+    #[test]
+    fn the_longest_request_fits_a_frame() {
+        let inline = Part::Inline(serde_bytes::ByteBuf::from(vec![0xff; crate::INLINE_MAX]));
+        let slots = Part::Slots(vec![SlotRef { index: u16::MAX, len: u32::MAX }; 256]);
+        for part in [inline, slots] {
+            let request = ToHost::ScanRequest(ScanRequest {
+                id: RequestId(u64::MAX),
+                operation: Operation::Background,
+                deadline_ms: u32::MAX,
+                file: FileMetadata {
+                    path: serde_bytes::ByteBuf::from(vec![b'/'; 4096]),
+                    path_is_true: true,
+                    inode: (u64::MAX, u64::MAX),
+                    size: u64::MAX,
+                    pid: u32::MAX,
+                },
+                part,
+                last: false,
+            });
+            assert_eq!(frame::encode(&request, &mut Vec::new()), Ok(()));
+        }
     }
 
     #[test]

@@ -4,13 +4,20 @@
 //! dropping it gives it back. Content goes in by pread, whose target is the mapping itself: the
 //! driver holds no copy, and reads nothing back from the slots (an uncached read costs about a
 //! microsecond per eight bytes).
+//!
+//! The device may be unplugged at any time. A mapping of what is gone kills the program that touches
+//! it (SIGBUS), or reads as ones and swallows what is written. So only the kernel touches it, on the
+//! program's behalf: a system call that meets nothing fails with EFAULT. And whether writes arrived is
+//! asked of the header's magic ([`GuestRegion::is_there`]) before the host is told of them.
 
 #![allow(unsafe_code)] // Mapping device memory and reading into it; see the SAFETY comments.
 
-use crate::layout::{ENCODED_HEADER_LEN, Geometry, HEADER_LEN, Header, LayoutError, SLOT_LEN};
+use crate::layout::{
+    ENCODED_HEADER_LEN, Geometry, HEADER_LEN, Header, LayoutError, MAGIC, SLOT_LEN,
+};
 use seawall_proto::SlotRef;
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
@@ -39,6 +46,27 @@ pub enum GuestRegionError {
     /// The length is none that a region has.
     #[error(transparent)]
     Layout(#[from] LayoutError),
+    /// What was mapped is there no longer.
+    #[error("the region is gone: its device was unplugged or its file cut short")]
+    Gone,
+}
+
+/// Why a slot was not filled.
+#[derive(Debug, thiserror::Error)]
+pub enum FillError {
+    /// The region is gone; the file may be all right.
+    #[error("the region is gone")]
+    Gone,
+    /// The file cannot be read.
+    #[error(transparent)]
+    File(#[from] io::Error),
+}
+
+/// Reads what is mapped without touching it: the kernel copies it into a pipe.
+#[derive(Debug)]
+struct Probe {
+    reader: File,
+    writer: File,
 }
 
 #[derive(Debug)]
@@ -70,6 +98,7 @@ struct Pool {
 #[derive(Debug, Clone)]
 pub struct GuestRegion {
     mapping: Arc<Mapping>,
+    probe: Arc<Mutex<Probe>>,
     pool: Arc<Pool>,
     geometry: Geometry,
 }
@@ -104,6 +133,11 @@ impl GuestRegion {
         let len = file.metadata().map_err(error("examined"))?.len();
         let geometry = Geometry::of(len)?;
         let len = usize::try_from(len).expect("a region fits the address space");
+        let (reader, writer) = io::pipe().map_err(error("probed"))?;
+        let probe = Probe {
+            reader: File::from(std::os::fd::OwnedFd::from(reader)),
+            writer: File::from(std::os::fd::OwnedFd::from(writer)),
+        };
         // SAFETY: a new shared mapping of a file of `len` bytes at an address of the kernel's choice.
         let start = unsafe {
             libc::mmap(
@@ -122,6 +156,7 @@ impl GuestRegion {
         let free = (0..geometry.slots()).rev().collect();
         Ok(Self {
             mapping: Arc::new(Mapping { start, len }),
+            probe: Arc::new(Mutex::new(probe)),
             pool: Arc::new(Pool { free: Mutex::new(free), returned: Condvar::new() }),
             geometry,
         })
@@ -130,15 +165,41 @@ impl GuestRegion {
     /// Reads the header that the host wrote. Done once for each connection.
     ///
     /// # Errors
-    /// [`LayoutError`] when there is none, or one of another layout.
-    pub fn header(&self) -> Result<Header, LayoutError> {
+    /// [`GuestRegionError::Gone`] when the region is; [`GuestRegionError::Layout`] when there is no
+    /// header, or one of another layout.
+    pub fn header(&self) -> Result<Header, GuestRegionError> {
         let mut bytes = [0; ENCODED_HEADER_LEN];
-        for (at, byte) in bytes.iter_mut().enumerate() {
-            // SAFETY: `at` is below ENCODED_HEADER_LEN, which is below the shortest region; the
-            // volatile read makes no reference to memory that the other side may write.
-            *byte = unsafe { self.mapping.start.as_ptr().add(at).read_volatile() };
+        self.peek(&mut bytes).map_err(|_| GuestRegionError::Gone)?;
+        Ok(Header::parse(&bytes)?)
+    }
+
+    /// Whether the host's header can still be seen: then what was [published](Self::publish) before
+    /// has arrived, and the host can read it. Takes one uncached read of eight bytes.
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        let mut magic = [0; MAGIC.len()];
+        self.peek(&mut magic).is_ok() && magic == MAGIC
+    }
+
+    /// Copies the region's first bytes, at most a header.
+    fn peek(&self, bytes: &mut [u8]) -> io::Result<()> {
+        let len = bytes.len().min(ENCODED_HEADER_LEN);
+        let probe = self.probe.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        // SAFETY: the mapping is longer than a header and lives as long as `self`; only the kernel
+        // reads it, and fails with EFAULT where nothing is behind it any more. A pipe takes PIPE_BUF
+        // (4,096) bytes at once or not at all (pipe(7)), and it is empty between two calls.
+        let copied = unsafe {
+            libc::write(probe.writer.as_raw_fd(), self.mapping.start.as_ptr().cast(), len)
+        };
+        if copied < 0 {
+            return Err(io::Error::last_os_error());
         }
-        Header::parse(&bytes)
+        let copied = usize::try_from(copied).unwrap_or(0).min(len);
+        (&probe.reader).read_exact(&mut bytes[..copied])?;
+        if copied < bytes.len() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(())
     }
 
     /// How many slots there are.
@@ -213,8 +274,8 @@ impl Slot {
     /// read.
     ///
     /// # Errors
-    /// What pread(2) says.
-    pub fn fill(&mut self, file: &File, offset: u64) -> io::Result<u32> {
+    /// [`FillError::Gone`] when the region is; else what pread(2) says of the file.
+    pub fn fill(&mut self, file: &File, offset: u64) -> Result<u32, FillError> {
         let slot = SlotRef { index: self.index, len: SLOT_LEN };
         let start = self.region.geometry.offset(slot).expect("pool slots are in range");
         let start = usize::try_from(start).expect("a region fits the address space");
@@ -234,8 +295,11 @@ impl Slot {
                 n if n > 0 => done += u32::try_from(n).expect("at most SLOT_LEN was asked for"),
                 _ => {
                     let error = io::Error::last_os_error();
-                    if error.kind() != io::ErrorKind::Interrupted {
-                        return Err(error);
+                    match error.raw_os_error() {
+                        // The target of the read is the region and nothing else.
+                        Some(libc::EFAULT) => return Err(FillError::Gone),
+                        Some(libc::EINTR) => (),
+                        _ => return Err(error.into()),
                     }
                 }
             }
@@ -304,6 +368,29 @@ mod tests {
     #[test]
     fn a_region_without_a_header_says_so() {
         let (_file, region) = region();
-        assert_eq!(region.header(), Err(LayoutError::NoHeader));
+        let error = region.header().unwrap_err();
+        assert!(matches!(error, GuestRegionError::Layout(LayoutError::NoHeader)), "{error}");
+        assert!(!region.is_there());
+    }
+
+    #[test]
+    fn a_region_that_vanishes_is_an_error_and_not_a_signal() {
+        let (file, region) = region();
+        let header =
+            Header { region: seawall_proto::RegionId([1; 16]), key: seawall_proto::Key([2; 32]) };
+        file.as_file().write_all(&header.to_bytes()).unwrap();
+        assert_eq!(region.header().unwrap(), header);
+        assert!(region.is_there());
+        let mut content = tempfile::tempfile().unwrap();
+        content.write_all(b"words").unwrap();
+        let mut slot = region.take_slot().unwrap();
+        file.as_file().set_len(0).unwrap();
+        assert!(matches!(slot.fill(&content, 0), Err(FillError::Gone)));
+        assert!(matches!(region.header(), Err(GuestRegionError::Gone)));
+        assert!(!region.is_there());
+        // Back, but without its header: not the host's any more.
+        file.as_file().set_len(LEN_MIN).unwrap();
+        assert_eq!(slot.fill(&content, 0).unwrap(), 5);
+        assert!(!region.is_there());
     }
 }

@@ -10,6 +10,9 @@
 //! | 64 | 32 | BLAKE3 of bytes 0..64, so that a half-written header is not taken for one | host |
 //! | 65,536 | 65,536 each | slots of content, to the region's end | driver |
 //!
+//! Where the guest cannot map a region, the first 96 bytes reach it as a file instead (QEMU's fw_cfg),
+//! with a name and key of their own.
+//!
 //! The geometry follows from the region's length alone, so neither side can tell the other a false
 //! one. The guest can write every byte, the header too. That is why the host never reads the header.
 
@@ -26,7 +29,7 @@ pub const LEN_MIN: u64 = 256 * 1024;
 /// The longest region, in bytes; slot numbers fit 16 bits with room to spare.
 pub const LEN_MAX: u64 = 1 << 30;
 
-const MAGIC: [u8; 8] = *b"SEAWALLR";
+pub(crate) const MAGIC: [u8; 8] = *b"SEAWALLR";
 const VERSION: u16 = 1;
 
 /// Length of an encoded [`Header`] in bytes.
@@ -102,7 +105,7 @@ impl Geometry {
     }
 }
 
-/// What the host writes at a region's start.
+/// What the host writes at a region's start, or into a guest's key file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
     /// The region's public name.

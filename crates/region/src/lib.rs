@@ -33,6 +33,6 @@ mod guest;
 mod host;
 pub mod layout;
 
-pub use guest::{GuestRegion, GuestRegionError, Slot};
+pub use guest::{FillError, GuestRegion, GuestRegionError, Slot};
 pub use host::{HostRegion, HostRegionError};
 pub use layout::{Geometry, Header, LayoutError};

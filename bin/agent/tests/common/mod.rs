@@ -1,9 +1,11 @@
 //! A real driver on a tmpfs in a mount namespace of the test's own, and a host that does what a test
 //! tells it: the fault injector for what a real host will not do on demand.
 
+#![allow(dead_code)] // Each test file uses a part.
+
 use seawall_proto::{
-    Attached, ContentHash, Decision, Generation, Hello, Policy, Proof, RegionId, Remediation,
-    RequestId, ScanRequest, SlotRef, ToGuest, ToHost, Verdict, VerdictKind, frame,
+    Attached, ContentHash, Decision, Generation, Hello, Part, Policy, Proof, RegionId, Remediation,
+    RequestId, ScanRequest, ToGuest, ToHost, Verdict, VerdictKind, frame,
 };
 use seawall_region::{Header, HostRegion};
 use std::collections::HashMap;
@@ -38,6 +40,8 @@ pub struct Seen {
     pub contents: Mutex<Vec<(seawall_proto::Operation, Vec<u8>)>>,
     pub messages: Mutex<Vec<ToHost>>,
     pub sessions: AtomicU64,
+    /// Parts that came in slots, and inline.
+    pub parts: [AtomicU64; 2],
 }
 
 pub struct Host {
@@ -48,12 +52,14 @@ pub struct Host {
 }
 
 const KEY: seawall_proto::Key = seawall_proto::Key([5; 32]);
-const REGION: RegionId = RegionId([6; 16]);
+/// The region's, and the key file's.
+pub const HEADER: Header = Header { region: RegionId([6; 16]), key: KEY };
 
 impl Host {
     fn start(folder: &Path, policy: Policy, rule: Arc<Rule>) -> Self {
         let region = Arc::new(HostRegion::open(&folder.join("region")).unwrap());
-        region.write_header(&Header { region: REGION, key: KEY }).unwrap();
+        region.write_header(&HEADER).unwrap();
+        std::fs::write(folder.join("key"), HEADER.to_bytes()).unwrap();
         let listener = UnixListener::bind(folder.join("link")).unwrap();
         let host = Self {
             seen: Arc::default(),
@@ -182,10 +188,10 @@ fn serve(
             ToHost::ScanRequest(request) => {
                 let new = Partial { request: request.clone(), content: Vec::new(), copied: 0 };
                 partial.insert(request.id, new);
-                copy(region, partial.get_mut(&request.id)?, &request.slots);
+                copy(seen, region, partial.get_mut(&request.id)?, &request.part);
             }
             ToHost::Content(content) => {
-                copy(region, partial.get_mut(&content.id)?, &content.slots);
+                copy(seen, region, partial.get_mut(&content.id)?, &content.part);
             }
             ToHost::Cancel(id) => drop(partial.remove(id)),
             ToHost::Heartbeat(_) => send(&ToGuest::Alive),
@@ -210,12 +216,23 @@ fn serve(
     }
 }
 
-fn copy(region: &HostRegion, partial: &mut Partial, slots: &[SlotRef]) {
-    for slot in slots {
-        let mut bytes = vec![0; slot.len as usize];
-        region.copy_slot(*slot, &mut bytes).unwrap();
-        partial.content.extend_from_slice(&bytes);
-        partial.copied += 1;
+fn copy(seen: &Seen, region: &HostRegion, partial: &mut Partial, part: &Part) {
+    let count = |which: usize| seen.parts[which].fetch_add(1, Ordering::Relaxed);
+    match part {
+        Part::Slots(slots) => {
+            count(0);
+            for slot in slots {
+                let mut bytes = vec![0; slot.len as usize];
+                region.copy_slot(*slot, &mut bytes).unwrap();
+                partial.content.extend_from_slice(&bytes);
+                partial.copied += 1;
+            }
+        }
+        Part::Inline(bytes) => {
+            count(1);
+            assert!(bytes.len() <= seawall_proto::INLINE_MAX);
+            partial.content.extend_from_slice(bytes);
+        }
     }
 }
 
@@ -287,6 +304,34 @@ impl Native {
         native
     }
 
+    /// The file that stands for the region's device.
+    pub fn region(&self) -> PathBuf {
+        self.folder.path().join("region")
+    }
+
+    /// The region is unplugged: behind the driver's mapping is nothing, and there is no device. Under
+    /// QEMU the host would still have the memory; here it has not, so nothing may be under way.
+    pub fn unplug(&self) {
+        let region = std::fs::OpenOptions::new().write(true).open(self.region()).unwrap();
+        std::fs::rename(self.region(), self.folder.path().join("unplugged")).unwrap();
+        region.set_len(0).unwrap();
+    }
+
+    /// It is plugged in again.
+    pub fn plug(&self) {
+        let path = self.folder.path().join("unplugged");
+        let region = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        region.set_len(1 << 20).unwrap();
+        HostRegion::open(&path).unwrap().write_header(&HEADER).unwrap();
+        std::fs::rename(path, self.region()).unwrap();
+    }
+
+    /// Parts of content that came in slots, and inline.
+    pub fn parts(&self) -> (u64, u64) {
+        let [slots, inline] = &self.host.seen.parts;
+        (slots.load(Ordering::Relaxed), inline.load(Ordering::Relaxed))
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join("m").join(name)
     }
@@ -354,12 +399,15 @@ fn kill(pid: u64) {
 }
 
 fn spawn_agent(folder: &Path, options: &[&str]) -> Child {
-    Command::new(env!("CARGO_BIN_EXE_seawall-agent"))
-        .arg("run")
-        .args(options)
+    let mut command = Command::new(env!("CARGO_BIN_EXE_seawall-agent"));
+    command.arg("run").args(options);
+    if !options.iter().any(|option| option.starts_with("--region=")) {
+        command.arg("--region").arg(folder.join("region"));
+    }
+    command
         .arg(format!("--link=unix:{}", folder.join("link").display()))
-        .arg("--region")
-        .arg(folder.join("region"))
+        .arg("--key")
+        .arg(folder.join("key"))
         .arg("--only-mount")
         .arg(folder.join("m"))
         .arg("--control")

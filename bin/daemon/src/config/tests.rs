@@ -40,8 +40,10 @@ fn the_example_shows_every_key() {
     let mut known = Config::default();
     known.guests.push(GuestConfig {
         name: Spanned::new(0..0, GuestName("g".into())),
-        region: Spanned::new(0..0, AbsolutePath("/r".into())),
+        region: Some(Spanned::new(0..0, AbsolutePath("/r".into()))),
+        key_file: Some(Spanned::new(0..0, AbsolutePath("/k".into()))),
         socket: Some(Spanned::new(0..0, AbsolutePath("/s".into()))),
+        serial_socket: Some(Spanned::new(0..0, AbsolutePath("/c".into()))),
         vsock_cid: Some(Spanned::new(0..0, 4)),
     });
     let known = toml::Table::try_from(&known).expect("a configuration is TOML");
@@ -74,7 +76,8 @@ fn what_is_wrong_is_told_with_its_place() {
         "[policy]\nwhole_file_limt_mib = 3\n".to_owned(),
         "[service]\napi_socket = run/api.sock\n".to_owned(),
         "[service]\ntcp_listen = \"7325\"\n".to_owned(),
-        "[[guest]]\nname = \"g1\"\n".to_owned(),
+        "[[guest]]\nregion = \"/r\"\n".to_owned(),
+        "[[guest]]\nname = \"g1\"\nsocket = \"/s\"\n".to_owned(),
         "[[guest]]\nname = \"g 1\"\nregion = \"/r\"\n".to_owned(),
         format!("{guest}\n{guest}"),
         "[[guest]]\nname = \"g1\"\nregion = \"/r\"\n".to_owned(),

@@ -1,11 +1,11 @@
-//! From a fresh connection to a session: (TCP: preface, Noise,) hello, attach.
+//! From a fresh connection, or a beginning on a channel, to a session: (TCP: preface, Noise,) hello, attach.
 //!
 //! Everything has to be said within [`HANDSHAKE_MAX`]. A peer that is refused gets the reason where
 //! the protocol has one, and one log line tells the operator.
 
 use crate::guest::{Guest, HalfOpen};
 use crate::host::Host;
-use crate::link::{Connection, ReadError, Socket};
+use crate::link::{Connection, LinkReader, ReadError, Socket};
 use crate::outbox::Outbox;
 use crate::region::{OpenRegion, RegionError, random};
 use crate::session::Session;
@@ -13,8 +13,10 @@ use seawall_client::text::escape_short;
 use seawall_client::{Driver, Event, EventKind, LinkKind};
 use seawall_proto::frame::{Decoder, FrameError, decode, encode};
 use seawall_proto::noise::{HANDSHAKE_LEN, NoiseError, respond};
+use seawall_proto::serial::Token;
 use seawall_proto::{
-    Attach, Attached, Hello, HelloError, PREFACE_LEN, Preface, Proof, Refusal, ToGuest, ToHost,
+    Attach, Attached, Hello, HelloError, PREFACE_LEN, Preface, Proof, Refusal, RegionId, ToGuest,
+    ToHost,
 };
 use std::io;
 use std::net::SocketAddr;
@@ -43,13 +45,13 @@ enum Refused {
     Noise(#[from] NoiseError),
     #[error(transparent)]
     Random(#[from] RegionError),
-    #[error("the guest has no usable region")]
-    NoRegion,
+    #[error("the guest has neither a usable region nor a key file")]
+    NoKey,
     #[error("the first message is not an attach message")]
     Order,
     #[error("the region named is not this guest's, or is its region before a restart")]
     Region,
-    #[error("the peer has not proved that it can read the region's header")]
+    #[error("the peer has not proved that it can read the region's header or the guest's key")]
     Proof,
 }
 
@@ -86,16 +88,13 @@ pub fn identify(
             return None;
         }
     };
-    let is_it = |guest: &Guest| {
-        guest.current_region().is_some_and(|region| region.header.region == preface.region)
-    };
-    let Some(guest) = host.guests.find(is_it) else {
+    let Some(guest) = host.guests.find(|guest| guest.header(preface.region).is_some()) else {
         tracing::debug!(%peer, "a TCP connection names a region that no guest has now");
         return None;
     };
     let place = guest.half_open(socket.clone());
     let handshake = Handshake { until, ..Handshake::new(Arc::clone(host), guest, place) };
-    match handshake.encrypt(socket) {
+    match handshake.encrypt(socket, preface.region) {
         Ok(connection) => Some((handshake, connection)),
         Err(refused) => {
             handshake
@@ -126,8 +125,8 @@ impl Handshake {
         Self { host, guest, until: Instant::now() + HANDSHAKE_MAX, place }
     }
 
-    fn encrypt(&self, socket: &Socket) -> Result<Connection, Refused> {
-        let region = self.guest.current_region().ok_or(Refused::NoRegion)?;
+    fn encrypt(&self, socket: &Socket, region: RegionId) -> Result<Connection, Refused> {
+        let region = self.guest.header(region).ok_or(Refused::Region)?;
         let mut message = [0; HANDSHAKE_LEN];
         socket.receive_exact(&mut message, self.until)?;
         let (reply, sealer, opener) = respond(&region.header.key, &message)?;
@@ -140,10 +139,12 @@ impl Handshake {
         self.go_on(Connection::plain(kind, socket));
     }
 
-    /// Serves a connection until it ends.
-    pub fn go_on(self, mut connection: Connection) {
+    /// Serves a connection until it ends. Where a driver begins anew on the same one, gives what was
+    /// not read yet.
+    pub fn go_on(self, mut connection: Connection) -> Option<(LinkReader, Token)> {
         match self.prove(&mut connection) {
             Ok(proved) => self.attach(connection, proved),
+            Err(Refused::Read(ReadError::Renewed(token))) => Some((connection.reader, token)),
             Err(refused) => {
                 if let Some(refusal) = refused.refusal() {
                     // The peer may be gone; the log line below tells the operator all the same.
@@ -151,12 +152,16 @@ impl Handshake {
                 }
                 connection.socket.end();
                 self.guest.complain(&format!("a connection is refused: {refused}"));
+                None
             }
         }
     }
 
     fn prove(&self, connection: &mut Connection) -> Result<Proved, Refused> {
-        let region = self.guest.current_region().ok_or(Refused::NoRegion)?;
+        let headers = self.guest.headers();
+        if headers.is_empty() {
+            return Err(Refused::NoKey);
+        }
         let hello = Hello::new(random()?);
         let mut wire = Vec::new();
         connection.writer.wrap(&hello.to_bytes(), &mut wire)?;
@@ -183,9 +188,8 @@ impl Handshake {
             self.hear(connection, &mut more)?;
             decoder.extend(&more);
         };
-        if attach.region != region.header.region {
-            return Err(Refused::Region);
-        }
+        let named = headers.into_iter().find(|open| open.header.region == attach.region);
+        let region = named.ok_or(Refused::Region)?;
         let expected = Proof::new(&region.header.key, &hello.nonce, &peer.nonce);
         if !attach.proof.matches(&expected) {
             return Err(Refused::Proof);
@@ -204,13 +208,13 @@ impl Handshake {
     }
 
     /// The peer is the guest's driver: its session begins, and an older one ends.
-    fn attach(self, connection: Connection, proved: Proved) {
+    fn attach(self, connection: Connection, proved: Proved) -> Option<(LinkReader, Token)> {
         let Self { host, guest, place, .. } = self;
         let Connection { kind, socket, reader, writer } = connection;
         let Proved { attach, region, decoder } = proved;
         if let Err(error) = socket.set_patience(Session::patience()) {
             guest.complain(&format!("a connection is refused: {error}"));
-            return;
+            return None;
         }
         let short = |text: &str| escape_short(text.as_bytes(), SELF_TEXT_MAX);
         let driver = Driver {
@@ -227,7 +231,7 @@ impl Handshake {
         {
             guest.complain(&format!("no thread for a session: {error}"));
             socket.end();
-            return;
+            return None;
         }
         // Said before others can find the session, so that nothing comes before it.
         let (config, generation) = (host.config(), host.pipeline.generations.current());
@@ -244,6 +248,7 @@ impl Handshake {
         tracing::info!(
             guest = guest.name(),
             link = ?kind,
+            inline = region.slots.is_none(),
             driver = driver.version,
             kernel = driver.kernel,
             "a session begins"
@@ -253,7 +258,7 @@ impl Handshake {
                 .guest(guest.name())
                 .reason(format!("driver {}, kernel {}", driver.version, driver.kernel)),
         );
-        session.run(&socket, reader, decoder, region);
+        session.run(&socket, reader, decoder, region)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The open requests of one session: content arrives, is copied once, and gets its verdict.
 //!
-//! Every slot that a message names is copied while that message is handled, so none stays the
-//! host's afterwards. Each request gets exactly one verdict for as long as the session lives.
+//! Every slot that a message names, and whatever it brings inline, is copied while that message is
+//! handled, so none stays the host's afterwards. Each request gets exactly one verdict for as long as the session lives.
 
 use super::{Breach, Session};
 use crate::copy::{CopyError, HEAP_MAX, PrivateCopy};
@@ -10,7 +10,8 @@ use crate::region::OpenRegion;
 use seawall_engine::Metadata;
 use seawall_engine::host::Lane;
 use seawall_proto::{
-    Content, ContentHash, FileMetadata, Operation, RequestId, ScanRequest, SlotRef, ToGuest,
+    Content, ContentHash, FileMetadata, INLINE_MAX, Operation, Part, RequestId, ScanRequest,
+    SlotRef, ToGuest,
 };
 use seawall_region::HostRegionError;
 use std::collections::HashMap;
@@ -33,6 +34,12 @@ const WAIT_MAX: Duration = Duration::from_secs(600);
 enum Fault {
     #[error("slot {index} is named twice before it was given back")]
     Overlap { index: u16 },
+    #[error("slots are named in a session that has no region")]
+    NoRegion,
+    #[error("{len} bytes came inline; the most is {INLINE_MAX}")]
+    InlineTooLong { len: usize },
+    #[error("one content came partly in slots and partly inline")]
+    Mixed,
     #[error(transparent)]
     Region(#[from] HostRegionError),
     #[error(transparent)]
@@ -55,6 +62,8 @@ struct Open {
     until: Instant,
     copy: PrivateCopy,
     slots: u32,
+    /// Something came inline.
+    inline: bool,
 }
 
 pub struct Requests {
@@ -75,7 +84,7 @@ impl Requests {
 
     /// A file access waits for a verdict.
     pub fn begin(&mut self, request: ScanRequest) -> Result<(), Breach> {
-        let ScanRequest { id, operation, deadline_ms, file, slots, last } = request;
+        let ScanRequest { id, operation, deadline_ms, file, part, last } = request;
         if let Some(highest) = self.highest.filter(|highest| id <= *highest) {
             return Err(Breach::Order { id: id.0, highest: highest.0 });
         }
@@ -91,13 +100,14 @@ impl Requests {
             asked: Asked { id, operation, file, since: now, size: 0 },
             until: now + Duration::from_millis(deadline_ms.into()).clamp(WAIT_MIN, WAIT_MAX),
             slots: 0,
+            inline: false,
         };
         if self.session.outstanding.fetch_add(1, Relaxed) >= OUTSTANDING_MAX {
             let why = format!("more than {OUTSTANDING_MAX} requests wait for their verdict");
             self.refuse(open, &why);
             return Ok(());
         }
-        self.take(open, &slots, last);
+        self.take(open, &part, last);
         Ok(())
     }
 
@@ -115,9 +125,9 @@ impl Requests {
     /// More content of an open request. One that this side has ended already, or that the driver
     /// cancelled, may still have content on the way: its slots came back with the verdict.
     pub fn go_on(&mut self, content: Content) -> Result<(), Breach> {
-        let Content { id, slots, last } = content;
+        let Content { id, part, last } = content;
         if let Some(open) = self.open.remove(&id) {
-            self.take(open, &slots, last);
+            self.take(open, &part, last);
             return Ok(());
         }
         if self.highest.is_none_or(|highest| id > highest) {
@@ -134,8 +144,12 @@ impl Requests {
     }
 
     /// Copies what a message brought, and ends the request where the content ends.
-    fn take(&mut self, mut open: Open, slots: &[SlotRef], last: bool) {
-        match self.copy(&mut open, slots, last) {
+    fn take(&mut self, mut open: Open, part: &Part, last: bool) {
+        let copied = match part {
+            Part::Slots(slots) => self.copy(&mut open, slots, last),
+            Part::Inline(bytes) => self.copy_inline(&mut open, bytes),
+        };
+        match copied {
             Err(fault) => {
                 // A budget that is used up is no fault of the driver's.
                 if !matches!(fault, Fault::Copy(_)) {
@@ -145,13 +159,20 @@ impl Requests {
             }
             Ok(()) if last => self.complete(open),
             Ok(()) => {
-                self.session.outbox.push(&ToGuest::Copied { id: open.asked.id, slots: open.slots });
+                let (id, slots) = (open.asked.id, open.slots);
+                if slots > 0 {
+                    self.session.outbox.push(&ToGuest::Copied { id, slots });
+                }
                 self.open.insert(open.asked.id, open);
             }
         }
     }
 
     fn copy(&mut self, open: &mut Open, slots: &[SlotRef], last: bool) -> Result<(), Fault> {
+        if open.inline && !slots.is_empty() {
+            return Err(Fault::Mixed);
+        }
+        let region = Arc::clone(&self.region);
         let mut named = Bitmap::default();
         for (nth, slot) in (1_u32..).zip(slots) {
             if !named.insert(slot.index) {
@@ -159,9 +180,10 @@ impl Requests {
             }
             let len = slot.len as usize;
             // Checked before room is made for it.
-            self.region.slots.geometry().offset(*slot).map_err(HostRegionError::from)?;
+            let region = region.slots.as_ref().ok_or(Fault::NoRegion)?;
+            region.geometry().offset(*slot).map_err(HostRegionError::from)?;
             open.copy.append(len, &mut self.scratch, |to| {
-                self.region.slots.copy_slot(*slot, to).map_err(Fault::from)
+                region.copy_slot(*slot, to).map_err(Fault::from)
             })?;
             open.slots += 1;
             if !last && nth % GIVE_BACK_EVERY == 0 {
@@ -172,9 +194,26 @@ impl Requests {
         Ok(())
     }
 
+    fn copy_inline(&mut self, open: &mut Open, bytes: &[u8]) -> Result<(), Fault> {
+        if open.slots > 0 {
+            return Err(Fault::Mixed);
+        }
+        open.inline = true;
+        let len = bytes.len();
+        if len > INLINE_MAX {
+            return Err(Fault::InlineTooLong { len });
+        }
+        open.copy.append(len, &mut self.scratch, |to| {
+            to.copy_from_slice(bytes);
+            Ok::<_, Fault>(())
+        })?;
+        self.session.metrics().bytes_copied.fetch_add(len as u64, Relaxed);
+        Ok(())
+    }
+
     /// The content is whole: known, or given to the pipeline.
     fn complete(&mut self, open: Open) {
-        let Open { mut asked, until, copy, slots } = open;
+        let Open { mut asked, until, copy, slots, .. } = open;
         asked.size = copy.len();
         let hash = copy.hash();
         if let Some(mut answer) = self.session.host.pipeline.lookup(hash) {

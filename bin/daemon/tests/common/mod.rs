@@ -5,7 +5,7 @@
 use seawall_client::{Client, Event, EventKind, Guest, ScanReport, Status};
 use seawall_proto::frame::{Decoder, Message, decode, encode};
 use seawall_proto::{
-    Attach, Attached, FileMetadata, Heartbeat, Hello, Operation, Proof, RegionId, RequestId,
+    Attach, Attached, FileMetadata, Heartbeat, Hello, Operation, Part, Proof, RegionId, RequestId,
     ScanRequest, SlotRef, ToGuest, ToHost, Verdict,
 };
 use seawall_region::{GuestRegion, Slot};
@@ -58,6 +58,7 @@ pub fn program(name: &str) -> PathBuf {
 pub struct Setup {
     pub guests: Vec<&'static str>,
     pub engine: Engine,
+    /// Laid into the configuration; `{dir}` is the service's folder.
     pub more: String,
     pub tcp: bool,
 }
@@ -297,7 +298,7 @@ fn write_config(folder: &Path, setup: &Setup, port: u16) -> PathBuf {
     if setup.tcp {
         text += &format!("tcp_listen = \"127.0.0.1:{port}\"\n");
     }
-    text += &setup.more;
+    text += &setup.more.replace("{dir}", &dir.to_string());
     let command = match setup.engine {
         Engine::Yara => {
             let program = program("seawall-engine-yara");
@@ -445,7 +446,7 @@ impl Driver {
                 size: slots.iter().map(|slot| u64::from(slot.len)).sum(),
                 pid: 77,
             },
-            slots,
+            part: Part::Slots(slots),
             last,
         }
     }
