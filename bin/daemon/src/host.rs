@@ -7,6 +7,7 @@ use crate::events::Events;
 use crate::guest::{Guest, Guests};
 use crate::metrics::Metrics;
 use crate::pipeline::Pipeline;
+use crate::state::State;
 use seawall_client::{Event, EventKind};
 use seawall_proto::ToGuest;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -17,6 +18,7 @@ pub struct Host {
     pub guests: Guests,
     pub pipeline: Arc<Pipeline>,
     pub events: Events,
+    pub state: State,
     pub metrics: Arc<Metrics>,
     pub budget: Arc<Budget>,
     pub started: jiff::Timestamp,
@@ -57,6 +59,7 @@ impl Host {
                     self.tell(guest.name(), session.is_some(), &change);
                 }
                 if let Some(session) = session {
+                    self.state.seen(guest.name());
                     session.flush_pending(now);
                 }
                 guest.complaints.sum_up(guest.name());
@@ -108,6 +111,7 @@ impl Host {
             ("[service]", before.service != config.service),
             ("[[engine]]", before.engines != config.engines),
             ("[limits]", before.limits != config.limits),
+            ("[events]", before.events != config.events),
         ];
         let restart_needed: Vec<_> = fixed
             .iter()
@@ -119,6 +123,7 @@ impl Host {
         }
         let policy_changed = before.policy != config.policy;
         let new = self.guests.configure(&config.guests, &self.budget);
+        self.state.keep_guests(|name| config.guests.iter().any(|guest| guest.is_named(name)));
         let policy = config.policy.to_proto();
         self.set_config(config);
         self.serve(&new);
@@ -137,6 +142,9 @@ impl Host {
     /// Prepares the regions of guests that are new, and listens for them.
     pub fn serve(self: &Arc<Self>, new: &[Arc<Guest>]) {
         for guest in new {
+            if self.state.sighting(guest.name()).is_some() {
+                guest.watch.lock().unwrap_or_else(PoisonError::into_inner).seen_before();
+            }
             guest.current_region();
             if let Err(error) = crate::listen::serve_guest(self, guest) {
                 tracing::error!(guest = guest.name(), %error, "no thread to listen for the guest");
