@@ -28,11 +28,18 @@ pub struct Watch {
     pub since: jiff::Timestamp,
     /// The last sign of life.
     seen: Option<Instant>,
+    /// There was one since [`Watch::take_news`] was asked last.
+    news: bool,
 }
 
 impl Default for Watch {
     fn default() -> Self {
-        Self { state: GuestState::NeverSeen, since: jiff::Timestamp::now(), seen: None }
+        Self {
+            state: GuestState::NeverSeen,
+            since: jiff::Timestamp::now(),
+            seen: None,
+            news: false,
+        }
     }
 }
 
@@ -49,6 +56,12 @@ impl Watch {
     /// The guest's driver has attached or sent a heartbeat.
     pub fn alive(&mut self) {
         self.seen = Some(Instant::now());
+        self.news = true;
+    }
+
+    /// Whether there was a sign of life since this was asked last.
+    pub fn take_news(&mut self) -> bool {
+        std::mem::take(&mut self.news)
     }
 
     /// The guest had a driver before this start of the service: its silence counts from now.

@@ -49,17 +49,22 @@ impl Host {
             let now = Instant::now();
             for guest in self.guests.all() {
                 let session = guest.session();
-                let change = guest.watch.lock().unwrap_or_else(PoisonError::into_inner).look(
+                let mut watch = guest.watch.lock().unwrap_or_else(PoisonError::into_inner);
+                let is_there = watch.take_news();
+                let change = watch.look(
                     now,
                     session.is_some(),
                     Duration::from_millis(config.alarm.heartbeat_ms.into()),
                     Duration::from_millis(config.alarm.unprotected_after_ms.into()),
                 );
+                drop(watch);
+                if is_there {
+                    self.state.seen(guest.name());
+                }
                 if let Some(change) = change {
                     self.tell(guest.name(), session.is_some(), &change);
                 }
                 if let Some(session) = session {
-                    self.state.seen(guest.name());
                     session.flush_pending(now);
                 }
                 guest.complaints.sum_up(guest.name());

@@ -12,6 +12,7 @@ use axum::response::{IntoResponse, Response};
 use seawall_client::{Event, EventsQuery, Fault};
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -19,6 +20,8 @@ use tokio_stream::wrappers::ReceiverStream;
 /// Without a `limit`, and the most.
 const LIMIT: u32 = 50;
 const LIMIT_MAX: u32 = 100_000;
+/// How long an answer waits for what is being written.
+const FLUSH: Duration = Duration::from_secs(2);
 /// Events read at once: hostile names make an event as long as 24 KiB.
 const PAGE: u32 = 100;
 
@@ -92,6 +95,8 @@ impl Stream {
     /// Finds where to begin. Reads the disk.
     fn begin(events: Events, filter: Filter, query: &EventsQuery) -> Result<Self, Response> {
         let limit = query.limit.unwrap_or(LIMIT).min(LIMIT_MAX);
+        // What has happened by now is there, and the file of a new service too.
+        events.flush(FLUSH);
         let found = events.read(filter.clone()).and_then(|reader| {
             let next = match query.after {
                 Some(after) => after.saturating_add(1),

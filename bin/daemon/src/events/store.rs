@@ -90,11 +90,9 @@ pub fn trim(transaction: &Transaction<'_>, keep: Retention, now: i64) -> rusqlit
                  (SELECT id FROM events WHERE at_ms < ?1 ORDER BY at_ms LIMIT ?2)",
             (oldest, DROPPED_AT_ONCE),
         )?;
-        if used(transaction)? > keep.most {
-            dropped += transaction.execute(
-                "DELETE FROM events WHERE id IN (SELECT id FROM events ORDER BY id LIMIT ?1)",
-                [DROPPED_AT_ONCE],
-            )?;
+        let excess = used(transaction)?.saturating_sub(keep.most);
+        if excess > 0 {
+            dropped += drop_oldest(transaction, excess)?;
         }
         if dropped == 0 {
             give_back(transaction)?;
@@ -102,6 +100,21 @@ pub fn trim(transaction: &Transaction<'_>, keep: Retention, now: i64) -> rusqlit
         }
     }
     Ok(true)
+}
+
+/// Drops the oldest events that take about `bytes`: an event has from a hundred bytes to 24 KiB.
+fn drop_oldest(transaction: &Transaction<'_>, bytes: u64) -> rusqlite::Result<usize> {
+    let mut select =
+        transaction.prepare("SELECT id, length(line) FROM events ORDER BY id LIMIT ?1")?;
+    let mut rows = select.query([DROPPED_AT_ONCE])?;
+    let (mut last, mut sum) = (0, 0);
+    while sum < bytes
+        && let Some(row) = rows.next()?
+    {
+        last = row.get::<_, i64>(0)?;
+        sum += row.get::<_, i64>(1)?.cast_unsigned();
+    }
+    transaction.execute("DELETE FROM events WHERE id <= ?1", [last])
 }
 
 fn pragma(connection: &Connection, name: &str) -> rusqlite::Result<i64> {
