@@ -52,7 +52,6 @@ pub fn base_config(
     let mut service = Table::new();
     service.insert("api_socket".into(), text(api_socket));
     service.insert("state_dir".into(), text(service_dir));
-    service.insert("events_file".into(), text(&service_dir.join("events.jsonl")));
     service.insert("tcp_listen".into(), tcp.into());
     let mut engine = Table::new();
     engine.insert("name".into(), "yara".into());

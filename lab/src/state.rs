@@ -131,7 +131,7 @@ impl LabState {
             daemon: None,
             config: state_dir.join("seawalld.toml"),
             api_socket: run_dir.join("api.sock"),
-            events: service_dir.join("events.jsonl"),
+            events: service_dir.join("events.db"),
             quarantine: service_dir.join("quarantine"),
             service_dir,
             daemon_log: state_dir.join("seawalld.log"),

@@ -173,12 +173,12 @@ pub fn guest_view(lab: &Lab, name: &str) -> anyhow::Result<seawall_client::Guest
     guests.into_iter().find(|guest| guest.name == name).with_context(|| format!("no {name}"))
 }
 
-/// All events since the lab began, as the service wrote them.
+/// All events since the lab began, as the operator sees them.
 pub fn events(lab: &Lab) -> anyhow::Result<Vec<Event>> {
-    let text = std::fs::read_to_string(lab.state()?.events)?;
-    // The last line may be half written.
-    let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
-    whole.lines().map(|line| serde_json::from_str(line).with_context(|| line.to_owned())).collect()
+    let output = lab.cli(["--json", "events", "--limit", "100000"])?;
+    let text = String::from_utf8(output.stdout)?;
+    ensure!(output.status.success(), "seawall events: {}", String::from_utf8_lossy(&output.stderr));
+    text.lines().map(|line| serde_json::from_str(line).with_context(|| line.to_owned())).collect()
 }
 
 /// Whether an event of this kind is there for which `fits` holds.

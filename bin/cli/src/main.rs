@@ -1,100 +1,31 @@
 //! seawall, the operator's command. It asks the host service over its REST interface and nothing
 //! else; [`render`] makes the answers fit for people.
 
+mod command;
+mod pages;
 mod quarantine;
 mod render;
 mod scan;
+mod when;
 
 use anyhow::Context;
-use clap::{Parser, Subcommand};
+use clap::Parser;
+use command::{Arguments, Command, Wanted};
 use render::Style;
-use seawall_client::{Client, ClientError, DEFAULT_SOCKET, Event, Verdict};
+use seawall_client::{Client, ClientError, Event, Verdict};
 use std::io::{self, Write};
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// What went well.
 const OK: u8 = 0;
 /// `scan` found malware.
 const INFECTED: u8 = 1;
+/// The service does not understand what was asked; clap uses the same.
+const WRONG_USE: u8 = 2;
 /// Nobody answers at the service's socket.
 const UNREACHABLE: u8 = 3;
 /// Anything else that went wrong.
 const FAILED: u8 = 4;
-
-/// Asks the Seawall host service how it and its guests are, and has it scan files.
-#[derive(Debug, Parser)]
-#[command(
-    name = "seawall",
-    version,
-    after_help = "\
-Examples:
-  seawall status                          is everything as it should be?
-  seawall guests                          which guests are protected, and what their drivers say
-  seawall events --follow                 what was denied or let through unscanned, as it happens
-  seawall scan download.bin               is this file infected?
-  curl -s URL | seawall scan -            the same for what comes through a pipe
-  seawall --json guests | jq '.[].state'  for programs: the service's own answer
-
-Exit codes: 0 all went well; 1 `scan` found malware; 2 wrong use; 3 the service cannot be reached;
-4 something else went wrong (`scan` came to no verdict, `reload` was refused)."
-)]
-struct Arguments {
-    /// The service's socket.
-    #[arg(long, global = true, env = "SEAWALL_SOCKET", value_name = "PATH", default_value = DEFAULT_SOCKET)]
-    socket: PathBuf,
-    /// Print the service's answer as JSON; events one object a line.
-    #[arg(long, global = true)]
-    json: bool,
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// How the service is: engines, guests, what was done, what it costs.
-    Status,
-    /// All configured guests: protected or not and why, their drivers, what is not watched.
-    Guests,
-    /// What happened: denials, accesses let through unscanned, alarms, engines.
-    #[command(after_help = "\
-Examples:
-  seawall events                  the last 50
-  seawall events --limit 1000     as many as the service keeps at hand; the events file has them all
-  seawall events --follow         go on with those that come, until Ctrl-C
-  seawall --json events --follow | jq 'select(.verdict == \"infected\")'")]
-    Events {
-        /// Go on with those that come.
-        #[arg(long, short)]
-        follow: bool,
-        /// How many of the last ones, at most 1000.
-        #[arg(long, short = 'n', value_name = "COUNT", default_value_t = 50,
-              value_parser = clap::value_parser!(u16).range(0..=1000))]
-        limit: u16,
-    },
-    /// Have the service scan a file: exit code 1 when it is infected.
-    #[command(after_help = "\
-Examples:
-  seawall scan setup.exe && echo fine
-  tar c folder | seawall scan -")]
-    Scan {
-        /// The file; `-` reads what comes through a pipe.
-        file: PathBuf,
-    },
-    /// Infected files that were taken out of their guests: look, give back, delete, approve.
-    #[command(after_help = "\
-Examples:
-  seawall quarantine list
-  seawall quarantine show 3f              the first digits of an id are enough
-  seawall quarantine restore 3f           asks before it replaces a file
-  seawall quarantine approve HASH         a false alarm: let this content pass")]
-    Quarantine {
-        #[command(subcommand)]
-        command: quarantine::Quarantine,
-    },
-    /// Have the service read its configuration and the engines' signatures again.
-    Reload,
-}
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -136,6 +67,16 @@ fn advise(error: &anyhow::Error) -> (u8, Option<&'static str>) {
             };
             (UNREACHABLE, Some(advice))
         }
+        // The service says what is wrong with a filter and what would be right.
+        Some(ClientError::Refused(fault)) if fault.code == "wrong-filter" => {
+            (WRONG_USE, Some("See `seawall events --help`."))
+        }
+        Some(ClientError::Broken(_)) => (
+            FAILED,
+            Some(
+                "The service may have ended: its log says why. Try again, or look with `seawall status`.",
+            ),
+        ),
         Some(ClientError::Answer { .. }) => (
             FAILED,
             Some("seawall and seawalld may be of different versions: compare `seawall --version`."),
@@ -159,8 +100,8 @@ async fn run(arguments: &Arguments) -> anyhow::Result<u8> {
             print(json, &guests, || render::guests(&guests))?;
             Ok(OK)
         }
-        Command::Events { follow, limit } => {
-            events(&client, json, *follow, (*limit).into()).await?;
+        Command::Events(wanted) => {
+            events(&client, json, wanted, style).await?;
             Ok(OK)
         }
         Command::Scan { file } => {
@@ -177,6 +118,14 @@ async fn run(arguments: &Arguments) -> anyhow::Result<u8> {
             let reload = client.reload().await?;
             print(json, &reload, || render::reload(&reload))?;
             Ok(if reload.taken { OK } else { FAILED })
+        }
+        Command::Completions { shell } => {
+            pages::completions(*shell)?;
+            Ok(OK)
+        }
+        Command::Man { folder } => {
+            pages::man(folder)?;
+            Ok(OK)
         }
     }
 }
@@ -196,8 +145,9 @@ where
     Ok(out.flush()?)
 }
 
-async fn events(client: &Client, json: bool, follow: bool, limit: usize) -> anyhow::Result<()> {
-    let mut lines = client.events(limit, follow).await?;
+async fn events(client: &Client, json: bool, wanted: &Wanted, style: Style) -> anyhow::Result<()> {
+    let follow = wanted.follow;
+    let mut lines = client.events(&wanted.query()).await?;
     let mut all = Vec::new();
     while let Some(line) = lines.next().await? {
         if json {
@@ -206,7 +156,7 @@ async fn events(client: &Client, json: bool, follow: bool, limit: usize) -> anyh
         }
         let event: Event = serde_json::from_str(&line).context("an event is not understood")?;
         if follow {
-            writeln!(io::stdout(), "{}", render::event_line(&event))?;
+            writeln!(io::stdout(), "{}", render::event_line(&event, style))?;
         } else {
             all.push(event);
         }

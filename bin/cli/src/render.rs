@@ -330,9 +330,33 @@ pub fn events(events: &[Event]) -> String {
 }
 
 /// One event on a line of its own, for those that come one by one.
-pub fn event_line(event: &Event) -> String {
+pub fn event_line(event: &Event, style: Style) -> String {
     let Parts { time, guest, kind, what } = parts(event);
-    format!("{time:24}  {guest:12}  {kind:18}  {what}")
+    let kind = format!("{kind:18}");
+    let kind = match weight(event) {
+        Weight::Bad => style.bad(&kind),
+        Weight::Doubtful => style.paint(33, &kind),
+        Weight::Plain => kind,
+    };
+    format!("{time:24}  {guest:12}  {kind}  {what}")
+}
+
+/// How much an event should catch the eye.
+enum Weight {
+    Bad,
+    Doubtful,
+    Plain,
+}
+
+fn weight(event: &Event) -> Weight {
+    match event.kind {
+        EventKind::GuestUnprotected | EventKind::EngineFailed | EventKind::SignaturesRefused => {
+            Weight::Bad
+        }
+        EventKind::Verdict if event.verdict == Some(Verdict::Infected) => Weight::Bad,
+        EventKind::Unscanned | EventKind::DatabaseSetAside => Weight::Doubtful,
+        _ => Weight::Plain,
+    }
 }
 
 struct Parts {
@@ -344,13 +368,10 @@ struct Parts {
 
 fn kind_cell(event: &Event, kind: &str) -> Cell {
     let cell = Cell::new(kind);
-    match event.kind {
-        EventKind::GuestUnprotected | EventKind::EngineFailed | EventKind::SignaturesRefused => {
-            cell.fg(Color::Red)
-        }
-        EventKind::Verdict if event.verdict == Some(Verdict::Infected) => cell.fg(Color::Red),
-        EventKind::Unscanned => cell.fg(Color::Yellow),
-        _ => cell,
+    match weight(event) {
+        Weight::Bad => cell.fg(Color::Red),
+        Weight::Doubtful => cell.fg(Color::Yellow),
+        Weight::Plain => cell,
     }
 }
 
@@ -525,7 +546,7 @@ mod tests {
         event.decision = Some("deny".into());
         event.path = Some("/tmp/\u{202e}cod.exe\n2026 fake line".into());
         event.process = Some("sh\u{9b}31m".into());
-        let line = event_line(&event);
+        let line = event_line(&event, Style { colour: false });
         assert!(!line.chars().any(seawall_client::text::is_hostile), "{line:?}");
         assert_eq!(
             line,

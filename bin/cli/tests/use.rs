@@ -35,8 +35,22 @@ fn a_service_that_cannot_be_reached_is_exit_code_3_and_says_what_to_do() {
 #[test]
 fn wrong_use_is_exit_code_2() {
     assert_eq!(seawall(&["scna", "x"]).status.code(), Some(2));
-    assert_eq!(seawall(&["events", "--limit", "1001"]).status.code(), Some(2));
+    assert_eq!(seawall(&["events", "--limit", "100001"]).status.code(), Some(2));
+    assert_eq!(seawall(&["events", "--since", "yesterday"]).status.code(), Some(2));
+    assert_eq!(seawall(&["events", "--follow", "--until", "2h"]).status.code(), Some(2));
     assert_eq!(seawall(&[]).status.code(), Some(2));
+}
+
+#[test]
+fn completions_and_man_pages_come_from_the_same_source_as_the_help() {
+    for shell in ["bash", "zsh", "fish"] {
+        let text = String::from_utf8(seawall(&["completions", shell]).stdout).expect("UTF-8");
+        assert!(text.contains("since") && text.contains("reload"), "{shell}");
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    assert!(seawall(&["man", folder.path().to_str().expect("UTF-8")]).status.success());
+    let page = std::fs::read_to_string(folder.path().join("seawall-events.1")).expect("a page");
+    assert!(page.contains("how long ago"), "{page}");
 }
 
 #[test]

@@ -8,6 +8,7 @@
 //!                                    └─────────────────────────────────────────────────────┘
 //! ```
 //!
+//! A guest that had a driver before this start of the service begins as if it had just fallen silent.
 //! The watch thread alone changes the state ([`Watch::look`]); sessions only leave the time of
 //! their last sign of life.
 
@@ -27,11 +28,18 @@ pub struct Watch {
     pub since: jiff::Timestamp,
     /// The last sign of life.
     seen: Option<Instant>,
+    /// There was one since [`Watch::take_news`] was asked last.
+    news: bool,
 }
 
 impl Default for Watch {
     fn default() -> Self {
-        Self { state: GuestState::NeverSeen, since: jiff::Timestamp::now(), seen: None }
+        Self {
+            state: GuestState::NeverSeen,
+            since: jiff::Timestamp::now(),
+            seen: None,
+            news: false,
+        }
     }
 }
 
@@ -48,6 +56,17 @@ impl Watch {
     /// The guest's driver has attached or sent a heartbeat.
     pub fn alive(&mut self) {
         self.seen = Some(Instant::now());
+        self.news = true;
+    }
+
+    /// Whether there was a sign of life since this was asked last.
+    pub fn take_news(&mut self) -> bool {
+        std::mem::take(&mut self.news)
+    }
+
+    /// The guest had a driver before this start of the service: its silence counts from now.
+    pub fn seen_before(&mut self) {
+        self.seen.get_or_insert_with(Instant::now);
     }
 
     /// Looks at the state now.
@@ -108,6 +127,17 @@ mod tests {
         assert_eq!(watch.look(later(0), false, BEAT, PATIENCE), None, "gone again at once");
         assert_eq!(watch.state, GuestState::Unprotected);
         assert_eq!(watch.look(later(0), true, BEAT, PATIENCE), Some(Change::Protected));
+    }
+
+    #[test]
+    fn a_guest_that_was_seen_before_the_start_is_missed() {
+        let mut watch = Watch::default();
+        watch.seen_before();
+        let later = |seconds| Instant::now() + Duration::from_secs(seconds);
+        assert_eq!(watch.look(later(1), false, BEAT, PATIENCE), None);
+        assert_eq!(watch.state, GuestState::Silent);
+        let change = watch.look(later(6), false, BEAT, PATIENCE);
+        assert!(matches!(change, Some(Change::Unprotected { .. })), "{change:?}");
     }
 
     #[test]

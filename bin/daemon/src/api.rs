@@ -2,18 +2,18 @@
 //!
 //! Runs on the service's one asynchronous thread; what may take long goes to blocking threads.
 
+mod events;
 mod quarantine;
 mod scan;
 
 use crate::config::Config;
 use crate::engines;
-use crate::events::{self, RECENT_MAX};
+use crate::events::format_time;
 use crate::guest::Guest as HostGuest;
 use crate::host::Host;
 use crate::metrics;
-use axum::body::{Body, Bytes};
-use axum::extract::{DefaultBodyLimit, Query, State};
-use axum::http::{StatusCode, header};
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -22,12 +22,8 @@ use seawall_client::{
     EngineState, Event, EventKind, Fault, Guest, GuestCounts, GuestState, PrivateCopies, Reload,
     ReloadedEngine, Session, Status,
 };
-use serde::Deserialize;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
-use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use utoipa::OpenApi;
 
 /// The interface as a document.
@@ -40,7 +36,7 @@ use utoipa::OpenApi;
     paths(
         status,
         guests,
-        events_of,
+        events::events_of,
         scan::scan,
         reload,
         quarantine::list,
@@ -68,7 +64,7 @@ pub fn router(api: Api) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/guests", get(guests))
-        .route("/v1/events", get(events_of))
+        .route("/v1/events", get(events::events_of))
         // Its length is bounded while it is copied.
         .route("/v1/scan", post(scan::scan).layer(DefaultBodyLimit::disable()))
         .route("/v1/reload", post(reload))
@@ -131,11 +127,13 @@ async fn status(State(api): State<Api>) -> Json<Status> {
             problems.push(format!("guest {}: {fault}", guest.name()));
         }
     }
+    // What it did not take is lost; what the service does for guests goes on.
+    problems.extend(host.events.problem().into_iter().chain(host.state.problem()));
     Json(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         healthy: problems.is_empty(),
         problems,
-        started: events::format_time(host.started),
+        started: format_time(host.started),
         generation: host.pipeline.generations.current().0,
         engines,
         guests: counts,
@@ -153,15 +151,16 @@ async fn status(State(api): State<Api>) -> Json<Status> {
 /// All configured guests.
 #[utoipa::path(get, path = "/v1/guests", responses((status = 200, body = Vec<Guest>)))]
 async fn guests(State(api): State<Api>) -> Json<Vec<Guest>> {
-    Json(api.host.guests.all().iter().map(|guest| describe(guest)).collect())
+    Json(api.host.guests.all().iter().map(|guest| describe(&api.host, guest)).collect())
 }
 
-fn describe(guest: &HostGuest) -> Guest {
+fn describe(host: &Host, guest: &HostGuest) -> Guest {
     let watch = guest.watch.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let session = guest.session();
+    let sighting = host.state.sighting(guest.name());
     let reason = match (watch.state, &session) {
         (GuestState::Protected, _) => "",
-        (GuestState::NeverSeen, _) => "no driver has connected since the service started",
+        (GuestState::NeverSeen, _) => "no driver has connected since the guest was configured",
         (_, Some(_)) => "its driver is connected but sends no heartbeat",
         (_, None) => "its driver is not connected",
     };
@@ -169,14 +168,16 @@ fn describe(guest: &HostGuest) -> Guest {
         name: guest.name().to_owned(),
         state: watch.state,
         reason: reason.to_owned(),
-        since: events::format_time(watch.since),
+        since: format_time(watch.since),
+        first_seen: sighting.map(|seen| format_time(seen.first)),
+        last_seen: sighting.map(|seen| format_time(seen.last)),
         region: guest.region.as_ref().map(|region| region.path().display().to_string()),
         region_fault: guest.fault(),
         session: session.map(|session| {
             let (age, counters, coverage) = session.report();
             Session {
                 link: session.link,
-                started: events::format_time(session.started),
+                started: format_time(session.started),
                 driver: session.driver.clone(),
                 heartbeat_age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
                 outstanding: session.outstanding.load(std::sync::atomic::Ordering::Relaxed),
@@ -187,72 +188,6 @@ fn describe(guest: &HostGuest) -> Guest {
         requests: guest.requests.load(std::sync::atomic::Ordering::Relaxed),
         verdicts: guest.verdicts.read(),
     }
-}
-
-/// Which events are wanted.
-#[derive(Debug, Deserialize, utoipa::IntoParams)]
-struct EventsQuery {
-    /// How many of the last events, at most 1000.
-    #[serde(default = "default_limit")]
-    #[param(default = 50, maximum = 1000)]
-    limit: usize,
-    /// Whether to go on with those that come.
-    #[serde(default)]
-    #[param(default = false)]
-    follow: bool,
-}
-
-fn default_limit() -> usize {
-    50
-}
-
-/// The last events as JSON lines; with `follow` the answer goes on for as long as the caller reads.
-#[utoipa::path(
-    get,
-    path = "/v1/events",
-    params(EventsQuery),
-    responses((status = 200, content_type = "application/x-ndjson", body = Event))
-)]
-async fn events_of(State(api): State<Api>, Query(query): Query<EventsQuery>) -> Response {
-    let (last, mut coming) = api.host.events.tail(query.limit.min(RECENT_MAX));
-    let (lines, body) = mpsc::channel::<Result<Bytes, std::io::Error>>(64);
-    tokio::spawn(async move {
-        for line in last {
-            if lines.send(Ok(Bytes::from(line.as_bytes().to_vec()))).await.is_err() {
-                return;
-            }
-        }
-        if !query.follow {
-            return;
-        }
-        loop {
-            let next = tokio::select! {
-                next = coming.recv() => next,
-                () = lines.closed() => return,
-            };
-            let line = match next {
-                Ok(line) => line.as_bytes().to_vec(),
-                Err(RecvError::Lagged(count)) => left_out(count),
-                Err(RecvError::Closed) => return,
-            };
-            if lines.send(Ok(line.into())).await.is_err() {
-                return;
-            }
-        }
-    });
-    let body = Body::from_stream(ReceiverStream::new(body));
-    ([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
-}
-
-/// A line for a follower that was too slow; the log itself has what it missed.
-fn left_out(count: u64) -> Vec<u8> {
-    let mut event = Event::new(EventKind::EventsDropped)
-        .reason("you read too slowly; the events file has them");
-    event.time = events::now();
-    event.count = Some(count);
-    let mut line = serde_json::to_vec(&event).unwrap_or_default();
-    line.push(b'\n');
-    line
 }
 
 /// Reads the configuration and the engines' signatures again.

@@ -7,6 +7,7 @@ mod error;
 
 pub use error::ConfigError;
 
+use crate::events::store::Retention;
 use seawall_proto::{FailMode, Policy};
 use serde::{Deserialize, Deserializer, Serialize, de};
 use std::collections::HashSet;
@@ -29,6 +30,7 @@ pub struct Config {
     pub alarm: Alarm,
     pub limits: Limits,
     pub quarantine: QuarantineConfig,
+    pub events: EventsConfig,
 }
 
 /// Where the service keeps and offers things.
@@ -37,7 +39,6 @@ pub struct Config {
 pub struct Service {
     pub api_socket: AbsolutePath,
     pub state_dir: AbsolutePath,
-    pub events_file: AbsolutePath,
     pub tcp_listen: ListenAddress,
     pub vsock_listen: bool,
 }
@@ -47,7 +48,6 @@ impl Default for Service {
         Self {
             api_socket: AbsolutePath(seawall_client::DEFAULT_SOCKET.into()),
             state_dir: AbsolutePath("/var/lib/seawall".into()),
-            events_file: AbsolutePath("/var/lib/seawall/events.jsonl".into()),
             tcp_listen: ListenAddress(None),
             vsock_listen: false,
         }
@@ -74,6 +74,12 @@ pub struct GuestConfig {
     /// Its AF_VSOCK context id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock_cid: Option<Spanned<u32>>,
+}
+
+impl GuestConfig {
+    pub fn is_named(&self, name: &str) -> bool {
+        self.name.get_ref().0 == name
+    }
 }
 
 /// The engines, in the order in which they scan; at least one.
@@ -325,6 +331,28 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self { private_copies_mib: 512, verdict_cache_entries: 500_000 }
+    }
+}
+
+/// How long events are kept.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EventsConfig {
+    #[serde(deserialize_with = "within::<_, u32, 1, 36500>")]
+    pub keep_days: u32,
+    #[serde(deserialize_with = "within::<_, u64, 1, 1048576>")]
+    pub most_mib: u64,
+}
+
+impl Default for EventsConfig {
+    fn default() -> Self {
+        Self { keep_days: 90, most_mib: 1024 }
+    }
+}
+
+impl EventsConfig {
+    pub fn retention(&self) -> Retention {
+        Retention { days: self.keep_days, most: self.most_mib << 20 }
     }
 }
 

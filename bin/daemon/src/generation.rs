@@ -17,6 +17,11 @@ const REMEMBERED: usize = 8;
 /// Left between the starts of two services whose clock went backwards.
 const GAP: u64 = 1 << 20;
 
+/// Digest of what all engines use, in order: what a verdict depends on, whatever the number of its
+/// generation was in that run of the service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SetDigest(pub [u8; 32]);
+
 #[derive(Debug)]
 pub struct Generations(Mutex<State>);
 
@@ -55,6 +60,23 @@ impl Generations {
         state.engines[engine] = Some(signatures);
         state.current += 1;
         Some(Generation(state.current))
+    }
+
+    /// What the engines of a generation use. `None` where one was not ready yet, or where the
+    /// generation is long gone.
+    pub fn set_of(&self, generation: Generation) -> Option<SetDigest> {
+        let state = self.lock();
+        let engines = if state.current == generation.0 {
+            &state.engines
+        } else {
+            &state.earlier.iter().find(|(number, _)| *number == generation.0)?.1
+        };
+        let mut hasher =
+            blake3::Hasher::new_derive_key("seawall 2026 signature sets of all engines");
+        for signatures in engines {
+            hasher.update(&(*signatures)?.0);
+        }
+        Some(SetDigest(*hasher.finalize().as_bytes()))
     }
 
     /// The newest generation in which the first engines used just these signatures. `None` when
@@ -117,6 +139,25 @@ mod tests {
         assert_eq!(generations.of(&[Some(A), Some(A)]), Some(Generation(12)), "queued before");
         assert_eq!(generations.of(&[Some(A), Some(B)]), None, "never in use together");
         assert_eq!(generations.of(&[Some(B), None]), None);
+    }
+
+    #[test]
+    fn the_same_sets_have_the_same_digest_in_every_run() {
+        let one = Generations::new(10, 2);
+        one.engine_has(0, A);
+        assert_eq!(one.set_of(one.current()), None, "an engine is not ready");
+        one.engine_has(1, B);
+        let digest = one.set_of(one.current()).unwrap();
+        let other = Generations::new(99, 2);
+        other.engine_has(1, B);
+        other.engine_has(0, A);
+        assert_eq!(other.set_of(other.current()), Some(digest));
+        other.engine_has(1, A);
+        assert_ne!(other.set_of(other.current()), Some(digest));
+        assert_eq!(other.set_of(Generation(other.current().0 - 1)), Some(digest), "an earlier one");
+        other.engine_has(0, B);
+        assert_ne!(other.set_of(other.current()), Some(digest), "the order counts");
+        assert_eq!(other.set_of(Generation(5)), None);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use crate::guest::{Guest, Guests};
 use crate::metrics::Metrics;
 use crate::pipeline::Pipeline;
 use crate::quarantine::Quarantine;
+use crate::state::State;
 use seawall_client::{Event, EventKind};
 use seawall_proto::ToGuest;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -18,6 +19,7 @@ pub struct Host {
     pub guests: Guests,
     pub pipeline: Arc<Pipeline>,
     pub events: Events,
+    pub state: State,
     pub metrics: Arc<Metrics>,
     pub budget: Arc<Budget>,
     pub quarantine: Arc<Quarantine>,
@@ -49,12 +51,18 @@ impl Host {
             let now = Instant::now();
             for guest in self.guests.all() {
                 let session = guest.session();
-                let change = guest.watch.lock().unwrap_or_else(PoisonError::into_inner).look(
+                let mut watch = guest.watch.lock().unwrap_or_else(PoisonError::into_inner);
+                let is_there = watch.take_news();
+                let change = watch.look(
                     now,
                     session.is_some(),
                     Duration::from_millis(config.alarm.heartbeat_ms.into()),
                     Duration::from_millis(config.alarm.unprotected_after_ms.into()),
                 );
+                drop(watch);
+                if is_there {
+                    self.state.seen(guest.name());
+                }
                 if let Some(change) = change {
                     self.tell(guest.name(), session.is_some(), &change);
                 }
@@ -112,6 +120,7 @@ impl Host {
             ("[[engine]]", before.engines != config.engines),
             ("[limits]", before.limits != config.limits),
             ("[quarantine]", before.quarantine != config.quarantine),
+            ("[events]", before.events != config.events),
         ];
         let restart_needed: Vec<_> = fixed
             .iter()
@@ -123,6 +132,7 @@ impl Host {
         }
         let policy_changed = before.policy != config.policy;
         let new = self.guests.configure(&config.guests, &self.budget);
+        self.state.keep_guests(|name| config.guests.iter().any(|guest| guest.is_named(name)));
         let policy = config.policy.to_proto();
         self.set_config(config);
         self.serve(&new);
@@ -141,6 +151,9 @@ impl Host {
     /// Prepares the regions of guests that are new, and listens for them.
     pub fn serve(self: &Arc<Self>, new: &[Arc<Guest>]) {
         for guest in new {
+            if self.state.sighting(guest.name()).is_some() {
+                guest.watch.lock().unwrap_or_else(PoisonError::into_inner).seen_before();
+            }
             guest.headers();
             if let Err(error) = crate::listen::serve_guest(self, guest) {
                 tracing::error!(guest = guest.name(), %error, "no thread to listen for the guest");

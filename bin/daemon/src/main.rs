@@ -8,6 +8,7 @@ mod alarm;
 mod api;
 mod config;
 mod copy;
+mod database;
 mod engines;
 mod events;
 mod generation;
@@ -23,6 +24,7 @@ mod quarantine;
 mod quiet;
 mod region;
 mod session;
+mod state;
 
 use anyhow::{Context, bail};
 use clap::Parser;
@@ -111,7 +113,7 @@ fn only_one(config: &Config) -> anyhow::Result<File> {
     let service = &config.service;
     let parent = |path: &Path| path.parent().map(Path::to_owned).unwrap_or_default();
     let (socket, state) = (service.api_socket.as_path(), service.state_dir.as_path());
-    for folder in [parent(socket), state.to_owned(), parent(service.events_file.as_path())] {
+    for folder in [parent(socket), state.to_owned()] {
         DirBuilder::new()
             .recursive(true)
             .mode(0o755)
@@ -176,18 +178,24 @@ async fn serve(config_path: PathBuf, config: Config) -> anyhow::Result<()> {
 fn start(config: Config) -> anyhow::Result<Arc<Host>> {
     let service = config.service.clone();
     let metrics = Arc::<metrics::Metrics>::default();
-    let events_file = service.events_file.as_path();
-    let events = events::Events::start(events_file, Arc::clone(&metrics))
-        .with_context(|| format!("{} cannot be opened", events_file.display()))?;
     let state_dir = service.state_dir.as_path();
+    let events = events::Events::start(
+        &state_dir.join("events.db"),
+        config.events.retention(),
+        Arc::clone(&metrics),
+    )
+    .context("no thread for the events")?;
+    let cache_entries = config.limits.verdict_cache_entries;
+    let (state, keeper) =
+        state::State::open(&state_dir.join("state.db"), cache_entries, events.clone());
+    state.keep_guests(|name| config.guests.iter().any(|guest| guest.is_named(name)));
     let budget = copy::Budget::new(config.limits.private_copies_mib << 20, state_dir.to_owned());
     let generations =
         generation::Generations::new(generation::start_number(state_dir), config.engines.0.len());
-    let pipeline = pipeline::Pipeline::new(
-        generations,
-        config.limits.verdict_cache_entries,
-        Arc::clone(&metrics),
-    );
+    let pipeline =
+        pipeline::Pipeline::new(generations, cache_entries, state.clone(), Arc::clone(&metrics));
+    let recalling = Arc::clone(&pipeline);
+    std::thread::Builder::new().name("state".into()).spawn(move || keeper.run(&recalling))?;
     let folder = state_dir.join("quarantine");
     let quarantine =
         quarantine::Quarantine::start(&folder, config.quarantine.clone(), events.clone())
@@ -202,6 +210,7 @@ fn start(config: Config) -> anyhow::Result<Arc<Host>> {
         guests,
         pipeline,
         events,
+        state,
         metrics,
         budget,
         quarantine,
@@ -230,7 +239,7 @@ fn start(config: Config) -> anyhow::Result<Arc<Host>> {
     Ok(host)
 }
 
-/// Ends the sessions and writes the last events.
+/// Ends the sessions and writes what waits to be written.
 fn stop(host: &Host) {
     tracing::info!("the service ends");
     for guest in host.guests.all() {
@@ -241,5 +250,6 @@ fn stop(host: &Host) {
         }
     }
     host.events.emit(Event::new(EventKind::ServiceStopped));
+    host.state.flush(Duration::from_secs(2));
     host.events.flush(Duration::from_secs(2));
 }

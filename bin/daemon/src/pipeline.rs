@@ -20,6 +20,7 @@
 use crate::copy::{Charge, PrivateCopy};
 use crate::generation::Generations;
 use crate::metrics::Metrics;
+use crate::state::State;
 use quick_cache::OptionsBuilder;
 use quick_cache::sync::Cache;
 use seawall_client::{Detection, EngineReport, Verdict};
@@ -124,11 +125,12 @@ pub struct Pipeline {
     cache: Cache<(ContentHash, Generation), Known>,
     flights: Mutex<Flights>,
     pub generations: Generations,
+    state: State,
     metrics: Arc<Metrics>,
 }
 
 /// A remembered verdict: nothing was found, or these.
-type Known = Option<Arc<Vec<Detection>>>;
+pub type Known = Option<Arc<Vec<Detection>>>;
 
 #[derive(Default)]
 struct Flights {
@@ -186,12 +188,18 @@ fn cache_of(entries: u64) -> Cache<(ContentHash, Generation), Known> {
 
 impl Pipeline {
     /// A pipeline without engines yet; they need its generations to report to.
-    pub fn new(generations: Generations, cache_entries: u64, metrics: Arc<Metrics>) -> Arc<Self> {
+    pub fn new(
+        generations: Generations,
+        cache_entries: u64,
+        state: State,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             engines: OnceLock::new(),
             cache: cache_of(cache_entries),
             flights: Mutex::default(),
             generations,
+            state,
             metrics,
         })
     }
@@ -214,7 +222,18 @@ impl Pipeline {
     pub fn engine_has(&self, engine: usize, signatures: Signatures) -> Option<Generation> {
         let new = self.generations.engine_has(engine, signatures)?;
         self.cache.clear();
+        if let Some(set) = self.generations.set_of(new) {
+            self.state.in_use(set, new);
+        }
         Some(new)
+    }
+
+    /// Puts a verdict into the cache that was found before this start, by engines that used the same
+    /// as those of `generation`.
+    pub fn recall(&self, hash: ContentHash, generation: Generation, known: Known) {
+        if self.cache.peek(&(hash, generation)).is_none() {
+            self.cache.insert((hash, generation), known);
+        }
     }
 
     fn flights(&self) -> MutexGuard<'_, Flights> {
@@ -370,8 +389,9 @@ impl Pipeline {
             Finding::Infected(found) => Some(Some(Arc::clone(found))),
             _ => None,
         };
-        if let (Some(known), Some(generation)) = (known, generation) {
-            self.cache.insert((scan.key.0, generation), known);
+        let found = known.zip(generation);
+        if let Some((known, generation)) = &found {
+            self.cache.insert((scan.key.0, *generation), known.clone());
         }
         // Generation 0 is older than every other: a driver remembers nothing of it.
         let generation = generation.unwrap_or_default();
@@ -382,6 +402,11 @@ impl Pipeline {
         let engines = progress.reports.into();
         let answer = Answer { engines, content, ..Answer::new(finding, generation) };
         self.land(scan.key, scan.flight, answer);
+        if let Some((known, generation)) = found
+            && let Some(set) = self.generations.set_of(generation)
+        {
+            self.state.keep(set, scan.key.0, known);
+        }
     }
 
     fn land(&self, key: (ContentHash, Generation), id: u64, answer: Answer) {

@@ -56,7 +56,7 @@ fn content_over_the_limit_is_refused_with_a_reason() {
 fn only_the_services_user_may_open_its_socket() {
     use std::os::unix::fs::PermissionsExt;
     let service = Service::start(Setup::default());
-    for name in ["api.sock", "events.jsonl"] {
+    for name in ["api.sock", "state/events.db", "state/state.db"] {
         let mode = std::fs::metadata(service.path(name)).unwrap().permissions().mode();
         assert_eq!(mode & 0o077, 0, "{name}: {mode:o}");
     }

@@ -1,5 +1,6 @@
 //! Asks the service over its unix socket: HTTP/1.1, one connection for each request.
 
+use crate::event::EventsQuery;
 use crate::types::{
     Approval, Fault, Guest, Quarantine, QuarantineEntry, Reload, RestoreRequest, ScanReport, Status,
 };
@@ -84,13 +85,12 @@ impl Client {
         self.get("/v1/guests").await
     }
 
-    /// The last `limit` events; with `follow`, also those that come.
+    /// The events that `query` wants.
     ///
     /// # Errors
     /// [`ClientError`].
-    pub async fn events(&self, limit: usize, follow: bool) -> Result<Lines, ClientError> {
-        let path = format!("/v1/events?limit={limit}&follow={follow}");
-        let answer = self.send(Method::GET, &path, Empty::new()).await?;
+    pub async fn events(&self, query: &EventsQuery) -> Result<Lines, ClientError> {
+        let answer = self.send(Method::GET, &events_path(query), Empty::new()).await?;
         Ok(Lines { body: answer.into_body(), pending: Vec::new() })
     }
 
@@ -312,6 +312,29 @@ impl Lines {
     }
 }
 
+fn events_path(query: &EventsQuery) -> String {
+    let EventsQuery { guest, kind, since, until, hash, path, verdict, after, limit, follow } =
+        query;
+    let texts = [
+        ("guest", guest.clone()),
+        ("kind", kind.clone()),
+        ("since", since.clone()),
+        ("until", until.clone()),
+        ("hash", hash.clone()),
+        ("path", path.clone()),
+        ("verdict", verdict.clone()),
+        ("after", after.map(|id| id.to_string())),
+        ("limit", limit.map(|count| count.to_string())),
+    ];
+    let mut uri = format!("/v1/events?follow={follow}");
+    for (name, value) in texts {
+        if let Some(value) = value {
+            uri += &format!("&{name}={}", encode_query(&value));
+        }
+    }
+    uri
+}
+
 /// Percent-encodes a query value (RFC 3986, section 2.3: everything but unreserved characters).
 fn encode_query(value: &str) -> String {
     use std::fmt::Write;
@@ -329,6 +352,18 @@ fn encode_query(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_query_names_only_what_is_wanted() {
+        assert_eq!(events_path(&EventsQuery::default()), "/v1/events?follow=false");
+        let query = EventsQuery {
+            path: Some("/a&b".into()),
+            after: Some(7),
+            follow: true,
+            ..EventsQuery::default()
+        };
+        assert_eq!(events_path(&query), "/v1/events?follow=true&path=%2Fa%26b&after=7");
+    }
 
     #[test]
     fn names_travel_in_a_query() {

@@ -5,7 +5,7 @@
 
 use crate::types::Verdict;
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 /// What an event tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
@@ -45,7 +45,7 @@ pub enum EventKind {
     ConfigReloaded,
     /// The configuration could not be read again; the running one stays.
     ConfigRefused,
-    /// Events were left out: the queue was full, or a guest caused too many.
+    /// Events were left out: the queue or the disk was full, or a guest caused too many.
     EventsDropped,
     /// An infected file is in quarantine, and the guest's own is gone.
     Quarantined,
@@ -69,6 +69,9 @@ pub enum EventKind {
     Approved,
     /// The operator took that back.
     ApprovalRevoked,
+    /// A database of the service was damaged or of another version: it was set aside and a new one
+    /// begun.
+    DatabaseSetAside,
     /// A kind that this build does not know.
     #[serde(other)]
     Unknown,
@@ -77,6 +80,10 @@ pub enum EventKind {
 /// One event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Event {
+    /// Its number: later events have higher ones, also after a restart, and none is used twice. There
+    /// may be gaps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<u64>,
     /// When, in UTC with milliseconds (RFC 3339).
     pub time: String,
     /// What happened.
@@ -146,6 +153,7 @@ impl Event {
     #[must_use]
     pub fn new(kind: EventKind) -> Self {
         Self {
+            id: None,
             time: String::new(),
             kind,
             guest: None,
@@ -183,6 +191,35 @@ impl Event {
         self.reason = Some(reason.into());
         self
     }
+}
+
+/// Which events are wanted: those for which everything named holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[serde(default)]
+#[into_params(parameter_in = Query)]
+pub struct EventsQuery {
+    /// The guest's name.
+    pub guest: Option<String>,
+    /// Kinds, separated by commas: any of them.
+    pub kind: Option<String>,
+    /// Not before this time (RFC 3339).
+    pub since: Option<String>,
+    /// Before this time (RFC 3339); not with `follow`.
+    pub until: Option<String>,
+    /// The content's hash begins with this: 4 to 64 hexadecimal digits.
+    pub hash: Option<String>,
+    /// The path, escaped as in the event, holds this text; case counts and no character is special.
+    pub path: Option<String>,
+    /// `clean`, `infected`, `error` or `timed_out`.
+    pub verdict: Option<String>,
+    /// Only events with a higher id, the oldest first: to go on where one was.
+    pub after: Option<u64>,
+    /// At most so many: the newest, or with `after` the next ones; 50 unless named, at most 100000.
+    /// With `follow`: how many of the newest to begin with.
+    #[param(maximum = 100000)]
+    pub limit: Option<u32>,
+    /// Whether to go on with those that come.
+    pub follow: bool,
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ mod types;
 
 #[cfg(feature = "client")]
 pub use client::{Client, ClientError, Lines, Pieces};
-pub use event::{Event, EventKind};
+pub use event::{Event, EventKind, EventsQuery};
 pub use types::{
     Approval, Counters, Coverage, Detection, Diagnostic, Driver, DriverCounters, Engine,
     EngineReport, EngineState, Fault, Guest, GuestCounts, GuestState, LinkKind, PrivateCopies,

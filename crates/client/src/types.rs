@@ -53,7 +53,7 @@ pub struct GuestCounts {
     pub silent: u32,
     /// Silent for longer than allowed.
     pub unprotected: u32,
-    /// No driver since the service started.
+    /// No driver since the guest was configured.
     pub never_seen: u32,
 }
 
@@ -183,7 +183,7 @@ pub struct Diagnostic {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum GuestState {
-    /// No driver since the service started.
+    /// No driver since the guest was configured.
     NeverSeen,
     /// A session with a heartbeat.
     Protected,
@@ -218,6 +218,13 @@ pub struct Guest {
     pub reason: String,
     /// Since when it is in this state (RFC 3339, UTC).
     pub since: String,
+    /// When its driver was there for the first time, also before the service's last start (RFC 3339,
+    /// UTC); null for never.
+    #[serde(default)]
+    pub first_seen: Option<String>,
+    /// When its driver was last there, to about 30 s (RFC 3339, UTC).
+    #[serde(default)]
+    pub last_seen: Option<String>,
     /// The file behind its region; none where content travels on the link.
     pub region: Option<String>,
     /// Why its region or its key file cannot be used, if so.

@@ -182,7 +182,7 @@ impl Index {
     /// # Errors
     /// What SQLite says.
     pub fn list(&self, guest: Option<&str>) -> rusqlite::Result<Vec<Line>> {
-        let mut query = self.0.prepare_cached(
+        let mut query = self.0.prepare(
             "SELECT * FROM entry WHERE ?1 IS NULL OR guest = ?1 ORDER BY stored_ms DESC, ticket",
         )?;
         let lines = query.query_map([guest], line)?;
@@ -194,7 +194,7 @@ impl Index {
     /// # Errors
     /// What SQLite says.
     pub fn find(&self, prefix: &str) -> rusqlite::Result<Vec<Ticket>> {
-        let mut query = self.0.prepare_cached(
+        let mut query = self.0.prepare(
             "SELECT * FROM entry WHERE substr(ticket, 1, length(?1)) = ?1 LIMIT 2",
         )?;
         let lines = query.query_map([prefix], line)?;
@@ -211,7 +211,7 @@ impl Index {
         path: &[u8],
         hash: ContentHash,
     ) -> rusqlite::Result<Option<Ticket>> {
-        let mut query = self.0.prepare_cached(
+        let mut query = self.0.prepare(
             "SELECT * FROM entry WHERE hash = ?1 AND guest = ?2 AND path = ?3 AND state IN (?4, ?5)",
         )?;
         let open = (State::Stored.word(), State::Stays(seawall_proto::remedy::Stays::Gone).word());

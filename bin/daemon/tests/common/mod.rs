@@ -61,6 +61,8 @@ pub struct Setup {
     /// Laid into the configuration; `{dir}` is the service's folder.
     pub more: String,
     pub tcp: bool,
+    /// The state folder is a file system of so many MiB in a mount namespace of the service's own.
+    pub state_mib: Option<u32>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -71,7 +73,13 @@ pub enum Engine {
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { guests: vec!["g1", "g2"], engine: Engine::Fault, more: String::new(), tcp: false }
+        Self {
+            guests: vec!["g1", "g2"],
+            engine: Engine::Fault,
+            more: String::new(),
+            tcp: false,
+            state_mib: None,
+        }
     }
 }
 
@@ -132,8 +140,14 @@ impl Service {
 
     /// Ends the service with a signal and starts it anew in the same folder.
     pub fn restart(&mut self, signal: &str) {
+        self.restart_after(signal, |_| ());
+    }
+
+    /// The same, with something done while no service runs.
+    pub fn restart_after(&mut self, signal: &str, between: impl FnOnce(&Self)) {
         self.signal(signal);
         self.child.wait().expect("it is our child");
+        between(self);
         self.again();
     }
 
@@ -206,9 +220,20 @@ impl Service {
         block_on(self.client().scan(name, body)).expect("the service answers")
     }
 
+    /// All events that are written, also while no service runs.
     pub fn events(&self) -> Vec<Event> {
-        let text = std::fs::read_to_string(self.path("events.jsonl")).unwrap_or_default();
-        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+        let read = || {
+            let events = rusqlite::Connection::open_with_flags(
+                self.path("state/events.db"),
+                rusqlite::OpenFlags::SQLITE_OPEN_READ_WRITE,
+            )?;
+            let mut lines = events.prepare("SELECT line FROM events ORDER BY id")?;
+            let lines = lines.query_map((), |row| row.get::<_, String>(0))?;
+            lines.collect::<rusqlite::Result<Vec<_>>>()
+        };
+        // Not there yet, or just being made.
+        let lines = read().unwrap_or_default();
+        lines.iter().map(|line| serde_json::from_str(line).expect("an event")).collect()
     }
 
     pub fn wait_event(&self, kind: EventKind, guest: &str) -> Event {
@@ -291,10 +316,8 @@ pub fn block_on<T>(work: impl Future<Output = T>) -> T {
 
 fn write_config(folder: &Path, setup: &Setup, port: u16) -> PathBuf {
     let dir = folder.display();
-    let mut text = format!(
-        "[service]\napi_socket = \"{dir}/api.sock\"\nstate_dir = \"{dir}/state\"\n\
-         events_file = \"{dir}/events.jsonl\"\n"
-    );
+    let mut text =
+        format!("[service]\napi_socket = \"{dir}/api.sock\"\nstate_dir = \"{dir}/state\"\n");
     if setup.tcp {
         text += &format!("tcp_listen = \"127.0.0.1:{port}\"\n");
     }
@@ -323,12 +346,17 @@ fn write_config(folder: &Path, setup: &Setup, port: u16) -> PathBuf {
 
 fn spawn(folder: &Path, setup: &Setup, port: u16, log: &Arc<Mutex<String>>) -> Child {
     let config = write_config(folder, setup, port);
-    let mut child = Command::new(env!("CARGO_BIN_EXE_seawalld"))
-        .arg("--config")
-        .arg(config)
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("seawalld runs");
+    let service = env!("CARGO_BIN_EXE_seawalld");
+    let mut command = Command::new(service);
+    if let Some(mib) = setup.state_mib {
+        let state = folder.join("state");
+        std::fs::create_dir_all(&state).expect("the folder is ours");
+        let script = "mount -t tmpfs -o size=\"$0\" none \"$1\" && shift && exec \"$@\"";
+        command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", script, &format!("{mib}m")]).arg(state).arg(service);
+    }
+    let mut child =
+        command.arg("--config").arg(config).stderr(Stdio::piped()).spawn().expect("seawalld runs");
     let mut stderr = child.stderr.take().expect("it is piped");
     let log = Arc::clone(log);
     std::thread::spawn(move || {
