@@ -138,8 +138,11 @@ fn a_kill_in_the_midst_of_writing_damages_nothing() {
     assert_eq!(again, ids(&events));
 }
 
+/// Makes a database unusable.
+type Spoil = fn(&Path);
+
 fn set_aside(service: &Service, name: &str) -> usize {
-    let entries = std::fs::read_dir(service.path("state")).unwrap().flatten();
+    let entries = std::fs::read_dir(service.path("state")).expect("a folder").flatten();
     let is_it = |entry: &std::fs::DirEntry| {
         let name_of = entry.file_name().to_string_lossy().into_owned();
         name_of.starts_with(&format!("{name}.damaged-")) && !name_of.ends_with("-wal")
@@ -151,7 +154,7 @@ fn set_aside(service: &Service, name: &str) -> usize {
 fn damaged_and_foreign_databases_are_set_aside_with_a_warning() {
     let mut service = Service::start(Setup::default());
     service.driver("g1").scan(b"clean");
-    let spoil: [(&str, fn(&Path)); 2] = [
+    let spoil: [(&str, Spoil); 2] = [
         ("damaged", |path| {
             std::fs::write(path, b"nonsense".repeat(2000)).unwrap();
             // Its log would mend it.
@@ -296,9 +299,9 @@ fn filters_hold_together_and_wrong_ones_are_told() {
     assert_eq!(paths(&EventsQuery { kind: some("verdict,outcome"), ..query }).len(), 0);
     let by_hash =
         EventsQuery { hash: Some(verdict.hash.clone().unwrap()), ..EventsQuery::default() };
-    assert_eq!(ask(&by_hash), [verdict.clone()]);
+    assert_eq!(ask(&by_hash), std::slice::from_ref(&verdict));
     let infected = EventsQuery { verdict: some("infected"), ..EventsQuery::default() };
-    assert_eq!(ask(&infected), [verdict.clone()]);
+    assert_eq!(ask(&infected), std::slice::from_ref(&verdict));
     let since = EventsQuery { since: Some(verdict.time.clone()), ..EventsQuery::default() };
     assert!(ask(&since).contains(&verdict));
     let until = EventsQuery { until: Some(verdict.time.clone()), ..EventsQuery::default() };

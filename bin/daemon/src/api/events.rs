@@ -44,11 +44,19 @@ pub async fn events_of(State(api): State<Api>, Query(query): Query<EventsQuery>)
     };
     // Before the disk is read: what comes meanwhile is in one or the other.
     let coming = query.follow.then(|| api.host.events.follow());
-    let stream =
-        match blocking(move || Stream::begin(api.host.events.clone(), filter, &query)).await {
-            Ok(stream) => stream,
-            Err(answer) => return answer,
-        };
+    let events = api.host.events.clone();
+    let begun = tokio::task::spawn_blocking(move || Stream::begin(events, filter, &query)).await;
+    let stream = match begun {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            let message =
+                format!("the events cannot be read: {error}; the service's log says more");
+            return fault(StatusCode::SERVICE_UNAVAILABLE, "no-events", message);
+        }
+        Err(error) => {
+            return fault(StatusCode::INTERNAL_SERVER_ERROR, "internal", error.to_string());
+        }
+    };
     let (lines, body) = mpsc::channel(64);
     tokio::spawn(stream.run(coming, lines));
     let body = Body::from_stream(ReceiverStream::new(body));
@@ -70,14 +78,6 @@ fn filter_of(query: &EventsQuery) -> Result<Filter, FilterError> {
     Ok(filter)
 }
 
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Response> + Send + 'static,
-) -> Result<T, Response> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
-        Err(fault(StatusCode::INTERNAL_SERVER_ERROR, "internal", error.to_string()))
-    })
-}
-
 type Lines = mpsc::Sender<Result<Bytes, io::Error>>;
 
 /// One answer under way.
@@ -93,7 +93,7 @@ struct Stream {
 
 impl Stream {
     /// Finds where to begin. Reads the disk.
-    fn begin(events: Events, filter: Filter, query: &EventsQuery) -> Result<Self, Response> {
+    fn begin(events: Events, filter: Filter, query: &EventsQuery) -> Result<Self, DatabaseError> {
         let limit = query.limit.unwrap_or(LIMIT).min(LIMIT_MAX);
         // What has happened by now is there, and the file of a new service too.
         events.flush(FLUSH);
@@ -104,12 +104,7 @@ impl Stream {
             };
             Ok((reader, next))
         });
-        let (reader, next) = found.map_err(|error| {
-            suspect(&events, &error);
-            let message =
-                format!("the events cannot be read: {error}; the service's log says more");
-            fault(StatusCode::SERVICE_UNAVAILABLE, "no-events", message)
-        })?;
+        let (reader, next) = found.inspect_err(|error| suspect(&events, error))?;
         // Who follows misses nothing.
         let left = if query.follow { u64::MAX } else { limit.into() };
         Ok(Self { events, filter, reader, next, left })

@@ -29,7 +29,7 @@ pub const FORMAT: Format = Format {
 const DROPPED_AT_ONCE: u32 = 200;
 const STEPS: u32 = 16;
 /// Free pages beyond this are given back to the file system, so many at a time.
-const FREE_PAGES: i64 = 1024;
+const FREE_PAGES: i64 = 256;
 const DAY_MS: i64 = 24 * 3600 * 1000;
 
 /// An event as it is written.
@@ -95,8 +95,7 @@ pub fn trim(transaction: &Transaction<'_>, keep: Retention, now: i64) -> rusqlit
             dropped += drop_oldest(transaction, excess)?;
         }
         if dropped == 0 {
-            give_back(transaction)?;
-            return Ok(false);
+            return give_back(transaction);
         }
     }
     Ok(true)
@@ -127,14 +126,16 @@ fn used(connection: &Connection) -> rusqlite::Result<u64> {
     Ok(u64::try_from(pages * pragma(connection, "page_size")?).unwrap_or(0))
 }
 
-fn give_back(connection: &Connection) -> rusqlite::Result<()> {
-    if pragma(connection, "freelist_count")? > FREE_PAGES {
-        let mut vacuum = connection.prepare(&format!("PRAGMA incremental_vacuum({FREE_PAGES})"))?;
-        let mut pages = vacuum.query(())?;
-        // One page each.
-        while pages.next()?.is_some() {}
+/// Gives whether there is more to give back.
+fn give_back(connection: &Connection) -> rusqlite::Result<bool> {
+    if pragma(connection, "freelist_count")? <= FREE_PAGES {
+        return Ok(false);
     }
-    Ok(())
+    let mut vacuum = connection.prepare(&format!("PRAGMA incremental_vacuum({FREE_PAGES})"))?;
+    let mut pages = vacuum.query(())?;
+    // One page each.
+    while pages.next()?.is_some() {}
+    Ok(true)
 }
 
 /// Reads events for one request.

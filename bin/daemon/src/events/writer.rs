@@ -14,6 +14,8 @@ use tokio::sync::broadcast;
 
 /// Events written in one transaction.
 const BATCH: usize = 512;
+/// How often it is tried to tell of lost events.
+const TELL_EVERY: Duration = Duration::from_secs(1);
 /// How often old events are looked for, while none are too many.
 const TRIM_EVERY: Duration = Duration::from_secs(30);
 /// After so many bytes of events they are looked for earlier.
@@ -43,6 +45,8 @@ pub struct Writer {
     next_id: Option<u64>,
     /// Events that the disk refused, and of which the log does not tell yet.
     refused: u64,
+    /// When losses were last looked at.
+    told: Option<Instant>,
     trimmed: Option<Instant>,
     /// Bytes of events since then.
     written_since: usize,
@@ -58,6 +62,7 @@ impl Writer {
             metrics,
             next_id: None,
             refused: 0,
+            told: None,
             trimmed: None,
             written_since: 0,
         }
@@ -81,10 +86,11 @@ impl Writer {
                         }
                     }
                 }
-                Err(RecvTimeoutError::Timeout) => self.tell_losses(),
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             self.batch(events);
+            self.tell_losses();
             self.trim();
             // Whoever asked may have gone.
             for done in asked {
@@ -104,6 +110,10 @@ impl Writer {
 
     /// Tells of events that were lost, as soon as that can be written.
     fn tell_losses(&mut self) {
+        if self.told.is_some_and(|at| at.elapsed() < TELL_EVERY) {
+            return;
+        }
+        self.told = Some(Instant::now());
         let overflowed = self.shared.overflowed.load(Relaxed);
         if overflowed > 0
             && self.write(vec![lost(overflowed, "they came faster than they can be written")])
