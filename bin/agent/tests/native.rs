@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used)] // A test says what it expects by unwrapping it.
 
-#[allow(dead_code)] // Shared with other tests, which use more of it.
 mod common;
 
 use common::{Native, Reply, eventually, is_denied, read_in_thread};

@@ -90,12 +90,32 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         return Ok(());
     }
     log_to_stderr();
+    raise_descriptors();
     // Nothing that the service creates is for others.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let _only_one = only_one(&config)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(serve(path, config))
 }
+
+/// Each content that waits for its scan is a descriptor, and a thousand of one guest's must not be all
+/// that there are.
+fn raise_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    let most = getrlimit(Resource::Nofile).current;
+    if raised.is_err() || most.is_some_and(|most| most < DESCRIPTORS_WANTED) {
+        tracing::warn!(
+            ?most,
+            wanted = DESCRIPTORS_WANTED,
+            "few descriptors: many guests at once may get fail mode; raise LimitNOFILE"
+        );
+    }
+}
+
+/// Descriptors for which no busy moment is too much.
+const DESCRIPTORS_WANTED: u64 = 16_384;
 
 fn log_to_stderr() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));

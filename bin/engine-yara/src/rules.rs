@@ -42,7 +42,7 @@ struct Source {
 
 impl RuleSet {
     /// Loads all rule files below `folder`. With `strict` any error refuses the whole; without it
-    /// the only thing that does is a folder that cannot be read.
+    /// only a folder that cannot be read, or that has no usable rule, does.
     pub fn load(folder: &Path, strict: bool) -> Result<Self, Vec<Diagnostic>> {
         let mut errors = Vec::new();
         let sources = read_all(folder, &mut errors)?;
@@ -60,6 +60,12 @@ impl RuleSet {
         }
         let rules = compiler.build();
         let count = u32::try_from(rules.iter().len()).unwrap_or(u32::MAX);
+        if count == 0 {
+            // An engine that is ready calls content clean; without a rule nobody looked at it.
+            let reason = format!("no usable rule in {}", folder.display());
+            errors.push(Diagnostic::error("yara-empty", reason));
+            return Err(errors);
+        }
         warnings.extend(bad_severities(folder, &rules));
         errors.append(&mut warnings);
         Ok(Self { rules, count, generation: digest(&good), diagnostics: errors })
@@ -283,7 +289,7 @@ mod tests {
 
     #[test]
     fn an_unknown_identifier_is_told_with_its_place() {
-        let set = load(&[("a.yar", "rule a {\n condition:\n   unknown_thing\n}")]);
+        let set = load(&[("a.yar", "rule a {\n condition:\n   unknown_thing\n}"), ("b.yar", GOOD)]);
         let one = &set.diagnostics[0];
         assert_eq!((one.line, one.column), (3, 4));
         assert!(one.reason.contains("unknown_thing"), "{one}");
@@ -300,8 +306,8 @@ mod tests {
 
     #[test]
     fn an_include_is_refused() {
-        let set = load(&[("a.yar", "include \"/etc/passwd\"")]);
-        assert_eq!(set.count, 0);
+        let set = load(&[("a.yar", "include \"/etc/passwd\""), ("b.yar", GOOD)]);
+        assert_eq!(set.count, 1);
         assert_eq!(set.diagnostics[0].level, Level::Error);
     }
 
@@ -315,9 +321,14 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_folder_is_an_error_and_a_missing_one_is_no_set() {
-        let set = load(&[]);
-        assert_eq!((set.count, set.diagnostics[0].level), (0, Level::Error));
+    fn a_folder_without_a_usable_rule_is_no_set() {
+        for files in [&[][..], &[("a.yar", "rule a {")], &[("a.yar", "// none\n")]] {
+            for strict in [false, true] {
+                assert!(RuleSet::load(folder(files).path(), strict).is_err(), "{files:?}");
+            }
+            let errors = RuleSet::load(folder(files).path(), false).map(drop).unwrap_err();
+            assert!(errors.iter().any(|one| one.reason.starts_with("no usable rule in ")));
+        }
         assert!(RuleSet::load(Path::new("/nonexistent/rules"), false).is_err());
     }
 

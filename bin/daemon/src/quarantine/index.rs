@@ -194,9 +194,9 @@ impl Index {
     /// # Errors
     /// What SQLite says.
     pub fn find(&self, prefix: &str) -> rusqlite::Result<Vec<Ticket>> {
-        let mut query = self.0.prepare(
-            "SELECT * FROM entry WHERE substr(ticket, 1, length(?1)) = ?1 LIMIT 2",
-        )?;
+        let mut query = self
+            .0
+            .prepare("SELECT * FROM entry WHERE substr(ticket, 1, length(?1)) = ?1 LIMIT 2")?;
         let lines = query.query_map([prefix], line)?;
         lines.filter_map(Result::transpose).map(|line| line.map(|line| line.ticket)).collect()
     }

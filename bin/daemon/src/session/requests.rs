@@ -96,7 +96,7 @@ impl Requests {
         self.session.guest.requests.fetch_add(1, Relaxed);
         let now = Instant::now();
         let open = Open {
-            copy: self.new_copy(operation, file.size),
+            copy: self.new_copy(operation, file.size, last),
             asked: Asked { id, operation, file, since: now, size: 0 },
             until: now + Duration::from_millis(deadline_ms.into()).clamp(WAIT_MIN, WAIT_MAX),
             slots: 0,
@@ -112,14 +112,17 @@ impl Requests {
     }
 
     /// On access a file has the whole-file limit; what nobody waits for may be as long as announced.
-    fn new_copy(&mut self, operation: Operation, announced: u64) -> PrivateCopy {
+    fn new_copy(&mut self, operation: Operation, announced: u64, last: bool) -> PrivateCopy {
         let usual = self.session.host.config().policy.whole_file_limit();
         let limit = match operation {
             Operation::Open | Operation::Exec => usual,
             Operation::Background => usual.max(announced),
         };
         let share = Arc::clone(&self.session.guest.share);
-        PrivateCopy::new(share, limit, usual, std::mem::take(&mut self.spare))
+        // The budget knows only what was copied: a request that stays open must not hold a buffer
+        // that nobody is charged for.
+        let spare = if last { std::mem::take(&mut self.spare) } else { Vec::new() };
+        PrivateCopy::new(share, limit, usual, spare)
     }
 
     /// More content of an open request. One that this side has ended already, or that the driver
