@@ -45,6 +45,7 @@ struct Tally {
     evil_denied: u64,
     good_read: u64,
     good_denied: u64,
+    create_denied: u64,
     /// Read, but not what stands in the file.
     wrong: u64,
     longest_ms: u64,
@@ -71,6 +72,7 @@ impl Tally {
         self.evil_denied += other.evil_denied;
         self.good_read += other.good_read;
         self.good_denied += other.good_denied;
+        self.create_denied += other.create_denied;
         self.wrong += other.wrong;
         self.took(&other.longest, other.longest_ms);
         self.errors.extend(other.errors);
@@ -117,6 +119,7 @@ pub fn run(folder: &Path, threads: u32, length: Duration, evil: &[u8]) -> anyhow
         "evil_denied": tally.evil_denied,
         "good_read": tally.good_read,
         "good_denied": tally.good_denied,
+        "create_denied": tally.create_denied,
         "wrong": tally.wrong,
         "longest_ms": tally.longest_ms,
         "longest": tally.longest,
@@ -130,6 +133,12 @@ fn one(tally: &mut Tally, path: &Path, name: &str, content: &[u8]) {
     let written = written.and_then(|(mut file, took)| file.write_all(content).map(|()| took));
     match written {
         Ok(took) => tally.took(&format!("create {name}"), took),
+        // The open that makes a file is held like any other. The file is there then, and empty.
+        Err(error) if error.raw_os_error() == Some(1) => {
+            tally.create_denied += 1;
+            let _there = fs::remove_file(path);
+            return;
+        }
         Err(error) => return tally.error(&format!("create {name}"), &error),
     }
     let (got, took) = open(path);
