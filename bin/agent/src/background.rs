@@ -6,12 +6,11 @@
 
 use crate::driver::{Driver, Job, Subject};
 use crate::event::wait_readable;
-use crate::file::Look;
+use crate::file::{Look, OwnFile};
 use crate::scan;
 use seawall_fanotify::ledger::Exposure;
 use seawall_fanotify::{Event, EventKind, FileHandle, process};
 use std::collections::HashMap;
-use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -168,13 +167,9 @@ fn start(driver: &Driver, handle: &FileHandle, exposure: Option<Exposure>, buffe
 }
 
 /// The file; none when it or its file system is gone.
-fn open(driver: &Driver, handle: &FileHandle) -> std::io::Result<Option<File>> {
+fn open(driver: &Driver, handle: &FileHandle) -> std::io::Result<Option<OwnFile>> {
     let Some(path) = driver.coverage.path_on(handle.device) else { return Ok(None) };
-    let mount = File::open(path)?;
-    if Look::at(&mount)?.identity.device != handle.device {
-        return Err(std::io::ErrorKind::NotFound.into());
-    }
-    match handle.open(&mount) {
+    match OwnFile::open(handle, &path) {
         Ok(file) => Ok(Some(file)),
         Err(error) if error.kind() == std::io::ErrorKind::StaleNetworkFileHandle => Ok(None),
         Err(error) => Err(error),

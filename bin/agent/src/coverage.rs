@@ -66,6 +66,11 @@ impl State {
         self.namespaces.retain(|namespace, _| namespaces.contains(namespace));
         let devices: HashSet<u64> =
             self.namespaces.values().flat_map(|seen| seen.devices.iter().copied()).collect();
+        self.retain(&devices)
+    }
+
+    /// Forgets what is on none of these devices. Gives those that are gone.
+    fn retain(&mut self, devices: &HashSet<u64>) -> Vec<u64> {
         let before = self.covered.len() + self.uncovered.len();
         let gone =
             self.covered.keys().filter(|device| !devices.contains(device)).copied().collect();
@@ -151,10 +156,9 @@ fn tell(driver: &Driver) {
 pub fn look(driver: &Driver) {
     let coverage = &driver.coverage;
     if !coverage.only.is_empty() {
-        for path in &coverage.only {
-            cover_folder(driver, path);
-        }
-        coverage.lock().first_done = true;
+        let devices = coverage.only.iter().filter_map(|path| cover_folder(driver, path)).collect();
+        let gone = coverage.lock().retain(&devices);
+        gone.into_iter().for_each(|device| driver.forget_device(device));
         return;
     }
     let mut seen = Vec::new();
@@ -168,7 +172,7 @@ pub fn look(driver: &Driver) {
         }
     }
     let gone = coverage.lock().forget_all_but(&seen);
-    gone.into_iter().for_each(|device| driver.memory.forget_device(device));
+    gone.into_iter().for_each(|device| driver.forget_device(device));
 }
 
 /// Before a process of another mount namespace executes something: whatever it has mounted is
@@ -311,8 +315,9 @@ fn mark_fd(driver: &Driver, fd: &OwnedFd) -> Result<(), String> {
         .map_err(|error| error.to_string())
 }
 
-fn cover_folder(driver: &Driver, path: &Path) {
-    let Ok(stat) = rustix::fs::stat(path) else { return };
+/// Gives the device that the folder is on.
+fn cover_folder(driver: &Driver, path: &Path) -> Option<u64> {
+    let stat = rustix::fs::stat(path).ok()?;
     let root_device = rustix::fs::stat("/").map(|root| root.st_dev);
     let (mount_point, fs_type) = (path.to_owned(), "as told".into());
     let mount = Mount { id: None, device: stat.st_dev, mount_point, fs_type };
@@ -321,4 +326,5 @@ fn cover_folder(driver: &Driver, path: &Path) {
     } else if driver.coverage.path_on(stat.st_dev).is_none() {
         mark(driver, &mount, path);
     }
+    Some(stat.st_dev)
 }

@@ -6,7 +6,7 @@
 
 use crate::coverage::Coverage;
 use crate::event::HeldEvent;
-use crate::file::{Identity, Look, mode_number};
+use crate::file::{Identity, Look, OwnFile, mode_number};
 use crate::memory::{Known, Memory};
 use crate::region::Region;
 use crate::remedy::Task;
@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
@@ -84,15 +85,27 @@ pub enum Subject {
     /// An access that waits.
     Access(Arc<HeldEvent>),
     /// Nobody waits. `exposure` is the entry of the ledger that the scan settles.
-    Background { file: Arc<File>, exposure: Option<Exposure> },
+    Background { file: Arc<OwnFile>, exposure: Option<Exposure> },
 }
 
 impl Subject {
     pub fn file(&self) -> &File {
         match self {
             Self::Access(event) => &event.file,
-            Self::Background { file, .. } => file,
+            Self::Background { file, .. } => file.file(),
         }
+    }
+
+    /// Where the kernel's path for it begins.
+    pub fn under(&self) -> &Path {
+        match self {
+            Self::Access(_) => Path::new(""),
+            Self::Background { file, .. } => file.under(),
+        }
+    }
+
+    pub fn shown_path(&self, identity: &Identity) -> ShownPath {
+        truth::shown_path(self.file(), self.under(), identity.device, identity.inode)
     }
 
     pub fn operation(&self) -> Operation {
@@ -434,7 +447,7 @@ impl Driver {
     /// Tells the host and `status` of an access that no verdict decided.
     pub fn note_unscanned(&self, event: &HeldEvent, reason: ExposureReason, answer: Answer) {
         let identity = event.look.identity;
-        let shown = truth::shown_path(&*event.file, identity.device, identity.inode);
+        let shown = truth::shown_path(&*event.file, Path::new(""), identity.device, identity.inode);
         let file = metadata(shown, &identity, event.pid);
         let path = String::from_utf8_lossy(&file.path).escape_debug().to_string();
         let decision = decision(answer);
@@ -448,6 +461,15 @@ impl Driver {
     pub fn notice(&self, notice: Notice) {
         if self.notices.try_send(notice).is_err() {
             count(&self.counters.notices_lost);
+        }
+    }
+
+    /// A file system was unmounted: its device will be another's, and nothing of ours keeps it busy.
+    pub fn forget_device(&self, device: u64) {
+        self.memory.forget_device(device);
+        if let Some(session) = self.session() {
+            let scans = session.in_background_on(device);
+            scans.into_iter().for_each(|id| drop(session.withdraw(id)));
         }
     }
 

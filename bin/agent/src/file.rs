@@ -1,9 +1,14 @@
 //! What the driver knows of a file: its identity, and whether it is old enough to be remembered.
 
-use rustix::fs::{FileType, Stat};
+use rustix::fs::{FileType, Mode, OFlags, Stat};
+use rustix::mount::{OpenTreeFlags, open_tree};
+use seawall_fanotify::FileHandle;
 use seawall_proto::FailMode;
 use seawall_proto::remedy::FileIdentity;
-use std::os::fd::AsFd;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// A file whose ctime is younger than this when its read begins may change again without a change of
@@ -83,6 +88,47 @@ fn is_settled(ctime: (i64, u64)) -> bool {
     let nanos = |seconds: i64, nanos: i128| i128::from(seconds) * 1_000_000_000 + nanos;
     let age = nanos(now.tv_sec, now.tv_nsec.into()) - nanos(ctime.0, ctime.1.into());
     age > i128::try_from(TWO_TICKS.as_nanos()).unwrap_or(i128::MAX)
+}
+
+/// A file that the driver opened by itself, for a scan for which nobody waits. It is opened through a
+/// private copy of its mount (open_tree(2)), so that whoever unmounts the file system meanwhile is not
+/// told that it is busy. There the kernel's path for the file begins at the mount's root.
+#[derive(Debug)]
+pub struct OwnFile {
+    file: File,
+    under: PathBuf,
+}
+
+impl OwnFile {
+    /// Opens a file of the file system that is mounted at `mount_point`.
+    ///
+    /// # Errors
+    /// ESTALE when the file is gone; NotFound when another file system is mounted there.
+    pub fn open(handle: &FileHandle, mount_point: &Path) -> io::Result<Self> {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let copy = open_tree(rustix::fs::CWD, mount_point, flags);
+        let (root, under) = match &copy {
+            // It may be a file.
+            Ok(copy) => (format!("/proc/self/fd/{}", copy.as_raw_fd()).into(), mount_point),
+            // Unbindable, or of another mount namespace.
+            Err(_) => (mount_point.to_owned(), Path::new("")),
+        };
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let mount = rustix::fs::open(root, flags, Mode::empty())?;
+        if rustix::fs::fstat(&mount)?.st_dev != handle.device {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        Ok(Self { file: handle.open(&mount)?, under: under.to_owned() })
+    }
+
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// What the kernel's path for it lacks at its beginning.
+    pub fn under(&self) -> &Path {
+        &self.under
+    }
 }
 
 /// A fail mode as a number other than 0, for the memory that worker and supervisor share.

@@ -58,7 +58,7 @@ pub fn work(driver: &Driver, tasks: &Receiver<(Arc<Session>, Task)>) {
         };
         let message = match task {
             Task::Offer { id, subject, look } => {
-                let file = examine(subject.file(), &look);
+                let file = examine(&subject, &look);
                 Some(ToHost::Offer(Offer { id, file }))
             }
             Task::Remove(remove) => {
@@ -89,7 +89,8 @@ fn told(result: Result<u32, Stays>) -> String {
 }
 
 /// Collects what a restore needs, if the file is still what was judged.
-fn examine(file: &File, look: &Look) -> Result<Offered, Stays> {
+fn examine(subject: &Subject, look: &Look) -> Result<Offered, Stays> {
+    let file = subject.file();
     let stat = rustix::fs::fstat(file).map_err(failed)?;
     let now = Look::at(file).map_err(failed)?;
     if now.identity != look.identity {
@@ -100,7 +101,8 @@ fn examine(file: &File, look: &Look) -> Result<Offered, Stays> {
     }
     may_go(file)?;
     let identity = look.identity.to_proto();
-    let path = truth::true_path(file, identity.device, identity.inode).ok_or(Stays::NoPath)?;
+    let path = truth::true_path(file, subject.under(), identity.device, identity.inode)
+        .ok_or(Stays::NoPath)?;
     let attributes = Attributes {
         mode: stat.st_mode & 0o7777,
         uid: stat.st_uid,

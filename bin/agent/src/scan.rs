@@ -57,7 +57,7 @@ pub fn scan(driver: &Driver, job: Job, buffer: &mut Vec<u8>) {
     look.written =
         seawall_fanotify::is_open_for_writing(job.subject.file().as_fd()).unwrap_or(true);
     let identity = look.identity;
-    let shown = truth::shown_path(job.subject.file(), identity.device, identity.inode);
+    let shown = job.subject.shown_path(&identity);
     if let Subject::Access(event) = &job.subject
         && answered_here(driver, event, &shown)
     {

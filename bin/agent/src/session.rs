@@ -249,6 +249,15 @@ impl Session {
         lock(&self.pending).values().filter(is_background).count()
     }
 
+    /// The scans for which nobody waits of files on this device.
+    pub fn in_background_on(&self, device: u64) -> Vec<RequestId> {
+        let is_on_it = |pending: &Pending| {
+            pending.look.identity.device == device
+                && matches!(&pending.job, Some(Job { subject: Subject::Background { .. }, .. }))
+        };
+        lock(&self.pending).iter().filter(|(_, p)| is_on_it(p)).map(|(id, _)| *id).collect()
+    }
+
     /// The requests whose access was answered meanwhile, or that took too long.
     pub fn stale(&self, driver: &Driver, now_ms: u64) -> Vec<RequestId> {
         let is_stale = |pending: &Pending| match &pending.job {

@@ -10,7 +10,6 @@ use crate::file::Look;
 use crate::remedy::Task;
 use crate::scan;
 use crate::session::{Pending, Session};
-use crate::truth;
 use seawall_fanotify::ledger::Exposure;
 use seawall_fanotify::{Answer, process};
 use seawall_proto::{
@@ -88,9 +87,8 @@ fn deny(driver: &Driver, session: &Arc<Session>, job: Job, look: Look, verdict: 
         }
     };
     let detail = verdict.detail.clone().unwrap_or_default();
-    let identity = job.subject.file();
-    if let Ok(look) = Look::at(identity) {
-        let shown = truth::shown_path(identity, look.identity.device, look.identity.inode);
+    if let Ok(look) = Look::at(job.subject.file()) {
+        let shown = job.subject.shown_path(&look.identity);
         let path = String::from_utf8_lossy(&shown.path).escape_debug().to_string();
         let done = if decided.is_some() { "denied" } else { "nobody waited for it" };
         driver.note_verdict(path, format!("{} ({detail}), {done}", word(verdict.kind)));

@@ -5,7 +5,7 @@
 mod common;
 
 use common::{Native, Reply, eventually, is_denied, read_in_thread};
-use seawall_proto::{FailMode, Operation, Policy, ScanRequest};
+use seawall_proto::{FailMode, Operation, Policy, ScanRequest, ToHost};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -245,6 +245,20 @@ fn a_file_above_the_limit_goes_on_and_is_scanned_in_the_background() {
     assert!(eventually(|| scanned() && native.number("exposed") == 0));
     let contents = native.host.seen.contents.lock().unwrap();
     assert!(contents.iter().all(|(operation, _)| *operation == Operation::Background));
+}
+
+#[test]
+fn a_file_system_can_be_unmounted_while_its_files_are_scanned_in_the_background() {
+    let (asked, requests) = std::sync::mpsc::channel();
+    let native = Native::start(Policy::default(), move |request, _| {
+        asked.send((request.operation, request.file.path.to_vec())).unwrap();
+        Reply::Silence
+    });
+    let path = native.write("f", b"content").into_os_string().into_encoded_bytes();
+    let first = requests.recv_timeout(Duration::from_secs(10)).unwrap();
+    assert_eq!(first, (Operation::Background, path), "though it is opened through another mount");
+    nix::mount::umount(&native.path("")).unwrap();
+    native.host.heard(|message| matches!(message, ToHost::Cancel(_)).then_some(()));
 }
 
 #[test]
