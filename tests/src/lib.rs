@@ -209,6 +209,11 @@ pub fn driver_number(guest: &Guest, field: &str) -> anyhow::Result<u64> {
     status[field].as_u64().with_context(|| format!("no number `{field}` in {status}"))
 }
 
+/// How many files that were let through unscanned wait for a scan that nothing keeps from coming.
+pub fn exposed(guest: &Guest) -> anyhow::Result<u64> {
+    Ok(driver_number(guest, "exposed")? - driver_number(guest, "held_by_writer")?)
+}
+
 /// What the guest's kernel complains of: a permission event that nobody answers, a task that hangs.
 pub fn kernel_complaints(guest: &Guest) -> anyhow::Result<Vec<String>> {
     let words = ["fanotify", "blocked for more than", "hung_task", "BUG:", "Oops", "out of memory"];

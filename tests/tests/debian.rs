@@ -7,7 +7,7 @@ use std::time::Duration;
 use seawall_client::{EventKind, Verdict};
 use seawall_lab::{Guest, Image, Kernel, Lab, LabOptions, Link, Output, eicar};
 use seawall_tests::{
-    Checks, driver_number, has_event, is_reported, kernel_complaints, options, shown, up,
+    Checks, driver_number, exposed, has_event, is_reported, kernel_complaints, options, shown, up,
 };
 use serde_json::json;
 
@@ -201,7 +201,7 @@ fn works_while_the_link_is_cut(
     guest.link_up().unwrap();
     guest.wait_protected(SOON).unwrap();
     checks.soon(&format!("{what}: all that was let through is scanned"), SOON * 3, || {
-        driver_number(guest, "exposed").is_ok_and(|exposed| exposed == 0)
+        exposed(guest).is_ok_and(|exposed| exposed == 0)
     });
     if mode == "open" {
         checks.soon(&format!("{what}: and what is infected is reported"), SOON, || {

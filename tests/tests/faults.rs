@@ -11,8 +11,8 @@ use seawall_client::{EngineState, EventKind, GuestState, Verdict};
 use seawall_lab::wire::AgentPart;
 use seawall_lab::{Guest, Kernel, Lab, Link, eicar};
 use seawall_tests::{
-    Checks, driver_number, driver_status, engine_fault, events, eventually, guest_view, has_event,
-    infected_script, kernel_complaints, opener, options, service_status, shown, up,
+    Checks, driver_number, driver_status, engine_fault, events, eventually, exposed, guest_view,
+    has_event, infected_script, kernel_complaints, opener, options, service_status, shown, up,
 };
 use serde_json::Value;
 
@@ -116,7 +116,7 @@ fn nobody_waited_or_was_wronged(checks: &mut Checks, what: &str, mode: Mode, res
 fn nothing_is_forgotten(checks: &mut Checks, what: &str, lab: &Lab, guest: &Guest, folder: &str) {
     lab.wait_ready().unwrap();
     checks.soon(&format!("{what}: all that was let through is scanned"), SOON, || {
-        driver_number(guest, "exposed").is_ok_and(|exposed| exposed == 0)
+        exposed(guest).is_ok_and(|exposed| exposed == 0)
     });
     let left = json(&guest.exec([OPENER, "each", folder]).unwrap().ok().unwrap().stdout);
     let left = left.as_array().unwrap();
@@ -303,7 +303,7 @@ fn worker_dies_with_many_outstanding(checks: &mut Checks, lab: &Lab, guest: &Gue
     checks.that(&told, if mode == Mode::Open { tally[1] == 0 } else { tally[2] == 0 }, tally);
     lab.wait_ready().unwrap();
     checks.soon(&format!("{what}: all that was let through is scanned"), SOON, || {
-        driver_number(guest, "exposed").is_ok_and(|exposed| exposed == 0)
+        exposed(guest).is_ok_and(|exposed| exposed == 0)
     });
     let results = json(&guest.exec([OPENER, "each", &folder]).unwrap().ok().unwrap().stdout);
     let right = results.as_array().unwrap().iter().all(|one| {
@@ -576,13 +576,13 @@ fn cut(link: Link) {
         checks.soon(&format!("{how}: the guest knows that it is not protected"), SOON, || {
             guest.agent_status().is_ok_and(|output| output.status == 1)
         });
-        let exposed = driver_number(&guest, "exposed").unwrap();
-        checks.that(&format!("{how}: the driver keeps it in mind"), exposed >= 1, exposed);
+        let waiting = exposed(&guest).unwrap();
+        checks.that(&format!("{how}: the driver keeps it in mind"), waiting >= 1, waiting);
         guest.link_up().unwrap();
         checks.soon(&format!("{how}: the alarm ends"), SOON, || since(EventKind::GuestProtected));
         guest.wait_protected(SOON).unwrap();
         checks.soon(&format!("{how}: what was let through is scanned and reported"), SOON, || {
-            driver_number(&guest, "exposed").is_ok_and(|exposed| exposed == 0)
+            exposed(&guest).is_ok_and(|exposed| exposed == 0)
                 && has_event(&lab, EventKind::Verdict, |event| {
                     event.path.as_deref() == Some(&path)
                         && event.operation.as_deref() == Some("background")

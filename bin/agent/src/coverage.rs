@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 use seawall_fanotify::probe::OverlayView;
 use seawall_proto::{Notice, Uncovered};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -34,11 +34,20 @@ const TYPE_TOLD_MAX: usize = 64;
 struct State {
     /// What was last seen in each mount namespace, by its inode number.
     namespaces: HashMap<u64, Namespace>,
-    /// Watched: a path at which the file system can be reached.
-    covered: BTreeMap<u64, PathBuf>,
+    /// Watched.
+    covered: BTreeSet<u64>,
+    /// Where watched files can be reached, by their `st_dev`. It is the device's but for btrfs, where each
+    /// subvolume has its own.
+    reached: BTreeMap<u64, Reached>,
     uncovered: BTreeMap<u64, Uncovered>,
     changed: bool,
     first_done: bool,
+}
+
+#[derive(Debug)]
+struct Reached {
+    device: u64,
+    path: PathBuf,
 }
 
 #[derive(Debug)]
@@ -61,7 +70,7 @@ impl State {
     /// File systems that are mounted in none of these namespaces are gone; their device numbers will
     /// belong to others.
     ///
-    /// Gives the devices that are gone.
+    /// Gives the `st_dev` of those that are gone.
     fn forget_all_but(&mut self, namespaces: &[u64]) -> Vec<u64> {
         self.namespaces.retain(|namespace, _| namespaces.contains(namespace));
         let devices: HashSet<u64> =
@@ -72,9 +81,10 @@ impl State {
     /// Forgets what is on none of these devices. Gives those that are gone.
     fn retain(&mut self, devices: &HashSet<u64>) -> Vec<u64> {
         let before = self.covered.len() + self.uncovered.len();
-        let gone =
-            self.covered.keys().filter(|device| !devices.contains(device)).copied().collect();
-        self.covered.retain(|device, _| devices.contains(device));
+        self.covered.retain(|device| devices.contains(device));
+        let is_gone = |reached: &Reached| !devices.contains(&reached.device);
+        let gone = self.reached.extract_if(.., |_, reached| is_gone(reached));
+        let gone = gone.map(|(device, _)| device).collect();
         self.uncovered.retain(|device, _| devices.contains(device));
         self.changed |= self.covered.len() + self.uncovered.len() != before;
         self.first_done = true;
@@ -102,9 +112,16 @@ impl Coverage {
         self.lock().changed = true;
     }
 
-    /// A path on the file system of `device`.
+    /// A path on the file system of `device` (`st_dev`).
     pub fn path_on(&self, device: u64) -> Option<PathBuf> {
-        self.lock().covered.get(&device).cloned()
+        self.lock().reached.get(&device).map(|reached| reached.path.clone())
+    }
+
+    /// All file systems that are watched: `st_dev`, and a path on it.
+    pub fn reached(&self) -> Vec<(u64, PathBuf)> {
+        let state = self.lock();
+        let reached = state.reached.iter();
+        reached.map(|(device, reached)| (*device, reached.path.clone())).collect()
     }
 
     /// What the host is told. It fits a message however many file systems users mount, and whatever
@@ -254,7 +271,7 @@ fn overlay_view(driver: &Driver) -> u32 {
 
 fn uncover(driver: &Driver, mount: &Mount, reason: String) {
     let mut state = driver.coverage.lock();
-    if state.covered.contains_key(&mount.device) {
+    if state.covered.contains(&mount.device) {
         return;
     }
     let uncovered = Uncovered {
@@ -286,13 +303,14 @@ fn mount_id(fd: &OwnedFd) -> Option<u64> {
 
 fn mark(driver: &Driver, mount: &Mount, path: &Path) {
     match reach(path, mount).and_then(|fd| mark_fd(driver, &fd)) {
-        Ok(()) => {
+        Ok(st_dev) => {
             let mut state = driver.coverage.lock();
-            let known = state.covered.get(&mount.device);
-            let news = known.is_none();
+            let news = state.covered.insert(mount.device);
+            let known = state.reached.get(&st_dev);
             // A path of our own namespace lasts longer than one through another process.
-            if known.is_none_or(|known| known.starts_with("/proc")) {
-                state.covered.insert(mount.device, path.to_owned());
+            if known.is_none_or(|known| known.path.starts_with("/proc")) {
+                let reached = Reached { device: mount.device, path: path.to_owned() };
+                state.reached.insert(st_dev, reached);
             }
             state.changed |= state.uncovered.remove(&mount.device).is_some() || news;
             drop(state);
@@ -305,14 +323,16 @@ fn mark(driver: &Driver, mount: &Mount, path: &Path) {
     }
 }
 
-fn mark_fd(driver: &Driver, fd: &OwnedFd) -> Result<(), String> {
+/// Gives the `st_dev` of what it marked.
+fn mark_fd(driver: &Driver, fd: &OwnedFd) -> Result<u64, String> {
     let path = PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
     let groups = &driver.groups;
     groups
         .close_write
         .mark_filesystem(&path)
         .and_then(|()| groups.permission.mark_filesystem(&path))
-        .map_err(|error| error.to_string())
+        .map_err(|error| error.to_string())?;
+    rustix::fs::fstat(fd).map(|stat| stat.st_dev).map_err(|error| error.to_string())
 }
 
 /// Gives the device that the folder is on.

@@ -4,16 +4,18 @@
 //! not own anything slow: no thread holds one of its locks while it waits for a file, a path or the
 //! link.
 
+use crate::background::Queue;
 use crate::coverage::Coverage;
 use crate::event::HeldEvent;
 use crate::file::{Identity, Look, OwnFile, mode_number};
+use crate::journal::Exposed;
 use crate::memory::{Known, Memory};
 use crate::region::Region;
 use crate::remedy::Task;
 use crate::session::Session;
 use crate::truth::{self, ShownPath};
-use seawall_fanotify::ledger::{Claim, Exposure, Ledger};
-use seawall_fanotify::{Answer, Group, IgnoreMark, process};
+use seawall_fanotify::ledger::{Claim, Ledger};
+use seawall_fanotify::{Answer, FileHandle, Group, IgnoreMark, process};
 use seawall_proto::{
     Decision, ExposureReason, FileMetadata, Generation, Heartbeat, Notice, Operation, Policy,
 };
@@ -84,8 +86,8 @@ pub struct LastVerdict {
 pub enum Subject {
     /// An access that waits.
     Access(Arc<HeldEvent>),
-    /// Nobody waits. `exposure` is the entry of the ledger that the scan settles.
-    Background { file: Arc<OwnFile>, exposure: Option<Exposure> },
+    /// Nobody waits. `exposed` is the record of the journal that the scan settles.
+    Background { file: Arc<OwnFile>, exposed: Option<Exposed> },
 }
 
 impl Subject {
@@ -169,6 +171,7 @@ pub struct Driver {
     pub ledger: Ledger,
     pub memory: Memory,
     pub coverage: Coverage,
+    pub background: Queue,
     pub counters: Counters,
     pub supervisor: u32,
     pub region: Region,
@@ -205,6 +208,7 @@ impl Driver {
             ledger,
             memory: Memory::new(),
             coverage,
+            background: Queue::default(),
             counters: Counters::default(),
             supervisor,
             region,
@@ -273,6 +277,8 @@ impl Driver {
         let file = file.as_fd();
         if seawall_fanotify::is_open_for_writing(file).unwrap_or(true) {
             self.memory.remember_exposed(identity, process::now_ms());
+            let handle = FileHandle::of(file, identity.device).ok();
+            self.ledger.expose(handle.as_ref(), ExposureReason::HeldByWriter.number());
             return;
         }
         self.mark_clean(file);
@@ -321,6 +327,11 @@ impl Driver {
         let mut link = lock(&self.link);
         link.taking_over = false;
         link.lost = Instant::now();
+    }
+
+    /// Whether no other driver is left.
+    pub fn has_taken_over(&self) -> bool {
+        !lock(&self.link).taking_over
     }
 
     pub fn set_session(&self, session: Arc<Session>) {
@@ -422,7 +433,7 @@ impl Driver {
         }
         count(&self.counters.unscanned);
         if claim.fail() == Answer::Allow {
-            self.ledger.expose(handle.as_ref(), reason as u32);
+            self.ledger.expose(handle.as_ref(), reason.number());
         }
         true
     }
@@ -457,11 +468,13 @@ impl Driver {
         self.notice(Notice::Unscanned { file, operation, reason, decision });
     }
 
-    /// Sends a notice when there is a link and room for it; never waits.
-    pub fn notice(&self, notice: Notice) {
-        if self.notices.try_send(notice).is_err() {
+    /// Sends a notice when there is a link and room for it; never waits. `false`: there is no room.
+    pub fn notice(&self, notice: Notice) -> bool {
+        let sent = self.notices.try_send(notice).is_ok();
+        if !sent {
             count(&self.counters.notices_lost);
         }
+        sent
     }
 
     /// A file system was unmounted: its device will be another's, and nothing of ours keeps it busy.
@@ -533,6 +546,7 @@ impl Driver {
 
     pub fn heartbeat(&self, memory_kib: u32, cpu_ms: u64) -> Heartbeat {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let journal = self.background.shown();
         Heartbeat {
             events: get(&self.counters.events),
             passed: get(&self.counters.passed),
@@ -541,7 +555,10 @@ impl Driver {
             denied: get(&self.counters.denied),
             unscanned: get(&self.counters.unscanned),
             overloaded: get(&self.counters.overloaded),
-            exposed: self.ledger.exposures().count() as u64,
+            exposed: journal.files + self.ledger.exposures().count() as u64,
+            held_by_writer: journal.written,
+            unknown: journal.unknown,
+            mounts_exposed: u32::try_from(journal.mounts.len()).unwrap_or(u32::MAX),
             outstanding: self.ledger.outstanding(),
             supervised: self.is_supervised(),
             memory_kib,
@@ -574,5 +591,7 @@ fn word(reason: ExposureReason) -> &'static str {
         ExposureReason::Changing => "it changed while it was read",
         ExposureReason::Unreadable => "it cannot be read",
         ExposureReason::WorkerDied => "the driver was restarted",
+        ExposureReason::HeldByWriter => "somebody writes it",
+        ExposureReason::RanBefore => "it ran before it was watched",
     }
 }

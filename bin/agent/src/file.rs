@@ -7,7 +7,7 @@ use seawall_proto::FailMode;
 use seawall_proto::remedy::FileIdentity;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -90,9 +90,64 @@ fn is_settled(ctime: (i64, u64)) -> bool {
     age > i128::try_from(TWO_TICKS.as_nanos()).unwrap_or(i128::MAX)
 }
 
-/// A file that the driver opened by itself, for a scan for which nobody waits. It is opened through a
-/// private copy of its mount (open_tree(2)), so that whoever unmounts the file system meanwhile is not
-/// told that it is busy. There the kernel's path for the file begins at the mount's root.
+/// A private copy of a mount (open_tree(2)), so that whoever unmounts the file system is not told that
+/// it is busy with what the driver has opened through it.
+#[derive(Debug)]
+pub struct OwnMount {
+    root: OwnedFd,
+    under: PathBuf,
+}
+
+impl OwnMount {
+    /// Copies the mount at `mount_point`, or makes do with that itself.
+    ///
+    /// # Errors
+    /// NotFound when another file system is mounted there than that of `device` (`st_dev`).
+    pub fn open(device: u64, mount_point: &Path) -> io::Result<Self> {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let copy = open_tree(rustix::fs::CWD, mount_point, flags);
+        let (root, under) = match &copy {
+            // It may be a file.
+            Ok(copy) => (format!("/proc/self/fd/{}", copy.as_raw_fd()).into(), mount_point),
+            // Unbindable, or of another mount namespace.
+            Err(_) => (mount_point.to_owned(), Path::new("")),
+        };
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let root = rustix::fs::open(root, flags, Mode::empty())?;
+        if rustix::fs::fstat(&root)?.st_dev != device {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        Ok(Self { root, under: under.to_owned() })
+    }
+
+    /// Whether other mounts cannot be beneath it.
+    pub fn is_copy(&self) -> bool {
+        !self.under.as_os_str().is_empty()
+    }
+
+    /// A path of its root, as long as this lives.
+    pub fn root(&self) -> PathBuf {
+        format!("/proc/self/fd/{}/", self.root.as_raw_fd()).into()
+    }
+
+    /// Opens a file by a path beneath [`Self::root`]. Waits for nothing, whatever it turns out to be.
+    ///
+    /// # Errors
+    /// What open(2) says.
+    pub fn open_path(&self, path: &Path) -> io::Result<OwnFile> {
+        let flags = OFlags::RDONLY
+            | OFlags::CLOEXEC
+            | OFlags::NONBLOCK
+            | OFlags::NOFOLLOW
+            | OFlags::NOCTTY
+            | OFlags::NOATIME;
+        let file = rustix::fs::open(path, flags, Mode::empty())?.into();
+        Ok(OwnFile { file, under: self.under.clone() })
+    }
+}
+
+/// A file that the driver opened by itself, for a scan for which nobody waits. Where it was opened
+/// through a copy of its mount, the kernel's path for it begins at the mount's root.
 #[derive(Debug)]
 pub struct OwnFile {
     file: File,
@@ -105,20 +160,8 @@ impl OwnFile {
     /// # Errors
     /// ESTALE when the file is gone; NotFound when another file system is mounted there.
     pub fn open(handle: &FileHandle, mount_point: &Path) -> io::Result<Self> {
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        let copy = open_tree(rustix::fs::CWD, mount_point, flags);
-        let (root, under) = match &copy {
-            // It may be a file.
-            Ok(copy) => (format!("/proc/self/fd/{}", copy.as_raw_fd()).into(), mount_point),
-            // Unbindable, or of another mount namespace.
-            Err(_) => (mount_point.to_owned(), Path::new("")),
-        };
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let mount = rustix::fs::open(root, flags, Mode::empty())?;
-        if rustix::fs::fstat(&mount)?.st_dev != handle.device {
-            return Err(io::ErrorKind::NotFound.into());
-        }
-        Ok(Self { file: handle.open(&mount)?, under: under.to_owned() })
+        let OwnMount { root, under } = OwnMount::open(handle.device, mount_point)?;
+        Ok(Self { file: handle.open(&root)?, under })
     }
 
     pub fn file(&self) -> &File {

@@ -14,6 +14,7 @@ mod driver;
 mod event;
 mod file;
 mod housekeeping;
+mod journal;
 mod link;
 mod memory;
 mod mounts;
@@ -98,6 +99,9 @@ pub struct RunArgs {
     /// Where to listen for `status` and `stop`; root only.
     #[arg(long, value_name = "PATH", default_value = "/run/seawall/agent.sock")]
     control: PathBuf,
+    /// Where files that were let through unscanned are noted until they are scanned.
+    #[arg(long, value_name = "FILE", default_value = "/var/lib/seawall/exposures")]
+    journal: PathBuf,
     /// Use the clean marks of kernels that have no evictable ones.
     #[arg(long, hide = true)]
     plain_marks: bool,

@@ -3,12 +3,10 @@
 use crate::driver::Driver;
 use crate::file::Look;
 use seawall_fanotify::FileHandle;
+use seawall_proto::ExposureReason;
 use std::collections::HashSet;
 use std::fs::File;
 use std::os::fd::AsFd;
-
-/// The exposure reason of files that were mapped before they were watched.
-pub const MAPPED: u32 = 100;
 
 /// Notes the executable mappings of all processes on one file system, to be scanned as soon as the link stands.
 pub fn expose_mapped(driver: &Driver, device: u64) {
@@ -54,7 +52,7 @@ fn expose(driver: &Driver, path: &str) {
     let Ok(look) = Look::at(&file) else { return };
     if look.is_regular {
         let handle = FileHandle::of(file.as_fd(), look.identity.device).ok();
-        driver.ledger.expose(handle.as_ref(), MAPPED);
+        driver.ledger.expose(handle.as_ref(), ExposureReason::RanBefore.number());
     }
 }
 

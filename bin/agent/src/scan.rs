@@ -107,7 +107,7 @@ fn answered_here(driver: &Driver, event: &HeldEvent, shown: &ShownPath) -> bool 
 /// Too large to hold a process for: it goes on, and the file is scanned in the background.
 fn too_large(driver: &Driver, event: &HeldEvent, look: &Look) {
     let handle = driver.ledger.handle(event.claim);
-    driver.ledger.expose(handle.as_ref(), ExposureReason::TooLarge as u32);
+    driver.ledger.expose(handle.as_ref(), ExposureReason::TooLarge.number());
     driver.memory.remember_exposed(&look.identity, process::now_ms());
     driver.note_exec(event, Answer::Allow);
     if driver.answer(event.claim, Answer::Allow) {

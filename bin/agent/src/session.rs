@@ -10,11 +10,11 @@
 
 use crate::driver::{Driver, Job, Subject};
 use crate::file::Look;
+use crate::journal::Exposed;
 use crate::link::{self, Address, LinkError, Sender, Shutter};
 use crate::region::{Credentials, NoKey};
 use crate::remedy::Task;
 use crate::verdict;
-use seawall_fanotify::ledger::Exposure;
 use seawall_fanotify::process;
 use seawall_proto::{
     Attach, Attached, Content, FileMetadata, Part, Proof, Refusal, RegionId, RequestId,
@@ -232,10 +232,10 @@ impl Session {
     }
 
     /// Whether the scan of an exposure is under way.
-    pub fn scans_exposure(&self, exposure: &Exposure) -> bool {
+    pub fn scans_exposure(&self, exposed: Exposed) -> bool {
         lock(&self.pending).values().any(|pending| match &pending.job {
-            Some(Job { subject: Subject::Background { exposure: scanned, .. }, .. }) => {
-                scanned.as_ref() == Some(exposure)
+            Some(Job { subject: Subject::Background { exposed: scanned, .. }, .. }) => {
+                *scanned == Some(exposed)
             }
             _ => false,
         })

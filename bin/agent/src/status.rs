@@ -44,14 +44,24 @@ pub struct Status {
     pub overloaded: u64,
     /// Files let through unscanned that wait for their scan.
     pub exposed: u64,
-    /// Files let through for which there was no room in the ledger.
-    pub exposed_lost: u32,
+    /// Of these, files that wait for whoever writes them.
+    pub held_by_writer: u64,
+    /// Files let through unscanned that were gone before their scan.
+    pub unknown: u64,
+    /// Mounts of which all files are scanned, since more were let through than could be noted.
+    pub mounts_exposed: Vec<String>,
+    /// Why what is exposed is forgotten with the driver's end; none when it is not.
+    pub journal_in_memory: Option<String>,
     pub outstanding: u32,
     pub last_verdicts: Vec<LastVerdict>,
 }
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).escape_debug().to_string()
+}
+
+fn mount_name(mount_point: &[u8]) -> String {
+    if mount_point.is_empty() { "all file systems".into() } else { text(mount_point) }
 }
 
 impl Status {
@@ -65,11 +75,14 @@ impl Status {
             unscanned,
             overloaded,
             exposed,
+            held_by_writer,
+            unknown,
             outstanding,
             supervised,
             ..
         } = driver.heartbeat(0, 0);
         let coverage = driver.coverage.summary();
+        let journal = driver.background.shown();
         let session = driver.session();
         let reason = if session.is_none() {
             Some(driver.why_no_session())
@@ -115,7 +128,10 @@ impl Status {
             unscanned,
             overloaded,
             exposed,
-            exposed_lost: driver.ledger.exposures_lost(),
+            held_by_writer,
+            unknown,
+            mounts_exposed: journal.mounts.iter().map(|mount| mount_name(mount)).collect(),
+            journal_in_memory: journal.in_memory,
             outstanding,
             last_verdicts: driver.last_verdicts(),
         }
@@ -160,15 +176,22 @@ impl Status {
         )?;
         writeln!(
             out,
-            "denied        {}\nunscanned     {} ({} by overload); {} files wait for their scan",
-            self.denied, self.unscanned, self.overloaded, self.exposed
+            "denied        {}\nunscanned     {} ({} by overload)",
+            self.denied, self.unscanned, self.overloaded
         )?;
-        if self.exposed_lost > 0 {
-            writeln!(
-                out,
-                "              {} more found no room: scan this guest",
-                self.exposed_lost
-            )?;
+        writeln!(
+            out,
+            "exposed       {} files wait for their scan, {} of them until they are written",
+            self.exposed, self.held_by_writer
+        )?;
+        if self.unknown > 0 {
+            writeln!(out, "unknown       {} files were gone before their scan", self.unknown)?;
+        }
+        for mount in &self.mounts_exposed {
+            writeln!(out, "exposed       all files on {mount}, which are being scanned")?;
+        }
+        if let Some(why) = &self.journal_in_memory {
+            writeln!(out, "journal       in memory, lost when the driver ends: {why}")?;
         }
         for LastVerdict { path, result } in &self.last_verdicts {
             writeln!(out, "last          {path}: {result}")?;

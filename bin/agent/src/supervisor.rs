@@ -118,7 +118,7 @@ fn supervise(shared: &Shared, signals: &SignalFd) -> anyhow::Result<ExitCode> {
         }
         let orphans = shared
             .ledger
-            .answer_orphans(&shared.groups.permission, ExposureReason::WorkerDied as u32);
+            .answer_orphans(&shared.groups.permission, ExposureReason::WorkerDied.number());
         say(&format!(
             "worker {pid} died ({}); {} held accesses were answered by fail mode, {} more by sweep",
             describe(ended),
@@ -181,7 +181,7 @@ fn answer_late(shared: &Shared) {
         let group = &shared.groups.permission;
         let answered = shared.ledger.answer(group, claim, claim.fail()).unwrap_or(false);
         if answered && claim.fail() == Answer::Allow {
-            shared.ledger.expose(handle.as_ref(), ExposureReason::Deadline as u32);
+            shared.ledger.expose(handle.as_ref(), ExposureReason::Deadline.number());
         }
     }
 }
@@ -213,7 +213,7 @@ fn answer_alone(shared: &Shared, event: &seawall_fanotify::Event) {
     let answer = if opens { Answer::Allow } else { Answer::Deny };
     if let (Answer::Allow, Some(look)) = (answer, look) {
         let handle = FileHandle::of(fd.as_fd(), look.identity.device).ok();
-        shared.ledger.expose(handle.as_ref(), ExposureReason::WorkerDied as u32);
+        shared.ledger.expose(handle.as_ref(), ExposureReason::WorkerDied.number());
     }
     let _gone = shared.groups.permission.answer(fd.as_raw_fd(), answer);
 }

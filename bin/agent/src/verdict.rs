@@ -10,7 +10,6 @@ use crate::file::Look;
 use crate::remedy::Task;
 use crate::scan;
 use crate::session::{Pending, Session};
-use seawall_fanotify::ledger::Exposure;
 use seawall_fanotify::{Answer, process};
 use seawall_proto::{
     Decision, ExposureReason, Notice, Outcome, Remediation, RequestId, ToHost, Verdict, VerdictKind,
@@ -40,6 +39,10 @@ fn allow(driver: &Driver, job: Job, look: &Look, verdict: &Verdict) {
     if !unchanged {
         return read_again(driver, job, look);
     }
+    // Before it is remembered: what somebody writes is noted anew then.
+    if let Subject::Background { exposed, .. } = &job.subject {
+        driver.background.done(*exposed);
+    }
     let clean = verdict.kind == VerdictKind::Clean && verdict.generation == driver.generation();
     if clean && look.settled {
         // What was written until a moment ago is scanned after its close; that counts, not this.
@@ -48,12 +51,9 @@ fn allow(driver: &Driver, job: Job, look: &Look, verdict: &Verdict) {
             driver.remember_clean(file, &look.identity);
         }
     }
-    match &job.subject {
-        Subject::Access(event) => {
-            driver.note_exec(event, Answer::Allow);
-            driver.answer(event.claim, Answer::Allow);
-        }
-        Subject::Background { exposure, .. } => settle(driver, exposure.as_ref()),
+    if let Subject::Access(event) = &job.subject {
+        driver.note_exec(event, Answer::Allow);
+        driver.answer(event.claim, Answer::Allow);
     }
 }
 
@@ -81,8 +81,8 @@ fn deny(driver: &Driver, session: &Arc<Session>, job: Job, look: Look, verdict: 
     driver.forget(job.subject.file(), &look.identity);
     let decided = match &job.subject {
         Subject::Access(event) => deny_access(driver, event),
-        Subject::Background { exposure, .. } => {
-            settle(driver, exposure.as_ref());
+        Subject::Background { exposed, .. } => {
+            driver.background.done(*exposed);
             None
         }
     };
@@ -117,12 +117,6 @@ fn deny_access(driver: &Driver, event: &HeldEvent) -> Option<Decision> {
     }
     count(&driver.counters.denied);
     Some(decision(Answer::Deny))
-}
-
-fn settle(driver: &Driver, exposure: Option<&Exposure>) {
-    if let Some(exposure) = exposure {
-        driver.ledger.settle(exposure);
-    }
 }
 
 fn tell_outcome(

@@ -3,7 +3,7 @@
 //! The readers run before the first mark is set, so that nothing is ever held without somebody to
 //! take it. A panic anywhere ends the process: the supervisor answers what it held and starts another.
 
-use crate::background::{self, Closed};
+use crate::background;
 use crate::coverage::{self, Coverage};
 use crate::driver::{Driver, Groups};
 use crate::region::Region;
@@ -86,7 +86,6 @@ fn start(shared: &Shared, supervisor: u32) -> Result<Arc<Driver>, StartError> {
     let region = Region::new(args.region.clone(), args.key.clone());
     let driver =
         Arc::new(Driver::new(groups, ledger, coverage, supervisor, region, notices, remedies));
-    let closed = Arc::new(Closed::default());
     // Ignore marks of the last worker's session count no more.
     driver.forget_all();
 
@@ -107,13 +106,9 @@ fn start(shared: &Shared, supervisor: u32) -> Result<Arc<Driver>, StartError> {
     for _ in 0..FILLERS {
         spawn("filler", with(scan::fill))?;
     }
-    for (name, body) in [
-        ("closes", background::watch_closes as fn(&Driver, &Closed)),
-        ("background", background::work),
-    ] {
-        let (driver, closed) = (Arc::clone(&driver), Arc::clone(&closed));
-        spawn(name, move || body(&driver, &closed))?;
-    }
+    spawn("closes", with(background::watch_closes))?;
+    let scanner = Arc::clone(&driver);
+    spawn("background", move || background::work(&scanner, &args.journal))?;
     if let Some(policy) = control::policy_of_other(&args.control) {
         driver.renew(Some(policy), None);
     }
@@ -171,6 +166,12 @@ pub fn end(driver: &Driver) -> ! {
     }
     for claim in driver.ledger.overdue(u64::MAX) {
         driver.answer_unscanned(claim, seawall_proto::ExposureReason::WorkerDied);
+    }
+    // What was let through goes on to the journal, if that can be had.
+    let until = Instant::now() + DRAIN;
+    driver.background.done(None);
+    while driver.ledger.exposures().next().is_some() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(10));
     }
     // What is queued in the group and was never read is allowed by the kernel when the supervisor
     // ends too and the group closes.

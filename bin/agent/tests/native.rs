@@ -5,7 +5,7 @@
 mod common;
 
 use common::{Native, Reply, eventually, is_denied, read_in_thread};
-use seawall_proto::{FailMode, Operation, Policy, ScanRequest, ToHost};
+use seawall_proto::{ExposureReason, FailMode, Notice, Operation, Policy, ScanRequest, ToHost};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -229,6 +229,81 @@ fn what_was_let_through_while_the_link_was_down_is_scanned_when_it_is_back() {
     assert!(eventually(|| native.number("exposed") == 0));
     let contents = native.host.seen.contents.lock().unwrap();
     assert!(contents.contains(&(Operation::Background, b"evil".to_vec())));
+}
+
+/// Reads a file while the link is down, which lets it through.
+fn let_through(native: &Native, name: &str, content: &[u8]) {
+    native.host.down();
+    assert!(eventually(|| !native.status()["protected"].as_bool().unwrap()));
+    let path = native.write(name, content);
+    assert_eq!(std::fs::read(path).unwrap(), content);
+    assert!(eventually(|| native.number("exposed") == 1), "{}", native.status());
+}
+
+#[test]
+fn what_was_let_through_is_known_after_worker_and_supervisor_have_died() {
+    let mut native = Native::start(policy(FailMode::Open), by_content);
+    let_through(&native, "f", b"evil");
+    assert_eq!(native.status()["journal_in_memory"], serde_json::Value::Null);
+    native.settle();
+    let worker = native.number("worker");
+    native.kill_supervisor();
+    common::kill(worker);
+    native.start_again();
+    assert!(eventually(|| native.number("exposed") == 1), "{}", native.status());
+    native.host.up();
+    let scanned = (Operation::Background, b"evil".to_vec());
+    assert!(eventually(|| native.host.seen.contents.lock().unwrap().contains(&scanned)));
+    assert!(eventually(|| native.number("exposed") == 0), "{}", native.status());
+}
+
+#[test]
+fn what_was_let_through_and_is_gone_counts_as_unknown() {
+    let native = Native::start(policy(FailMode::Open), by_content);
+    let_through(&native, "f", b"good");
+    let path = native.path("f");
+    // By now its path is in the journal.
+    std::thread::sleep(Duration::from_secs(1));
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(native.number("unknown"), 0);
+    native.host.up();
+    let told = native.host.heard(|message| match message {
+        ToHost::Notice(Notice::ExposureGone { path, reason }) => Some((path.to_vec(), *reason)),
+        _ => None,
+    });
+    let path = path.into_os_string().into_encoded_bytes();
+    assert_eq!(told, (path, ExposureReason::LinkDown));
+    assert!(eventually(|| native.number("exposed") == 0 && native.number("unknown") == 1));
+}
+
+#[test]
+fn where_more_is_let_through_than_has_room_all_files_are_scanned() {
+    let native = Native::start(policy(FailMode::Open), by_content);
+    native.host.down();
+    assert!(eventually(|| !native.status()["protected"].as_bool().unwrap()));
+    for number in 0..10_100 {
+        let path = native.path(&format!("{number}"));
+        // What is scanned after its close is no exposure.
+        std::fs::write(&path, if number == 7 { "evil".into() } else { format!("{number}") })
+            .unwrap();
+        std::fs::read(path).unwrap();
+    }
+    let all = || native.status()["mounts_exposed"].as_array().unwrap().len();
+    assert!(eventually(|| all() == 1), "{}", native.status());
+    assert!(native.number("exposed") <= 10_000 + 1024);
+    native.host.up();
+    let mount = native.host.heard(|message| match message {
+        ToHost::Notice(Notice::MountExposed { mount_point }) => Some(mount_point.to_vec()),
+        _ => None,
+    });
+    let folder = native.path("").into_os_string().into_encoded_bytes();
+    assert!(mount.is_empty() || folder.starts_with(&mount), "{mount:?}");
+    let done = || all() == 0 && native.number("exposed") == 0;
+    assert!((0..12).any(|_| eventually(done)), "{}", native.status());
+    let contents = native.host.seen.contents.lock().unwrap();
+    let scanned: std::collections::HashSet<_> =
+        contents.iter().map(|(_, content)| content).collect();
+    assert_eq!(scanned.len(), 10_100);
 }
 
 #[test]

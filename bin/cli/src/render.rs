@@ -4,7 +4,7 @@
 use comfy_table::{Cell, Color, ContentArrangement, Table};
 use seawall_client::text::printable;
 use seawall_client::{
-    Approval, Engine, EngineState, Event, EventKind, Guest, GuestState, Quarantine,
+    Approval, DriverCounters, Engine, EngineState, Event, EventKind, Guest, GuestState, Quarantine,
     QuarantineEntry, QuarantineState, Reload, ScanReport, Status, Verdict,
 };
 use std::fmt::Write;
@@ -259,6 +259,7 @@ pub fn guests(guests: &[Guest]) -> String {
         "REQUESTS",
         "INFECTED",
         "UNSCANNED",
+        "EXPOSED",
         "WATCHED",
     ]);
     for guest in guests {
@@ -301,6 +302,7 @@ fn guest_row(guest: &Guest) -> Vec<Cell> {
         Cell::new(guest.requests),
         Cell::new(guest.verdicts.infected),
         of_session(session.map(|session| session.counters.unscanned.to_string())),
+        of_session(session.map(|session| exposed(&session.counters))),
         of_session(session.map(|session| {
             let coverage = &session.coverage;
             format!(
@@ -310,6 +312,12 @@ fn guest_row(guest: &Guest) -> Vec<Cell> {
             )
         })),
     ]
+}
+
+/// Files that wait for their scan; with a plus where there are more than the driver can note.
+fn exposed(counters: &DriverCounters) -> String {
+    let more = if counters.mounts_exposed > 0 { "+" } else { "" };
+    format!("{}{more}", counters.exposed)
 }
 
 pub fn events(events: &[Event]) -> String {
@@ -354,7 +362,10 @@ fn weight(event: &Event) -> Weight {
             Weight::Bad
         }
         EventKind::Verdict if event.verdict == Some(Verdict::Infected) => Weight::Bad,
-        EventKind::Unscanned | EventKind::DatabaseSetAside => Weight::Doubtful,
+        EventKind::Unscanned
+        | EventKind::ExposureGone
+        | EventKind::MountExposed
+        | EventKind::DatabaseSetAside => Weight::Doubtful,
         _ => Weight::Plain,
     }
 }

@@ -5,7 +5,7 @@ mod common;
 use common::{Driver, Engine, Service, Setup, block_on, eicar, program, wait_for};
 use seawall_client::{ClientError, Event, EventKind, EventsQuery, GuestState};
 use seawall_proto::{
-    Decision, ExposureReason, FileMetadata, Notice, Operation, ToHost, VerdictKind,
+    Decision, ExposureReason, FileMetadata, Heartbeat, Notice, Operation, ToHost, VerdictKind,
 };
 use std::path::Path;
 use std::process::{Command, Output};
@@ -458,6 +458,34 @@ fn hostile_names_are_harmless_wherever_they_are_shown() {
     assert_eq!(found("%"), 0, "no character is special");
     let long = ask(&service, &EventsQuery { path: Some("/d".into()), ..EventsQuery::default() });
     assert_eq!(long.unwrap()[0].path.as_ref().unwrap().len(), 2 + 4094 * 4, "whole, and escaped");
+}
+
+#[test]
+fn what_cannot_be_scanned_later_is_told() {
+    let service = Service::start(Setup::default());
+    let mut driver = service.driver("g1");
+    let path = serde_bytes::ByteBuf::from(b"/tmp/x\xff".to_vec());
+    let reason = ExposureReason::LinkDown;
+    driver.say(ToHost::Notice(Notice::ExposureGone { path, reason }));
+    let event = service.wait_event(EventKind::ExposureGone, "g1");
+    assert_eq!((event.path.as_deref(), event.path_hex.is_some()), (Some(r"/tmp/x\xff"), true));
+    assert_eq!(event.reason.as_deref(), Some("no session with the host"));
+    for (mount_point, shown) in [(&b"/srv"[..], "/srv"), (b"", "/")] {
+        let mount_point = serde_bytes::ByteBuf::from(mount_point.to_vec());
+        driver.say(ToHost::Notice(Notice::MountExposed { mount_point }));
+        wait_for("the mount in the events", || {
+            let events = ask(&service, &of_kind("mount_exposed")).unwrap();
+            events.iter().any(|event| event.path.as_deref() == Some(shown)).then_some(())
+        });
+    }
+    let beat =
+        Heartbeat { exposed: 3, held_by_writer: 1, mounts_exposed: 1, ..Heartbeat::default() };
+    driver.say(ToHost::Heartbeat(beat));
+    wait_for("the table of guests", || {
+        let output = seawall(&service, &["guests"]);
+        let text = String::from_utf8(output.stdout).unwrap();
+        (text.contains("EXPOSED") && text.contains(" 3+ ")).then_some(())
+    });
 }
 
 #[test]

@@ -17,6 +17,10 @@ pub enum EventKind {
     Outcome,
     /// An access was answered without a verdict, by fail mode.
     Unscanned,
+    /// A file that was let through unscanned was deleted before its scan: what it held is not known.
+    ExposureGone,
+    /// More files were let through unscanned than a driver can note: it scans all files of that mount.
+    MountExposed,
     /// Which file systems of a guest are watched changed.
     Coverage,
     /// A guest's supervisor started a new worker after the last one died.

@@ -286,6 +286,15 @@ pub struct DriverCounters {
     pub overloaded: u64,
     /// Files let through unscanned that still wait for their scan.
     pub exposed: u64,
+    /// Of these, files that somebody has open for writing; they are scanned at their last close.
+    #[serde(default)]
+    pub held_by_writer: u64,
+    /// Files let through unscanned that were deleted before their scan: what they held is not known.
+    #[serde(default)]
+    pub unknown: u64,
+    /// Mounts of which all files are being scanned, since more were let through than could be noted.
+    #[serde(default)]
+    pub mounts_exposed: u32,
     /// Permission events that wait for their answer.
     pub outstanding: u32,
     /// Whether a supervisor would answer if the worker died.

@@ -56,6 +56,39 @@ impl FileHandle {
         Ok(Self { device, kind: raw.handle_type, len: raw.handle_bytes, bytes: raw.bytes })
     }
 
+    /// The same file where its file system has another device number now.
+    #[must_use]
+    pub fn on(self, device: u64) -> Self {
+        Self { device, ..self }
+    }
+
+    /// As bytes, to be kept outside this process: device and type as 8 and 4 bytes in little-endian
+    /// order, then the handle.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let len = (self.len as usize).min(HANDLE_MAX);
+        let mut bytes = Vec::with_capacity(12 + len);
+        bytes.extend(self.device.to_le_bytes());
+        bytes.extend(self.kind.to_le_bytes());
+        bytes.extend(&self.bytes[..len]);
+        bytes
+    }
+
+    /// Back from [`Self::to_bytes`]; none where they cannot be a handle's.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (device, rest) = bytes.split_first_chunk()?;
+        let (kind, rest) = rest.split_first_chunk()?;
+        let mut handle = Self {
+            device: u64::from_le_bytes(*device),
+            kind: i32::from_le_bytes(*kind),
+            len: u32::try_from(rest.len()).ok()?,
+            bytes: [0; HANDLE_MAX],
+        };
+        handle.bytes.get_mut(..rest.len())?.copy_from_slice(rest);
+        Some(handle)
+    }
+
     /// Opens the file for reading; `mount` is any open file or folder of the same file system. Needs
     /// CAP_DAC_READ_SEARCH.
     ///
@@ -114,6 +147,8 @@ mod tests {
         let file = File::open(&one).unwrap();
         let handle = FileHandle::of(file.as_fd(), file.metadata().unwrap().dev()).unwrap();
         drop(file);
+        assert_eq!(FileHandle::from_bytes(&handle.to_bytes()), Some(handle));
+        assert_eq!(FileHandle::from_bytes(&[0; 12 + HANDLE_MAX + 1]), None);
         std::fs::rename(&one, &two).unwrap();
         let mount = File::open(folder.path()).unwrap();
         let mut content = String::new();

@@ -32,7 +32,7 @@ use std::time::Duration;
 
 /// Descriptor numbers from here on cannot be entered; also the worker's RLIMIT_NOFILE.
 pub const NUMBERS: usize = 8192;
-/// How many files let through unscanned are remembered.
+/// How many files let through unscanned are remembered until somebody takes them over.
 pub const EXPOSURES: usize = 1024;
 
 const HELD: u64 = 1;
@@ -72,7 +72,7 @@ struct Shared {
     unknown_denies: AtomicU32,
     left_behind: [AtomicU32; 2],
     overlay: AtomicU32,
-    exposures_lost: AtomicU32,
+    exposures_lost: [AtomicU32; 2],
     orphans: AtomicU32,
     beat_ms: AtomicU64,
     reader_beats_ms: [AtomicU64; READERS_MAX],
@@ -178,6 +178,15 @@ pub struct Exposure {
     pub reason: u32,
     at: usize,
     state: u64,
+}
+
+/// How many exposures could not be noted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Lost {
+    /// All places were taken.
+    pub without_room: u32,
+    /// The file has no handle.
+    pub without_handle: u32,
 }
 
 /// What a supervisor did for a dead worker.
@@ -397,8 +406,9 @@ impl Ledger {
     /// Notes a file that was let through unscanned. `false`: there was no room, it has no handle, or it
     /// is noted already.
     pub fn expose(&self, handle: Option<&FileHandle>, reason: u32) -> bool {
+        let [without_room, without_handle] = &self.shared().exposures_lost;
         let Some(handle) = handle else {
-            self.shared().exposures_lost.fetch_add(1, Ordering::Relaxed);
+            without_handle.fetch_add(1, Ordering::Relaxed);
             return false;
         };
         if self.exposures().any(|noted| noted.handle == *handle) {
@@ -421,7 +431,7 @@ impl Ledger {
             entry.state.store(sequence | FULL, Ordering::Release);
             return true;
         }
-        self.shared().exposures_lost.fetch_add(1, Ordering::Relaxed);
+        without_room.fetch_add(1, Ordering::Relaxed);
         false
     }
 
@@ -451,10 +461,12 @@ impl Ledger {
         }
     }
 
-    /// How many exposures found no room since the start.
+    /// Exposures that are not noted, since this was last asked.
     #[must_use]
-    pub fn exposures_lost(&self) -> u32 {
-        self.shared().exposures_lost.load(Ordering::Relaxed)
+    pub fn take_exposures_lost(&self) -> Lost {
+        let [without_room, without_handle] =
+            self.shared().exposures_lost.each_ref().map(|lost| lost.swap(0, Ordering::Relaxed));
+        Lost { without_room, without_handle }
     }
 
     /// The worker still runs.
@@ -546,7 +558,8 @@ mod tests {
         let left: Vec<_> = ledger.exposures().map(|one| (one.handle, one.reason)).collect();
         assert_eq!(left, [(second, 2)]);
         assert!(!ledger.expose(None, 1));
-        assert_eq!(ledger.exposures_lost(), 1, "without a handle it is at least counted");
+        let lost = Lost { without_room: 0, without_handle: 1 };
+        assert_eq!(ledger.take_exposures_lost(), lost, "without a handle it is at least counted");
     }
 
     #[test]

@@ -267,6 +267,12 @@ pub struct Heartbeat {
     pub overloaded: u64,
     /// Files let through unscanned that still wait for their scan.
     pub exposed: u64,
+    /// Of these, files that somebody has open for writing; they are scanned at their last close.
+    pub held_by_writer: u64,
+    /// Files let through unscanned that were deleted before their scan.
+    pub unknown: u64,
+    /// Mounts of which all files are to be scanned, since more were let through than could be noted.
+    pub mounts_exposed: u32,
     /// Permission events that wait for their answer now.
     pub outstanding: u32,
     /// Whether a supervisor would answer if the worker died.
@@ -299,6 +305,20 @@ pub enum Notice {
     WorkerRestarted {
         /// Events that fail mode answered in its place.
         orphans: u32,
+    },
+    /// A file that was let through unscanned was deleted before it could be scanned: what it held is
+    /// not known.
+    ExposureGone {
+        /// Its path when it was let through, at most 4,096 bytes; empty where there was none.
+        path: serde_bytes::ByteBuf,
+        /// Why it was let through.
+        reason: ExposureReason,
+    },
+    /// More files were let through unscanned than could be noted: the driver scans all files of this
+    /// mount.
+    MountExposed {
+        /// Where it is mounted, at most 4,096 bytes; empty for all that is watched.
+        mount_point: serde_bytes::ByteBuf,
     },
 }
 
@@ -334,6 +354,37 @@ pub enum ExposureReason {
     Unreadable,
     /// The worker that held the event died.
     WorkerDied,
+    /// Somebody had it open for writing: what was scanned may not be what it holds now.
+    HeldByWriter,
+    /// It was running before the driver watched its file system.
+    RanBefore,
+}
+
+impl ExposureReason {
+    /// As a number, for memory that two processes share.
+    #[must_use]
+    pub fn number(self) -> u32 {
+        self as u32
+    }
+
+    /// Back from [`Self::number`].
+    #[must_use]
+    pub fn from_number(number: u32) -> Option<Self> {
+        [
+            Self::LinkDown,
+            Self::Deadline,
+            Self::TooLarge,
+            Self::HostError,
+            Self::Overload,
+            Self::Changing,
+            Self::Unreadable,
+            Self::WorkerDied,
+            Self::HeldByWriter,
+            Self::RanBefore,
+        ]
+        .into_iter()
+        .find(|reason| reason.number() == number)
+    }
 }
 
 /// Which file systems the driver watches.

@@ -392,7 +392,8 @@ impl Native {
     }
 }
 
-fn kill(pid: u64) {
+/// Kills a process of the driver.
+pub fn kill(pid: u64) {
     assert!(pid > 1, "the driver tells its processes");
     let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
@@ -412,6 +413,8 @@ fn spawn_agent(folder: &Path, options: &[&str]) -> Child {
         .arg(folder.join("m"))
         .arg("--control")
         .arg(folder.join("control"))
+        .arg("--journal")
+        .arg(folder.join("journal/exposures"))
         .arg("--log")
         .arg(folder.join("log"))
         .stdin(Stdio::null())

@@ -85,12 +85,19 @@ impl Session {
     }
 
     pub fn file_event(&self, kind: EventKind, operation: Operation, file: &FileMetadata) -> Event {
-        let mut event = Event::new(kind).guest(self.guest.name());
-        event.path = Some(escape(&file.path));
-        event.path_hex = std::str::from_utf8(&file.path).is_err().then(|| hex(&file.path));
+        let mut event = self.path_event(kind, &file.path);
         event.path_is_true = Some(file.path_is_true);
         event.operation = Some(operation_name(operation).to_owned());
         event.pid = (file.pid != 0).then_some(file.pid);
+        event
+    }
+
+    /// An event about a path that the driver says.
+    fn path_event(&self, kind: EventKind, path: &[u8]) -> Event {
+        let path = &path[..path.len().min(4096)];
+        let mut event = Event::new(kind).guest(self.guest.name());
+        event.path = (!path.is_empty()).then(|| escape(path));
+        event.path_hex = std::str::from_utf8(path).is_err().then(|| hex(path));
         event
     }
 
@@ -107,6 +114,16 @@ impl Session {
                 self.host.events.emit(event);
             }
             Notice::Coverage(coverage) => self.coverage(&coverage),
+            Notice::ExposureGone { path, reason } => {
+                let mut event = self.path_event(EventKind::ExposureGone, &path);
+                event.reason = Some(exposure(reason).to_owned());
+                self.host.events.emit(event);
+            }
+            Notice::MountExposed { mount_point } => {
+                let all: &[u8] = if mount_point.is_empty() { b"/" } else { &mount_point };
+                self.guest.complain("more files were let through unscanned than can be noted");
+                self.host.events.emit(self.path_event(EventKind::MountExposed, all));
+            }
             Notice::WorkerRestarted { orphans } => {
                 self.guest.complain(&format!(
                     "the driver's worker died and was restarted; {orphans} accesses were answered by fail mode"
@@ -187,5 +204,7 @@ fn exposure(reason: ExposureReason) -> &'static str {
         ExposureReason::Changing => "the content changed each time it was read",
         ExposureReason::Unreadable => "the driver could not read the file",
         ExposureReason::WorkerDied => "the worker that held the access died",
+        ExposureReason::HeldByWriter => "somebody had it open for writing",
+        ExposureReason::RanBefore => "it ran before the driver watched it",
     }
 }
