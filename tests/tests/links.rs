@@ -114,6 +114,10 @@ fn without_a_region(link: Link, kind: LinkKind, kernel: Kernel) {
     checks.that("the key is root's alone", keys.text() == "400", shown(&keys));
     let before = driver_number(&guest, "unscanned").unwrap();
     files_have_their_verdicts(&mut checks, &guest, "inline");
+    // More at once than the link holds.
+    let many = "for n in 1 2 3 4 5 6; do                 (head -c 4000000 /dev/urandom >/tmp/many-$n && cat /tmp/many-$n >/dev/null || echo bad) &                 done; wait; echo done";
+    let output = guest.sh(many).unwrap();
+    checks.that("six large files at once", output.text() == "done", shown(&output));
     let after = driver_number(&guest, "unscanned").unwrap();
     checks.that("every access had its verdict", after == before, (before, after));
     costs_little_and_is_well(&mut checks, &lab, &guest);
@@ -128,6 +132,16 @@ fn a_guest_without_a_region_on_tcp() {
 #[test]
 fn a_guest_without_a_region_on_serial() {
     without_a_region(Link::Serial, LinkKind::Serial, Kernel::V6_1);
+}
+
+#[test]
+fn a_guest_without_a_region_on_vsock_with_kernel_6_12() {
+    without_a_region(Link::Vsock, LinkKind::Unix, Kernel::V6_12);
+}
+
+#[test]
+fn a_guest_without_a_region_on_vsock_with_kernel_6_1() {
+    without_a_region(Link::Vsock, LinkKind::Unix, Kernel::V6_1);
 }
 
 #[test]

@@ -17,6 +17,8 @@ pub struct Arguments {
     link: seawall_lab::Link,
 }
 
+const POLICY: &str = "[policy.deadline]\nopen_ms = 3000\nexec_ms = 3000\n";
+
 /// Writes EICAR at `$1`, from two halves, so that no file but that one holds it.
 const WRITE_EICAR: &str = r#"eicar() { printf '%s' "$A" > "$1"; printf '%s' "$B" >> "$1"; }"#;
 
@@ -32,7 +34,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         guests: 2,
         kernel: arguments.kernel,
         link: arguments.link,
-        config: "[policy.deadline]\nopen_ms = 3000\nexec_ms = 3000\n".into(),
+        config: POLICY.into(),
         ..LabOptions::for_test()
     })?;
     let (g1, g2) = (lab.guest("g1")?, lab.guest("g2")?);
@@ -43,6 +45,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     shared(&lab, &g1, &g2)?;
     service_killed(&lab, &g1)?;
     stopped(&g1)?;
+    quarantined(&lab, &g1)?;
     costs(&lab)?;
     drop(lab);
     println!("\nAll of it was as told, in {} s.", start.elapsed().as_secs());
@@ -210,6 +213,44 @@ fn stopped(guest: &Guest) -> anyhow::Result<()> {
         &show(guest, "cat /data/eicar     (driver started again)", "cat /data/eicar")?,
         "again",
     )
+}
+
+/// Shows a command of the operator's and what came of it.
+fn operator(lab: &Lab, words: &[&str]) -> anyhow::Result<()> {
+    println!("   host $ seawall {}", words.join(" "));
+    let output = lab.cli(words)?;
+    print!("{}", indent(indent(&output.stdout).as_bytes()));
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+fn quarantined(lab: &Lab, guest: &Guest) -> anyhow::Result<()> {
+    told("Where policy says so, what is infected goes to the host's quarantine, and comes back.");
+    let look = "stat -c '%A %u:%g %s bytes, %y' /data/report";
+    let make = "eicar /data/report; chown 1000:100 /data/report; chmod 640 /data/report
+                touch -d '2001-09-09 01:46:40' /data/report";
+    let before = show(guest, look, &format!("{make}; {look}"))?;
+    lab.set_config(&format!("{POLICY}[policy.action]\ninfected = \"quarantine\"\n"))?;
+    operator(lab, &["reload"])?;
+    expect_denied(&show(guest, "cat /data/report", "cat /data/report")?, "in the end")?;
+    let until = Instant::now() + Duration::from_secs(30);
+    while guest.exec(["test", "-e", "/data/report"])?.success() {
+        ensure!(Instant::now() < until, "the file did not go");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    show(guest, "ls /data/report", "ls /data/report")?;
+    operator(lab, &["quarantine", "list"])?;
+    let list: Value = serde_json::from_slice(&lab.cli(["--json", "quarantine", "list"])?.stdout)?;
+    let ours = list["entries"].as_array().into_iter().flatten();
+    let id =
+        ours.filter(|entry| entry["path"] == "/data/report").find_map(|one| one["id"].as_str());
+    operator(lab, &["quarantine", "restore", id.context("it is in the list")?])?;
+    let after = show(guest, look, look)?;
+    ensure!(before.success() && after.stdout == before.stdout, "{before:?}\n{after:?}");
+    let read = "wc -c < /data/report   (what was restored is approved for this guest)";
+    let output = show(guest, read, "wc -c < /data/report")?;
+    ensure!(output.success() && output.text().trim() == "68", "{output:?}");
+    Ok(())
 }
 
 fn costs(lab: &Lab) -> anyhow::Result<()> {

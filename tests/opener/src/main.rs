@@ -8,11 +8,16 @@
 //! | `exhaust FILE` | opens a file until this process may open no more |
 //! | `hoard FILE COUNT` | opens a file so often, and holds them until its input ends |
 //! | `fuse DIR` | mounts a file system there whose server never answers an open |
+//! | `dress FILE` | gives a file an owner, a mode, an ACL, an extended attribute and times |
+//! | `fixed FILE` | makes a file of its input that is immutable from the start |
+//! | `unfixed FILE` | what chattr(1) does with `-i` |
+//! | `describe FILE` | tells what a file has besides its content |
 //! | `squat SECONDS` | takes the driver's port on the host with connections that say nothing or garbage |
 //!
 //! What makes a file infected comes on standard input. Results are JSON on standard output; waits are
 //! measured here, by the guest's monotonic clock.
 
+mod dress;
 mod fuse;
 mod load;
 mod squat;
@@ -38,6 +43,10 @@ fn main() -> anyhow::Result<()> {
         ["each", folder] => load::each(Path::new(folder))?,
         ["exhaust", file] => exhaust(Path::new(file))?,
         ["hoard", file, count] => hoard(Path::new(file), count.parse()?)?,
+        ["dress", file] => dress::dress(Path::new(file))?,
+        ["fixed", file] => dress::fixed(Path::new(file), &input()?)?,
+        ["unfixed", file] => dress::unfixed(Path::new(file))?,
+        ["describe", file] => dress::describe(Path::new(file))?,
         ["fuse", folder] => return fuse::serve(Path::new(folder)),
         ["squat", seconds] => squat::run(Duration::from_secs(seconds.parse()?)),
         _ => bail!("usage: see the source"),

@@ -3,6 +3,7 @@
 use super::Api;
 use crate::events;
 use crate::quarantine::{Entry, Line, QuarantineError, RestoreError, Target, parse_hash};
+use crate::session::Session;
 use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, Query, State};
@@ -14,6 +15,8 @@ use seawall_client::{
     RestoreRequest,
 };
 use serde::Deserialize;
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -145,7 +148,7 @@ pub async fn show(State(api): State<Api>, Path(id): Path<String>) -> Response {
     )
 )]
 pub async fn content(State(api): State<Api>, Path(id): Path<String>) -> Response {
-    let quarantine = std::sync::Arc::clone(&api.host.quarantine);
+    let quarantine = Arc::clone(&api.host.quarantine);
     let looked = blocking(move || {
         let entry = api.host.quarantine.find(&id).map_err(refused)?;
         // Read once to the end before a byte goes out: nobody gets what is damaged.
@@ -197,7 +200,10 @@ pub async fn restore(
             let message = format!("no guest is named `{name}`; restore to another with --to");
             conflict("no-such-guest", message)
         })?;
-        let session = guest.session().ok_or_else(|| {
+        // On a channel without connections a driver that has ended is only silent.
+        let patience = Duration::from_millis(api.host.config().alarm.unprotected_after_ms.into());
+        let answers = |session: &Arc<Session>| session.report().0 <= patience;
+        let session = guest.session().filter(answers).ok_or_else(|| {
             let message =
                 format!("the driver of guest {name} is not connected; try again when it is");
             conflict("guest-away", message)

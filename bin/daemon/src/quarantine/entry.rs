@@ -82,7 +82,9 @@ pub fn stays(why: Stays) -> String {
         Stays::Changed => "it is not what was scanned any more".into(),
         Stays::Gone => "it has no name any more".into(),
         Stays::Writer => "a process has it open for writing".into(),
-        Stays::Immutable => "it is immutable or append-only (chattr -i -a lifts that)".into(),
+        Stays::Immutable => "it is immutable or append-only (chattr -i -a lifts that once its content is approved \
+            for the guest; revoke the approval afterwards)"
+            .into(),
         Stays::ReadOnly => "its file system is mounted read-only".into(),
         Stays::NoPath => {
             "no path of the guest's own leads to it: it is in a container's overlay or mount namespace".into()
