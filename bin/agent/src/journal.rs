@@ -303,7 +303,7 @@ impl Journal {
     /// The next record that is due; it is due again at `again_ms`.
     pub fn next_due(&mut self, now_ms: u64, again_ms: u64) -> Option<Exposed> {
         let is_due = |place: &&mut Place| place.key != 0 && place.due_ms <= now_ms;
-        let (at, place) = self.places.iter_mut().enumerate().find(|(_, place)| is_due(&place))?;
+        let (at, place) = self.places.iter_mut().enumerate().find(|(_, place)| is_due(place))?;
         place.due_ms = again_ms;
         Some(Exposed { at, key: place.key })
     }
