@@ -1,7 +1,7 @@
 //! Answers for people. Whatever came from a guest or a file is made printable before it gets here
 //! or here at the latest.
 
-use comfy_table::{Cell, Color, ContentArrangement, Table};
+use comfy_table::{Cell, Color, ColumnConstraint, ContentArrangement, Table};
 use seawall_client::text::printable;
 use seawall_client::{
     Approval, DriverCounters, Engine, EngineState, Event, EventKind, Guest, GuestState, Quarantine,
@@ -43,19 +43,51 @@ fn table(heads: &[&str]) -> Table {
     if std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()) {
         table.force_no_tty();
     }
-    if table.is_tty() {
-        table.set_content_arrangement(ContentArrangement::Dynamic);
-    }
     table.set_header(heads.iter().map(Cell::new));
     table
 }
 
-fn text_of(table: &Table) -> String {
+/// Of the last column at least so much is shown before others are left out.
+const LAST_COLUMN: u16 = 24;
+
+/// The table as text. On a terminal that is too narrow it leaves out columns, the first of `dispensable`
+/// first, and then breaks the last one's lines.
+fn text_of(mut table: Table, dispensable: &[&str]) -> String {
+    let width = table.width().filter(|width| *width > 0 && table.is_tty());
+    if let Some(width) = width {
+        fit(&mut table, width, dispensable);
+    }
     let mut text = String::new();
     for line in table.lines() {
         let _ = writeln!(text, "{}", line.trim_end());
     }
     text
+}
+
+fn fit(table: &mut Table, width: u16, dispensable: &[&str]) {
+    // One space on each side.
+    let mut widths: Vec<u16> = table.column_max_content_widths().iter().map(|w| w + 2).collect();
+    let last = widths.pop().unwrap_or(0).min(LAST_COLUMN);
+    let mut hidden = dispensable.iter();
+    while widths.iter().sum::<u16>() + last > width
+        && let Some(name) = hidden.next()
+    {
+        let heads = table.header().map(|row| row.cell_iter().map(Cell::content));
+        let at = heads.and_then(|mut heads| heads.position(|head| head == *name));
+        if let Some(at) = at.filter(|at| *at < widths.len()) {
+            widths[at] = 0;
+        }
+    }
+    for (at, width) in widths.iter().enumerate() {
+        let constraint = match width {
+            0 => ColumnConstraint::Hidden,
+            _ => ColumnConstraint::ContentWidth,
+        };
+        if let Some(column) = table.column_mut(at) {
+            column.set_constraint(constraint);
+        }
+    }
+    table.set_content_arrangement(ContentArrangement::Dynamic);
 }
 
 fn state_word(state: QuarantineState) -> &'static str {
@@ -84,7 +116,7 @@ pub fn quarantine(all: &Quarantine) -> String {
                 state_word(entry.state).to_owned(),
             ]);
         }
-        out = text_of(&lines);
+        out = text_of(lines, &["SIZE", "STORED", "DETECTION"]);
     }
     let percent = all.used_bytes * 100 / all.most_bytes.max(1);
     let mib = |bytes: u64| bytes.div_ceil(1 << 20);
@@ -139,7 +171,7 @@ pub fn approvals(all: &[Approval]) -> String {
         let guest = one.guest.as_deref().unwrap_or("all");
         lines.add_row([printable(&one.hash), printable(guest), one.since.clone()]);
     }
-    text_of(&lines)
+    text_of(lines, &["SINCE"])
 }
 
 pub fn status(status: &Status, style: Style) -> String {
@@ -174,7 +206,7 @@ pub fn status(status: &Status, style: Style) -> String {
     for engine in &status.engines {
         engines.add_row(engine_row(engine));
     }
-    let _ = write!(out, "\n{}", text_of(&engines));
+    let _ = write!(out, "\n{}", text_of(engines, &["SIGNATURES", "QUEUED", "RULES", "RESTARTS"]));
     for engine in &status.engines {
         for found in engine.diagnostics.iter().chain(&engine.refused) {
             let at = format!("{}:{}:{}", found.file, found.line, found.column);
@@ -265,7 +297,8 @@ pub fn guests(guests: &[Guest]) -> String {
     for guest in guests {
         rows.add_row(guest_row(guest));
     }
-    let mut out = text_of(&rows);
+    let dispensable = ["KERNEL", "DRIVER", "SINCE", "LINK", "REQUESTS", "INFECTED"];
+    let mut out = text_of(rows, &dispensable);
     for guest in guests {
         let name = printable(&guest.name);
         if !guest.reason.is_empty() {
@@ -334,7 +367,7 @@ pub fn events(events: &[Event]) -> String {
             Cell::new(what),
         ]);
     }
-    text_of(&rows)
+    text_of(rows, &[])
 }
 
 /// One event on a line of its own, for those that come one by one.

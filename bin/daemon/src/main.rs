@@ -6,6 +6,7 @@
 
 mod alarm;
 mod api;
+mod clock;
 mod config;
 mod copy;
 mod database;

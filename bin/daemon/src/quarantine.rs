@@ -18,6 +18,7 @@ pub use index::Line;
 pub use restore::{RestoreError, Target};
 pub use store::{StoreError, parse_hash};
 
+use crate::clock;
 use crate::config::QuarantineConfig;
 use crate::events::Events;
 use crate::pipeline::Content;
@@ -299,7 +300,8 @@ impl Quarantine {
     }
 
     fn drop_old(&self) {
-        let until = jiff::Timestamp::now().as_millisecond() - self.limits.keep_ms();
+        let Some(now_ms) = clock::steady_now_ms() else { return };
+        let until = now_ms - self.limits.keep_ms();
         let mut held = self.held();
         while let Ok(Some(oldest)) = held.index.oldest()
             && oldest.stored_ms < until

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Driver, Engine, Service, Setup, block_on, eicar, wait_for};
+use common::{Driver, Engine, Service, Setup, block_on, eicar, on_terminal, seawall, wait_for};
 use seawall_client::{
     Approval, ClientError, EventKind, QuarantineEntry, QuarantineState, RestoreRequest,
 };
@@ -204,6 +204,25 @@ fn why_a_file_stays_is_told() {
     assert_eq!(code_of(block_on(service.client().revoke(&approval(None)))), "not-approved");
     let odd = Approval { hash: "12".into(), guest: None, since: String::new() };
     assert_eq!(code_of(block_on(service.client().approve(&odd))), "bad-hash");
+}
+
+#[test]
+fn deleting_asks_on_a_terminal_and_is_refused_where_nobody_can_be_asked() {
+    let service = start();
+    let mut driver = service.driver("g1");
+    let id = quarantine(&mut driver, "/evil", &evil("asked", 100)).to_string();
+    let delete = format!("quarantine delete {id}");
+    let output = seawall(&service, &["quarantine", "delete", &id]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("--yes"), "{output:?}");
+    for (typed, code, done) in
+        [("n\n", 4, "Nothing was changed"), ("\n", 4, "Nothing was"), ("y\n", 0, "deleted")]
+    {
+        let (status, text) = on_terminal(&service, &delete, typed);
+        assert!(text.contains("/evil") && text.contains("[y/N]"), "{text}");
+        assert!(status == Some(code) && text.contains(done), "{typed:?}: {status:?} {text}");
+    }
+    assert!(entries(&service).is_empty());
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::{Api, fault};
 use crate::copy::{CopyError, PrivateCopy};
 use crate::pipeline::{Answer, Finding, Request};
 use axum::Json;
-use axum::body::Body;
+use axum::body::{Body, BodyDataStream};
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -20,6 +20,8 @@ use tokio_stream::StreamExt;
 
 /// The longest that a scan on demand may wait and take.
 const PATIENCE: Duration = Duration::from_secs(600);
+/// How long a body that was refused is read on.
+const LINGER: Duration = Duration::from_secs(10);
 /// Bytes kept together before they go to the copy.
 const PIECE: usize = 256 * 1024;
 
@@ -91,10 +93,23 @@ async fn receive(api: &Api, body: Body) -> Result<PrivateCopy, Response> {
             .map_err(|error| fault(StatusCode::BAD_REQUEST, "broken-body", error.to_string()))?;
         piece.extend_from_slice(&chunk);
         if piece.len() >= PIECE {
-            copy = store(copy, std::mem::take(&mut piece)).await?;
+            match store(copy, std::mem::take(&mut piece)).await {
+                Ok(longer) => copy = longer,
+                Err(answer) => {
+                    tokio::spawn(take_in(chunks));
+                    return Err(answer);
+                }
+            }
         }
     }
     store(copy, piece).await
+}
+
+/// Reads what is still on its way: a connection that is closed on it would break under the sender before
+/// it has read the answer.
+async fn take_in(mut chunks: BodyDataStream) {
+    let rest = async { while let Some(Ok(_)) = chunks.next().await {} };
+    let _enough = tokio::time::timeout(LINGER, rest).await;
 }
 
 /// Hashing and, above the budget, writing to disk: not on the asynchronous thread.

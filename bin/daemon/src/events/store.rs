@@ -80,10 +80,14 @@ pub fn last_id(transaction: &Transaction<'_>) -> rusqlite::Result<Option<u64>> {
     Ok(last.map(i64::cast_unsigned))
 }
 
-/// Drops what is too old at `now` (milliseconds since the epoch) or too much. Gives whether there
-/// is more to drop: one call is bounded.
-pub fn trim(transaction: &Transaction<'_>, keep: Retention, now: i64) -> rusqlite::Result<bool> {
-    let oldest = now - i64::from(keep.days) * DAY_MS;
+/// Drops what is too old at `now` (milliseconds since the epoch; none: nothing is) or too much. Gives
+/// whether there is more to drop: one call is bounded.
+pub fn trim(
+    transaction: &Transaction<'_>,
+    keep: Retention,
+    now: Option<i64>,
+) -> rusqlite::Result<bool> {
+    let oldest = now.map_or(i64::MIN, |now| now - i64::from(keep.days) * DAY_MS);
     for _ in 0..STEPS {
         let mut dropped = transaction.execute(
             "DELETE FROM events WHERE id IN

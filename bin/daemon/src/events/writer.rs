@@ -1,6 +1,7 @@
 //! The thread that writes events, in batches, and tells those who follow.
 
 use super::store::{self, FORMAT, Line, Retention};
+use crate::clock;
 use crate::database::{Database, DatabaseError};
 use crate::metrics::Metrics;
 use jiff::Timestamp;
@@ -184,7 +185,7 @@ impl Writer {
             return;
         }
         self.written_since = 0;
-        let now = Timestamp::now().as_millisecond();
+        let now = clock::steady_now_ms();
         let keep = self.keep;
         let more: Result<bool, DatabaseError> =
             self.database.write(|transaction| store::trim(transaction, keep, now));

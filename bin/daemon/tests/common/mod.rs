@@ -13,7 +13,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -52,6 +52,34 @@ pub fn program(name: &str) -> PathBuf {
             own.display()
         )
     })
+}
+
+/// Runs the command line through pipes.
+pub fn seawall(service: &Service, arguments: &[&str]) -> Output {
+    Command::new(program("seawall"))
+        .env("SEAWALL_SOCKET", service.path("api.sock"))
+        .args(arguments)
+        .output()
+        .expect("seawall runs")
+}
+
+/// Runs it on a terminal (script(1) makes one), where somebody types `typed`; gives what is to be seen there.
+pub fn on_terminal(service: &Service, arguments: &str, typed: &str) -> (Option<i32>, String) {
+    let command = format!("stty cols 80; {} {arguments}", program("seawall").display());
+    let mut script = Command::new("script")
+        .args(["--quiet", "--return", "--command", &command, "/dev/null"])
+        .env("SEAWALL_SOCKET", service.path("api.sock"))
+        .env_remove("NO_COLOR")
+        .env("TERM", "xterm")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("script runs");
+    let mut keyboard = script.stdin.take().expect("it is piped");
+    keyboard.write_all(typed.as_bytes()).expect("script listens");
+    let output = script.wait_with_output().expect("script ends");
+    drop(keyboard);
+    (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// What a test wants of the service's configuration.

@@ -33,7 +33,7 @@ impl Files {
     }
 
     fn trim(&mut self, keep: Retention, now: i64) -> bool {
-        self.database.write(|transaction| trim(transaction, keep, now)).unwrap()
+        self.database.write(|transaction| trim(transaction, keep, Some(now))).unwrap()
     }
 }
 
