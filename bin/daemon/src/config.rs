@@ -304,12 +304,40 @@ impl QuarantineConfig {
 
 /// When a guest counts as unprotected.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(try_from = "AlarmKeys")]
 pub struct Alarm {
-    #[serde(deserialize_with = "within::<_, u32, 50, 60000>")]
     pub heartbeat_ms: u32,
-    #[serde(deserialize_with = "within::<_, u32, 100, 600000>")]
     pub unprotected_after_ms: u32,
+}
+
+#[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct AlarmKeys {
+    #[serde(deserialize_with = "within::<_, u32, 50, 60000>")]
+    heartbeat_ms: u32,
+    #[serde(deserialize_with = "within::<_, u32, 100, 600000>")]
+    unprotected_after_ms: u32,
+}
+
+impl Default for AlarmKeys {
+    fn default() -> Self {
+        let Alarm { heartbeat_ms, unprotected_after_ms } = Alarm::default();
+        Self { heartbeat_ms, unprotected_after_ms }
+    }
+}
+
+impl TryFrom<AlarmKeys> for Alarm {
+    type Error = String;
+
+    fn try_from(keys: AlarmKeys) -> Result<Self, String> {
+        let AlarmKeys { heartbeat_ms, unprotected_after_ms } = keys;
+        if unprotected_after_ms <= heartbeat_ms {
+            return Err(format!(
+                "a guest sends a heartbeat every {heartbeat_ms} ms and would be unprotected after {unprotected_after_ms} ms without one"
+            ));
+        }
+        Ok(Self { heartbeat_ms, unprotected_after_ms })
+    }
 }
 
 impl Default for Alarm {

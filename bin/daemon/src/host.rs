@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 
 pub struct Host {
     pub config: RwLock<Arc<Config>>,
+    /// That of the service's start; what it says of some sections holds until the end.
+    pub first_config: Arc<Config>,
     pub guests: Guests,
     pub pipeline: Arc<Pipeline>,
     pub events: Events,
@@ -114,13 +116,13 @@ impl Host {
     /// Brings the running service in line with `config`: guests, policy, alarm. Gives the sections
     /// whose changes count only after a restart.
     pub fn take_over(self: &Arc<Self>, config: Config) -> Vec<String> {
-        let before = self.config();
+        let (before, first) = (self.config(), &self.first_config);
         let fixed = [
-            ("[service]", before.service != config.service),
-            ("[[engine]]", before.engines != config.engines),
-            ("[limits]", before.limits != config.limits),
-            ("[quarantine]", before.quarantine != config.quarantine),
-            ("[events]", before.events != config.events),
+            ("[service]", first.service != config.service),
+            ("[[engine]]", first.engines != config.engines),
+            ("[limits]", first.limits != config.limits),
+            ("[quarantine]", first.quarantine != config.quarantine),
+            ("[events]", first.events != config.events),
         ];
         let restart_needed: Vec<_> = fixed
             .iter()

@@ -56,7 +56,13 @@ fn serve_path(host: &Arc<Host>, guest: &Arc<Guest>, path: &Path, kind: LinkKind)
             match bind(&path) {
                 Ok(listener) => {
                     complained = false;
+                    let ours = identity(&path);
                     accept_unix(&host, &guest, &listener, &path, kind);
+                    // Whoever connects now must not wait for an answer. What another has put there, a
+                    // listener that came after this one say, is not ours to remove.
+                    if guest.is_removed() && ours.is_some() && identity(&path) == ours {
+                        let _ = std::fs::remove_file(&path);
+                    }
                 }
                 Err(error) => {
                     if !std::mem::replace(&mut complained, true) {
@@ -67,8 +73,6 @@ fn serve_path(host: &Arc<Host>, guest: &Arc<Guest>, path: &Path, kind: LinkKind)
                 }
             }
         }
-        // Whoever connects now must not wait for an answer.
-        let _ = std::fs::remove_file(&path);
     })?;
     Ok(())
 }
@@ -83,6 +87,12 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
+/// Device and inode of what is there.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    path.symlink_metadata().ok().map(|found| (found.dev(), found.ino()))
+}
+
 /// Accepts until the guest is removed or the socket file has vanished or is another's.
 fn accept_unix(
     host: &Arc<Host>,
@@ -91,10 +101,8 @@ fn accept_unix(
     path: &Path,
     kind: LinkKind,
 ) {
-    use std::os::unix::fs::MetadataExt;
-    let identity = || path.symlink_metadata().ok().map(|found| (found.dev(), found.ino()));
-    let ours = identity();
-    while !guest.is_removed() && ours.is_some() && identity() == ours {
+    let ours = identity(path);
+    while !guest.is_removed() && ours.is_some() && identity(path) == ours {
         if !wait_readable(listener) {
             continue;
         }

@@ -226,8 +226,10 @@ fn start(config: Config) -> anyhow::Result<Arc<Host>> {
     if new.is_empty() {
         tracing::warn!("no guest is configured: nothing is protected");
     }
+    let first_config = Arc::new(config.clone());
     let host = Arc::new(Host {
-        config: RwLock::new(Arc::new(config.clone())),
+        config: RwLock::new(Arc::clone(&first_config)),
+        first_config,
         guests,
         pipeline,
         events,

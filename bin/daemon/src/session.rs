@@ -16,14 +16,14 @@ use crate::metrics::Metrics;
 use crate::outbox::Outbox;
 use crate::pipeline::{Answer, Finding};
 use crate::region::OpenRegion;
-use notices::Pending;
+use notices::Waiting;
 use remedies::{Remedy, Wanted};
 use requests::{Asked, Requests};
 use seawall_client::{Coverage, Driver, DriverCounters, Event, EventKind, LinkKind, Verdict};
 use seawall_proto::frame::{Decoder, FrameError, decode};
 use seawall_proto::serial::Token;
 use seawall_proto::{
-    ContentHash, Decision, Generation, Heartbeat, Remediation, RequestId, ToGuest, ToHost,
+    ContentHash, Decision, Generation, Heartbeat, Remediation, ToGuest, ToHost,
     Verdict as ProtoVerdict, VerdictKind,
 };
 use std::collections::HashMap;
@@ -62,7 +62,7 @@ pub struct Session {
     pub outstanding: AtomicU32,
     life: Mutex<Life>,
     /// Verdict events that wait for what the driver made of them.
-    pending: Mutex<HashMap<RequestId, Pending>>,
+    pending: Mutex<Waiting>,
     /// What the driver was told to offer for quarantine, and has not yet.
     wanted: Mutex<Wanted>,
     host: Arc<Host>,
@@ -96,7 +96,7 @@ impl Session {
             outbox,
             outstanding: AtomicU32::new(0),
             life: Mutex::new(life),
-            pending: Mutex::default(),
+            pending: Mutex::new(Waiting::Open(HashMap::new())),
             wanted: Mutex::default(),
             host,
         })

@@ -70,6 +70,46 @@ fn a_new_region_file_gets_a_header_and_the_old_key_is_worth_nothing() {
 }
 
 #[test]
+fn a_region_that_is_missing_or_of_a_wrong_size_is_told_and_taken_once_it_is_right() {
+    let service = Service::start(Setup::default());
+    let path = service.path("g1.region");
+    let fault = |what: &str| {
+        wait_for(what, || {
+            let guest = service.guest("g1");
+            guest.region_fault.filter(|fault| fault.contains(what) && guest.session.is_none())
+        })
+    };
+    std::fs::remove_file(&path).unwrap();
+    fault("No such file");
+    for len in [0, 4096, 3 << 20, (1 << 20) + 1] {
+        let new = service.path("new");
+        std::fs::File::create(&new).unwrap().set_len(len).unwrap();
+        std::fs::rename(new, &path).unwrap();
+        fault(&format!("not {len} bytes"));
+        assert_eq!(service.driver("g2").scan(b"other guest").kind, VerdictKind::Clean);
+    }
+    service.renew_region("g1");
+    wait_for("the header", || service.region("g1").header().ok());
+    assert_eq!(service.driver("g1").scan(b"x").kind, VerdictKind::Clean);
+    wait_for("the fault to be over", || service.guest("g1").region_fault.is_none().then_some(()));
+}
+
+#[test]
+fn what_needs_a_restart_is_told_until_there_is_one() {
+    let mut service = Service::start(Setup::default());
+    let reload = |service: &Service| {
+        service.configure();
+        common::block_on(service.client().reload()).unwrap().restart_needed
+    };
+    let before =
+        std::mem::replace(&mut service.setup.more, "[limits]\nprivate_copies_mib = 9\n".into());
+    assert_eq!(reload(&service), ["[limits]"]);
+    assert_eq!(reload(&service), ["[limits]"], "it still is");
+    service.setup.more = before;
+    assert!(reload(&service).is_empty(), "as at the start");
+}
+
+#[test]
 fn a_lost_heartbeat_is_an_alarm_and_the_next_one_its_end() {
     let more = "[alarm]\nheartbeat_ms = 100\nunprotected_after_ms = 800\n";
     let service = Service::start(Setup { more: more.into(), ..Setup::default() });

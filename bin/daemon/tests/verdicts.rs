@@ -249,6 +249,20 @@ fn an_engine_that_fails_is_an_error_and_never_remembered() {
 }
 
 #[test]
+fn what_is_found_after_the_session_has_ended_is_in_the_events() {
+    let service = Service::start(Setup::default());
+    let mut driver = service.driver("g1");
+    let (_slots, refs) = driver.fill(b"SEAWALL-FAULT hang");
+    let request = driver.request(refs, true);
+    driver.say(ToHost::ScanRequest(request));
+    wait_for("the scan", || (service.status().counters.scans == 1).then_some(()));
+    drop(driver);
+    service.wait_event(EventKind::SessionEnded, "g1");
+    let event = service.wait_event(EventKind::Verdict, "g1");
+    assert_eq!((event.verdict, event.decision), (Some(Verdict::TimedOut), None));
+}
+
+#[test]
 fn an_engine_killed_in_mid_scan_is_replaced_and_the_scan_done() {
     let service = Service::start(Setup::default());
     let mut driver = service.driver("g1");

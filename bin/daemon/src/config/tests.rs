@@ -86,6 +86,7 @@ fn what_is_wrong_is_told_with_its_place() {
         "[policy]\nexclude_paths = [\"/var/cache/\", \"var/../tmp\"]\n".to_owned(),
         "[alarm]\nheartbeat_ms = \"fast\"\n".to_owned(),
         "engine = []\n".to_owned(),
+        format!("{guest}\n[alarm]\nheartbeat_ms = 7000\n"),
     ];
     let rendered = wrong.map(|text| render(&text)).join("\n\n") + "\n";
     assert_eq!(rendered, golden, "got:\n{rendered}");

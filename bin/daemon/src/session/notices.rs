@@ -31,8 +31,25 @@ pub struct Pending {
     event: Event,
 }
 
+/// The events that wait.
+pub enum Waiting {
+    Open(HashMap<RequestId, Pending>),
+    /// The session is over: nothing more comes from the driver.
+    Over,
+}
+
+impl Waiting {
+    /// Takes the event, or gives it back when it need not wait.
+    fn add(&mut self, id: RequestId, pending: Pending) -> Option<Pending> {
+        match self {
+            Self::Open(waiting) if waiting.len() < PENDING_MAX => waiting.insert(id, pending),
+            _ => Some(pending),
+        }
+    }
+}
+
 impl Session {
-    fn pending(&self) -> MutexGuard<'_, HashMap<RequestId, Pending>> {
+    fn pending(&self) -> MutexGuard<'_, Waiting> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -56,25 +73,28 @@ impl Session {
             Finding::Error(why) | Finding::TimedOut(why) => event.reason = Some(why.clone()),
         }
         let until = Instant::now() + PATIENCE;
-        let mut pending = self.pending();
-        if pending.len() < PENDING_MAX {
-            pending.insert(asked.id, Pending { until, event });
-        } else {
-            drop(pending);
-            self.host.events.emit(event);
+        let at_once = self.pending().add(asked.id, Pending { until, event });
+        if let Some(pending) = at_once {
+            self.host.events.emit(pending.event);
         }
     }
 
     /// Writes the events whose driver has not spoken in time.
     pub fn flush_pending(&self, now: Instant) {
-        let due: Vec<_> = self.pending().extract_if(|_, waits| waits.until <= now).collect();
+        let due = match &mut *self.pending() {
+            Waiting::Open(waiting) => {
+                waiting.extract_if(|_, waits| waits.until <= now).collect::<Vec<_>>()
+            }
+            Waiting::Over => return,
+        };
         self.write(due);
     }
 
-    /// Writes all events that wait.
+    /// Writes all events that wait; those of verdicts that come later wait no more.
     pub fn flush_all(&self) {
-        let all: Vec<_> = self.pending().drain().collect();
-        self.write(all);
+        if let Waiting::Open(waiting) = std::mem::replace(&mut *self.pending(), Waiting::Over) {
+            self.write(waiting.into_iter().collect());
+        }
     }
 
     fn write(&self, mut events: Vec<(RequestId, Pending)>) {
@@ -136,7 +156,10 @@ impl Session {
     }
 
     fn outcome(&self, outcome: &Outcome) {
-        let waited = self.pending().remove(&outcome.id);
+        let waited = match &mut *self.pending() {
+            Waiting::Open(waiting) => waiting.remove(&outcome.id),
+            Waiting::Over => None,
+        };
         let mut event = waited.map_or_else(
             || Event::new(EventKind::Outcome).guest(self.guest.name()),
             |waited| waited.event,
