@@ -50,7 +50,13 @@ impl Host {
         match event {
             EngineEvent::State(HandleState::Starting) => {}
             EngineEvent::State(HandleState::Ready { description }) => {
-                let new = self.pipeline.engine_has(number, description.generation);
+                {
+                    let _telling = self.telling();
+                    let new = self.pipeline.engine_has(number, description.generation);
+                    if let Some(new) = new {
+                        self.broadcast(&ToGuest::Generation(new));
+                    }
+                }
                 let signatures = description.generation.short();
                 tracing::info!(
                     engine,
@@ -66,9 +72,6 @@ impl Host {
                 told.count = Some(description.rules.into());
                 told.generation = Some(self.pipeline.generations.current().0);
                 self.events.emit(told);
-                if let Some(new) = new {
-                    self.broadcast(&ToGuest::Generation(new));
-                }
             }
             EngineEvent::State(HandleState::Restarting { reason }) => {
                 tracing::warn!(engine, "the engine is started again: {reason}");

@@ -11,7 +11,7 @@ use crate::quarantine::Quarantine;
 use crate::state::State;
 use seawall_client::{Event, EventKind};
 use seawall_proto::ToGuest;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 pub struct Host {
@@ -26,9 +26,17 @@ pub struct Host {
     pub budget: Arc<Budget>,
     pub quarantine: Arc<Quarantine>,
     pub started: jiff::Timestamp,
+    pub telling: Mutex<()>,
 }
 
 impl Host {
+    /// Held by whoever changes policy or generation until every session was told, and by a session
+    /// that begins while it is told what they are: so all hear of changes in the order in which they
+    /// came.
+    pub fn telling(&self) -> MutexGuard<'_, ()> {
+        self.telling.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub fn config(&self) -> Arc<Config> {
         Arc::clone(&self.config.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -136,11 +144,14 @@ impl Host {
         let new = self.guests.configure(&config.guests, &self.budget);
         self.state.keep_guests(|name| config.guests.iter().any(|guest| guest.is_named(name)));
         let policy = config.policy.to_proto();
-        self.set_config(config);
-        self.serve(&new);
-        if policy_changed {
-            self.broadcast(&ToGuest::Policy(policy));
+        {
+            let _telling = self.telling();
+            self.set_config(config);
+            if policy_changed {
+                self.broadcast(&ToGuest::Policy(policy));
+            }
         }
+        self.serve(&new);
         tracing::info!(new_guests = new.len(), policy_changed, "the configuration was read again");
         let reason = match restart_needed.as_slice() {
             [] => String::new(),

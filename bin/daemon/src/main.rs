@@ -37,7 +37,7 @@ use std::io::IsTerminal;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -238,6 +238,7 @@ fn start(config: Config) -> anyhow::Result<Arc<Host>> {
         budget,
         quarantine,
         started: jiff::Timestamp::now(),
+        telling: Mutex::default(),
     });
     host.events.emit(
         Event::new(EventKind::ServiceStarted)

@@ -8,7 +8,6 @@ mod notices;
 mod remedies;
 mod requests;
 
-use crate::config::Config;
 use crate::guest::Guest;
 use crate::host::Host;
 use crate::link::{LinkReader, ReadError, Socket};
@@ -23,8 +22,8 @@ use seawall_client::{Coverage, Driver, DriverCounters, Event, EventKind, LinkKin
 use seawall_proto::frame::{Decoder, FrameError, decode};
 use seawall_proto::serial::Token;
 use seawall_proto::{
-    ContentHash, Decision, Generation, Heartbeat, Remediation, ToGuest, ToHost,
-    Verdict as ProtoVerdict, VerdictKind,
+    ContentHash, Decision, Heartbeat, Remediation, ToGuest, ToHost, Verdict as ProtoVerdict,
+    VerdictKind,
 };
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -105,18 +104,6 @@ impl Session {
     /// Ends the session; `why` stands in the log.
     pub fn end(&self, why: &str) {
         self.outbox.end(why);
-    }
-
-    /// Says what changed since the driver was told these.
-    pub fn catch_up(&self, config: &Arc<Config>, generation: Generation) {
-        let now = self.host.config();
-        if !Arc::ptr_eq(&now, config) {
-            self.outbox.push(&ToGuest::Policy(now.policy.to_proto()));
-        }
-        let current = self.host.pipeline.generations.current();
-        if current != generation {
-            self.outbox.push(&ToGuest::Generation(current));
-        }
     }
 
     fn life(&self) -> MutexGuard<'_, Life> {

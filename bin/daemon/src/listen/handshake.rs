@@ -233,7 +233,8 @@ impl Handshake {
             socket.end();
             return None;
         }
-        // Said before others can find the session, so that nothing comes before it.
+        // Said before others can find the session, and before anything of it can change.
+        let telling = host.telling();
         let (config, generation) = (host.config(), host.pipeline.generations.current());
         session.outbox.push(&ToGuest::Attached(Attached {
             guest: guest.name().to_owned(),
@@ -242,9 +243,8 @@ impl Handshake {
             heartbeat_ms: config.alarm.heartbeat_ms,
         }));
         guest.begin_session(&session);
+        drop(telling);
         drop(place);
-        // What changed between the two lines above was not said to this session.
-        session.catch_up(&config, generation);
         tracing::info!(
             guest = guest.name(),
             link = ?kind,
