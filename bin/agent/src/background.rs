@@ -17,7 +17,6 @@ use crate::event::wait_readable;
 use crate::file::{Look, OwnFile, OwnMount};
 use crate::journal::{Added, Exposed, Journal, Record};
 use crate::{scan, truth};
-use seawall_fanotify::ledger::Exposure;
 use seawall_fanotify::{Event, EventKind, FileHandle, process};
 use seawall_proto::{ExposureReason, Notice};
 use std::collections::HashMap;
@@ -32,8 +31,14 @@ use std::time::Duration;
 const AFTER_CLOSE_MS: u64 = 100;
 /// A file that is written again and again is scanned at most this often, in milliseconds.
 const SAME_FILE_MS: u64 = 10_000;
-/// An exposure whose scan came to nothing is tried again after this, in milliseconds.
+/// An exposure whose scan came to nothing is tried again after this, in milliseconds; then after twice as
+/// long, and so on.
 const RETRY_MS: u64 = 10_000;
+/// From the end of one walk over all files of mounts to the next, in milliseconds: whoever can have many
+/// files let through must not keep the disks busy for ever.
+const WALK_PAUSE_MS: u64 = 3_600_000;
+/// Files found held by writers that wait to be noted. One more is scanned at its close all the same.
+const WRITTEN_MAX: usize = 1024;
 /// After a boot a file system may take this long to be mounted, in milliseconds; what was let through
 /// on it is given up then.
 const MOUNTED_MS: u64 = 600_000;
@@ -64,6 +69,7 @@ struct Inner {
     closed: HashMap<FileHandle, u64>,
     scanned: HashMap<FileHandle, u64>,
     settled: Vec<Exposed>,
+    written: Vec<FileHandle>,
     shown: Shown,
 }
 
@@ -124,6 +130,14 @@ impl Queue {
     pub fn done(&self, settled: Option<Exposed>) {
         self.lock().settled.extend(settled);
         self.added.notify_one();
+    }
+
+    /// A file was found clean while somebody had it open for writing. Never waits.
+    pub fn add_written(&self, handle: FileHandle) {
+        let mut inner = self.lock();
+        if inner.written.len() < WRITTEN_MAX {
+            inner.written.push(handle);
+        }
     }
 
     /// What to show.
@@ -197,6 +211,8 @@ struct Work<'a> {
     /// Mounts that the host has not heard of yet.
     untold: Vec<Vec<u8>>,
     walk: Option<Walk>,
+    /// When the last walk ended.
+    walked_ms: Option<u64>,
     busy: bool,
     buffer: Vec<u8>,
 }
@@ -214,6 +230,7 @@ impl<'a> Work<'a> {
             unknown: 0,
             untold: Vec::new(),
             walk: None,
+            walked_ms: None,
             busy: false,
             buffer: Vec::new(),
         }
@@ -223,9 +240,16 @@ impl<'a> Work<'a> {
         let now_ms = process::now_ms();
         self.open(driver, now_ms);
         // What was settled may have been noted once more since.
-        let settled = std::mem::take(&mut driver.background.lock().settled);
+        let (settled, written) = {
+            let mut inner = driver.background.lock();
+            (std::mem::take(&mut inner.settled), std::mem::take(&mut inner.written))
+        };
         settled.into_iter().for_each(|exposed| self.journal.remove(exposed));
         self.enter(driver);
+        for handle in written {
+            // It is scanned at its last close in any case.
+            let _or_not = self.note(driver, &handle, ExposureReason::HeldByWriter);
+        }
         if self.synced_ms + SYNC_MS <= now_ms {
             self.journal.sync();
             self.synced_ms = now_ms;
@@ -293,7 +317,9 @@ impl<'a> Work<'a> {
             if !is_ready && driver.coverage.path_on(exposure.handle.device).is_none() {
                 continue;
             }
-            if let Err(error) = self.note(driver, &exposure) {
+            let reason = ExposureReason::from_number(exposure.reason);
+            let reason = reason.unwrap_or(ExposureReason::WorkerDied);
+            if let Err(error) = self.note(driver, &exposure.handle, reason) {
                 tracing::warn!(%error, "the journal of exposures cannot be written; trying again");
                 return;
             }
@@ -306,10 +332,13 @@ impl<'a> Work<'a> {
         }
     }
 
-    fn note(&mut self, driver: &Driver, exposure: &Exposure) -> std::io::Result<()> {
-        let handle = &exposure.handle;
-        let reason = ExposureReason::from_number(exposure.reason);
-        let mut record = Record::of(handle, reason.unwrap_or(ExposureReason::WorkerDied));
+    fn note(
+        &mut self,
+        driver: &Driver,
+        handle: &FileHandle,
+        reason: ExposureReason,
+    ) -> std::io::Result<()> {
+        let mut record = Record::of(handle, reason);
         record.boot_id = self.boot_id;
         let Some(mount_point) = driver.coverage.path_on(handle.device) else {
             self.gone(driver, &record);
@@ -327,7 +356,7 @@ impl<'a> Work<'a> {
         }
         record.file_system = file_system(&mount_point).unwrap_or_default();
         record.mount_point = mount_point.into_os_string().into_vec().into();
-        if self.journal.add(&record)? == Added::Full {
+        if self.journal.add(&record)? == Added::Full && reason != ExposureReason::HeldByWriter {
             self.expose_mount(driver, &record.mount_point);
         }
         Ok(())
@@ -378,7 +407,7 @@ impl<'a> Work<'a> {
             }
             return true;
         }
-        if let Some(exposed) = self.journal.next_due(now_ms, now_ms + RETRY_MS) {
+        if let Some(exposed) = self.journal.next_due(now_ms, RETRY_MS) {
             if let Some(record) = self.journal.record(exposed) {
                 self.start(driver, exposed, &record, now_ms);
             }
@@ -431,9 +460,15 @@ impl<'a> Work<'a> {
         if record.boot_id == self.boot_id {
             return driver.coverage.path_on(handle.device).map(|_| handle.device);
         }
-        let covered = driver.coverage.reached();
-        let is_it = |path: &Path| file_system(path) == Some(record.file_system);
-        covered.into_iter().find(|(_, path)| is_it(path)).map(|(device, _)| device)
+        // Copies of a disk have the same number, and some file systems have none.
+        let is_there = |path: &Path| path.as_os_str().as_bytes() == record.mount_point.as_slice();
+        let has_number = record.file_system.1 != 0;
+        let mut found = driver.coverage.reached();
+        found.retain(|(_, path)| {
+            (has_number || is_there(path)) && file_system(path) == Some(record.file_system)
+        });
+        let exact = found.iter().find(|(_, path)| is_there(path));
+        exact.or(found.first()).map(|(device, _)| *device)
     }
 
     /// After a boot file systems come one by one.
@@ -444,7 +479,8 @@ impl<'a> Work<'a> {
     // --- all files of a mount -------------------------------------------------------------------
 
     fn start_mount(&mut self, driver: &Driver, exposed: Exposed, record: &Record, now_ms: u64) {
-        if self.walk.is_some() {
+        let too_early = self.walked_ms.is_some_and(|at| now_ms < at + WALK_PAUSE_MS);
+        if self.walk.is_some() || too_early {
             return;
         }
         let mut mounts = driver.coverage.reached();
@@ -467,6 +503,7 @@ impl<'a> Work<'a> {
             let Some(tree) = walk.tree(driver) else {
                 self.journal.remove(walk.exposed);
                 self.walk = None;
+                self.walked_ms = Some(process::now_ms());
                 return true;
             };
             match tree.entries.next() {

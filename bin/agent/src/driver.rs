@@ -277,8 +277,9 @@ impl Driver {
         let file = file.as_fd();
         if seawall_fanotify::is_open_for_writing(file).unwrap_or(true) {
             self.memory.remember_exposed(identity, process::now_ms());
-            let handle = FileHandle::of(file, identity.device).ok();
-            self.ledger.expose(handle.as_ref(), ExposureReason::HeldByWriter.number());
+            if let Ok(handle) = FileHandle::of(file, identity.device) {
+                self.background.add_written(handle);
+            }
             return;
         }
         self.mark_clean(file);

@@ -29,6 +29,9 @@ pub const FILES_MAX: usize = 10_000;
 const MOUNTS_MAX: usize = 64;
 const PLACES: usize = FILES_MAX + MOUNTS_MAX;
 
+/// A record is tried again after at most so many pauses.
+const PAUSES_MAX: u64 = 256;
+
 const PLACE_LEN: usize = 512;
 const DIGEST_LEN: usize = 8;
 const MAGIC: &[u8] = b"Seawall exposures 1\n";
@@ -124,8 +127,9 @@ pub enum Added {
 struct Place {
     /// Digest of what the record is about; 0 for a free place.
     key: u64,
-    /// When it is tried next, in milliseconds.
+    /// When it is tried next, in milliseconds, and how often it was.
     due_ms: u64,
+    tries: u8,
     /// It waits for whoever writes the file.
     is_written: bool,
 }
@@ -163,8 +167,7 @@ impl Journal {
         if file.metadata()?.len() != len {
             file.set_len(len)?;
         }
-        // What has room now still has it when the disk is full.
-        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, len)?;
+        reserve(&file, len)?;
         let mut header = [0; MAGIC.len()];
         file.read_exact_at(&mut header, 0)?;
         let mut journal = Self::on(file);
@@ -175,7 +178,8 @@ impl Journal {
         let damaged = u32::from(header != [0; MAGIC.len()]);
         if damaged > 0 {
             journal.file.set_len(0)?;
-            rustix::fs::fallocate(&journal.file, rustix::fs::FallocateFlags::empty(), 0, len)?;
+            journal.file.set_len(len)?;
+            reserve(&journal.file, len)?;
         }
         journal.file.write_all_at(MAGIC, 0)?;
         journal.is_dirty = true;
@@ -228,7 +232,7 @@ impl Journal {
         if self.places.len() <= at {
             self.places.resize(at + 1, Place::default());
         }
-        self.places[at] = Place { key, due_ms: 0, is_written };
+        self.places[at] = Place { key, due_ms: 0, tries: 0, is_written };
     }
 
     fn clear(&mut self, at: usize) -> io::Result<()> {
@@ -300,11 +304,13 @@ impl Journal {
         self.all().find(|exposed| exposed.key == key)
     }
 
-    /// The next record that is due; it is due again at `again_ms`.
-    pub fn next_due(&mut self, now_ms: u64, again_ms: u64) -> Option<Exposed> {
+    /// The next record that is due. It is due again after `pause_ms`, the next time after twice as long,
+    /// up to [`PAUSES_MAX`] times that: what can never be scanned must not keep the host busy.
+    pub fn next_due(&mut self, now_ms: u64, pause_ms: u64) -> Option<Exposed> {
         let is_due = |place: &&mut Place| place.key != 0 && place.due_ms <= now_ms;
         let (at, place) = self.places.iter_mut().enumerate().find(|(_, place)| is_due(place))?;
-        place.due_ms = again_ms;
+        place.due_ms = now_ms + pause_ms * (1 << place.tries).min(PAUSES_MAX);
+        place.tries = place.tries.saturating_add(1).min(62);
         Some(Exposed { at, key: place.key })
     }
 
@@ -343,6 +349,14 @@ impl Journal {
         {
             tracing::warn!(%error, "the journal of exposures may not outlast a loss of power");
         }
+    }
+}
+
+/// What has room now still has it when the disk is full. Not every file system can promise that.
+fn reserve(file: &File, len: u64) -> io::Result<()> {
+    match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, len) {
+        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(()),
+        result => Ok(result?),
     }
 }
 
@@ -393,7 +407,13 @@ mod tests {
         let next = journal.next_due(0, 10).unwrap();
         assert_eq!(journal.record(next).unwrap(), records[2]);
         assert_eq!(journal.next_due(9, 10), None);
-        assert_eq!(journal.next_due(10, 20), Some(due));
+        assert_eq!(journal.next_due(10, 10), Some(due));
+        journal.remove(next);
+        assert_eq!(journal.next_due(29, 10), None, "each pause is longer");
+        assert_eq!(journal.next_due(30, 10), Some(due));
+        for _ in 0..100 {
+            journal.next_due(u64::MAX / 2, 10);
+        }
     }
 
     #[test]

@@ -185,8 +185,11 @@ fn a_file_that_a_writer_holds_is_scanned_and_not_remembered_as_clean() {
     writer.write_all(b" line").unwrap();
     std::fs::read(&path).unwrap();
     assert_eq!(native.host.requests(), before + 1, "let through for a while");
+    let waits = || (native.number("exposed"), native.number("held_by_writer"));
+    assert!(eventually(|| waits() == (1, 1)), "{}", native.status());
     drop(writer);
     assert!(eventually(|| native.host.requests() > before + 1), "scanned at the last close");
+    assert!(eventually(|| waits() == (0, 0)), "{}", native.status());
 }
 
 #[test]
