@@ -3,6 +3,7 @@
 
 mod command;
 mod pages;
+mod progress;
 mod quarantine;
 mod render;
 mod scan;

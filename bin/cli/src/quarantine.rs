@@ -1,5 +1,6 @@
 //! `seawall quarantine`.
 
+use crate::progress::Progress;
 use crate::render::{self, Style};
 use crate::{FAILED, OK, print};
 use anyhow::{Context, bail};
@@ -92,13 +93,20 @@ pub async fn run(
         Quarantine::Restore { id, to, overwrite } => {
             let (guest, path) = target(to.as_deref())?;
             let wanted = RestoreRequest { guest, path, overwrite: *overwrite };
-            let entry = match client.restore(id, &wanted).await {
+            let working = Progress::of_work("the guest takes the file back");
+            let first = client.restore(id, &wanted).await;
+            working.clear();
+            let entry = match first {
                 Err(ClientError::Refused(fault)) if fault.code == "exists" && may_ask() => {
                     if !ask("There is a file at that path. Replace it?")? {
                         println!("Nothing was changed.");
                         return Ok(FAILED);
                     }
-                    client.restore(id, &RestoreRequest { overwrite: true, ..wanted }).await?
+                    let working = Progress::of_work("the guest takes the file back");
+                    let wanted = RestoreRequest { overwrite: true, ..wanted };
+                    let second = client.restore(id, &wanted).await;
+                    working.clear();
+                    second?
                 }
                 answer => answer?,
             };
@@ -165,6 +173,7 @@ fn ask(question: &str) -> io::Result<bool> {
 }
 
 async fn export(client: &Client, id: &str, file: &std::path::Path) -> anyhow::Result<()> {
+    let size = client.quarantine_entry(id).await?.size;
     let mut content = client.quarantined_content(id).await?;
     if file.as_os_str() == "-" {
         if io::stdout().is_terminal() {
@@ -182,13 +191,17 @@ async fn export(client: &Client, id: &str, file: &std::path::Path) -> anyhow::Re
         .create_new(true)
         .open(file)
         .with_context(|| format!("{shown} cannot be made"))?;
+    let progress = Progress::of_bytes(Some(size), "written");
     let mut write = async || -> anyhow::Result<()> {
         while let Some(piece) = content.next().await? {
+            progress.add(piece.len());
             out.write_all(&piece).with_context(|| format!("{shown} cannot be written"))?;
         }
         out.sync_all().with_context(|| format!("{shown} cannot be written"))
     };
-    if let Err(error) = write().await {
+    let written = write().await;
+    progress.clear();
+    if let Err(error) = written {
         // Half a content is worth nothing, and may look like a whole one.
         let _ = std::fs::remove_file(file);
         return Err(error);

@@ -293,6 +293,30 @@ fn restore(
 }
 
 #[test]
+fn a_restore_asks_on_a_terminal_before_it_overwrites() {
+    let service = start();
+    let mut driver = service.driver("g1");
+    let content = evil("asked", 100);
+    let id = quarantine(&mut driver, "/evil", &content);
+    for (typed, code, told) in [("n\n", 4, "Nothing was changed"), ("y\n", 0, "given back")] {
+        let (status, text) = std::thread::scope(|scope| {
+            let words = format!("quarantine restore {id}");
+            let service = &service;
+            let asking = scope.spawn(move || on_terminal(service, &words, typed));
+            let (wanted, ..) = receive(&mut driver, Err(Obstacle::Exists));
+            assert!(!wanted.overwrite);
+            if code == 0 {
+                let (wanted, file, _) = receive(&mut driver, Ok(()));
+                assert!(wanted.overwrite && file == content);
+            }
+            asking.join().expect("it ends")
+        });
+        assert!(text.contains("Replace it? [y/N]"), "{text}");
+        assert!(status == Some(code) && text.contains(told), "{status:?} {text}");
+    }
+}
+
+#[test]
 fn a_restore_gives_back_all_but_the_holes_and_is_not_caught_again() {
     let service = start();
     let mut driver = service.driver("g1");
