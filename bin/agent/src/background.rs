@@ -7,19 +7,21 @@
 //!                                 └───────── settled: taken out ◄─────┘
 //! ```
 //!
-//! Two threads. [`watch_closes`] takes close-after-write events: the file is no longer clean, and it
-//! is queued by its handle, so that nothing keeps its file system busy meanwhile. [`work`] scans what
-//! is due as long as there is a session, and alone has the journal. Where more was let through than
-//! the journal holds, all files of the mount are scanned.
+//! Three threads. [`watch_closes`] takes close-after-write events: the file is no longer clean, and it
+//! is queued by its handle, so that nothing keeps its file system busy meanwhile. [`work`] alone has the
+//! journal, and says what is due. [`scan_all`] opens and sends that, which may take minutes or wait for a
+//! disk. Where more was let through than the journal holds, it goes through all files of the mount.
 
-use crate::driver::{Driver, Job, Subject};
+use crate::driver::{Driver, Job, Purpose, Subject};
 use crate::event::wait_readable;
-use crate::file::{Look, OwnFile, OwnMount};
+use crate::file::{Look, open_handle};
 use crate::journal::{Added, Exposed, Journal, Record};
+use crate::walk::{Step, Walk};
 use crate::{scan, truth};
 use seawall_fanotify::{Event, EventKind, FileHandle, process};
 use seawall_proto::{ExposureReason, Notice};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -48,11 +50,11 @@ const OPEN_AGAIN_MS: u64 = 1_000;
 const SYNC_MS: u64 = 1_000;
 /// How many such scans are under way at once.
 const AT_ONCE: usize = 4;
-/// Folder entries looked at in one turn.
-const ENTRIES: usize = 256;
+/// A file system that is not found is looked for so often before what was let through on it is given up.
+const LOOKS: u8 = 3;
 /// How often the queue is looked at while files wait in it, and while none does.
 const TICK: Duration = Duration::from_millis(50);
-const IDLE: Duration = Duration::from_millis(500);
+const IDLE: Duration = Duration::from_millis(250);
 /// How many closed files wait at most. One more is scanned when it is opened.
 const CLOSED_MAX: usize = 4096;
 
@@ -69,8 +71,28 @@ struct Inner {
     closed: HashMap<FileHandle, u64>,
     scanned: HashMap<FileHandle, u64>,
     settled: Vec<Exposed>,
+    /// Records whose file is gone.
+    gone: Vec<Exposed>,
     written: Vec<FileHandle>,
+    /// What is to be scanned now, and how much of that is being sent.
+    wanted: VecDeque<Wanted>,
+    sending: usize,
+    /// A walk has come to its end; how much it could not look at.
+    walked: Option<u64>,
     shown: Shown,
+}
+
+/// What is to be scanned.
+#[derive(Debug)]
+enum Wanted {
+    File {
+        handle: FileHandle,
+        purpose: Purpose,
+        /// Not while somebody writes it.
+        unwritten: bool,
+    },
+    /// All files of these mounts: `st_dev` and path.
+    Walk(Vec<(u64, PathBuf)>),
 }
 
 /// What `status` and the heartbeat show of the journal.
@@ -111,7 +133,7 @@ impl Queue {
         let first = inner.closed.is_empty();
         inner.closed.insert(handle, (now_ms + AFTER_CLOSE_MS).max(again));
         if first {
-            self.added.notify_one();
+            self.added.notify_all();
         }
     }
 
@@ -126,10 +148,40 @@ impl Queue {
         Some(next)
     }
 
-    /// A scan for which nobody waited is over; with a verdict, it settles its exposure. Never waits.
-    pub fn done(&self, settled: Option<Exposed>) {
-        self.lock().settled.extend(settled);
-        self.added.notify_one();
+    /// A scan for which nobody waited has its verdict. Never waits.
+    pub fn done(&self, purpose: Purpose) {
+        if let Purpose::Exposure(exposed) = purpose {
+            self.lock().settled.push(exposed);
+        }
+        self.wake();
+    }
+
+    /// There may be something to do.
+    pub fn wake(&self) {
+        self.added.notify_all();
+    }
+
+    fn want(&self, wanted: Wanted) {
+        self.lock().wanted.push_back(wanted);
+        self.wake();
+    }
+
+    /// How many scans are begun and not in a session yet.
+    fn sending(&self) -> usize {
+        let inner = self.lock();
+        let files = inner.wanted.iter().filter(|wanted| matches!(wanted, Wanted::File { .. }));
+        inner.sending + files.count()
+    }
+
+    /// Takes what is wanted; waits for a moment where nothing is.
+    fn next_wanted(&self, wait: Duration) -> Option<Wanted> {
+        let mut inner = self.lock();
+        if inner.wanted.is_empty() {
+            inner = self.added.wait_timeout(inner, wait).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        let wanted = inner.wanted.pop_front()?;
+        inner.sending += usize::from(matches!(wanted, Wanted::File { .. }));
+        Some(wanted)
     }
 
     /// A file was found clean while somebody had it open for writing. Never waits.
@@ -171,6 +223,10 @@ fn take(driver: &Driver, event: Event) {
         }
         return;
     };
+    // The journal, which must not make work for itself.
+    if event.pid == std::process::id() {
+        return;
+    }
     let Ok(look) = Look::at(&fd) else { return };
     let identity = look.identity;
     driver.forget(&fd, &identity);
@@ -182,7 +238,7 @@ fn take(driver: &Driver, event: Event) {
     }
 }
 
-/// Scans in the background for ever. The journal is kept at `path`.
+/// Keeps the journal, at `path`, and says what is to be scanned, for ever.
 pub fn work(driver: &Driver, path: &Path) {
     let mut work = match Journal::in_memory() {
         Ok(journal) => Work::new(journal, path),
@@ -198,6 +254,114 @@ pub fn work(driver: &Driver, path: &Path) {
     }
 }
 
+/// Scans what is wanted for ever.
+pub fn scan_all(driver: &Driver) {
+    let mut buffer = Vec::new();
+    let mut walker: Option<Walker> = None;
+    loop {
+        let wait = if walker.is_some() { Duration::from_millis(5) } else { IDLE };
+        match driver.background.next_wanted(wait) {
+            Some(Wanted::File { handle, purpose, unwritten }) => {
+                scan_file(driver, handle, purpose, unwritten, &mut buffer);
+                driver.background.lock().sending -= 1;
+                driver.background.wake();
+            }
+            Some(Wanted::Walk(mounts)) => {
+                walker = Some(Walker { mounts, walk: None, missed: 0 });
+            }
+            None => (),
+        }
+        if let Some(going) = &mut walker
+            && !going.go_on(driver, &mut buffer)
+        {
+            driver.background.lock().walked = Some(going.missed);
+            walker = None;
+        }
+    }
+}
+
+fn scan_file(
+    driver: &Driver,
+    handle: FileHandle,
+    purpose: Purpose,
+    unwritten: bool,
+    buffer: &mut Vec<u8>,
+) {
+    let Some(path) = driver.coverage.path_on(handle.device) else { return };
+    let file = match open_handle(&handle, &path) {
+        Ok(file) => file,
+        Err(error) => {
+            let is_gone = error.kind() == std::io::ErrorKind::StaleNetworkFileHandle;
+            match purpose {
+                Purpose::Exposure(exposed) if is_gone => {
+                    driver.background.lock().gone.push(exposed);
+                }
+                _ => tracing::debug!(%error, "a file cannot be reached now"),
+            }
+            return;
+        }
+    };
+    if unwritten && seawall_fanotify::is_open_for_writing(file.as_fd()).unwrap_or(false) {
+        return;
+    }
+    let subject = Subject::Background { handle, file: Some(Arc::new(file)), purpose };
+    scan::scan(driver, Job { subject, reads: 0 }, buffer);
+}
+
+/// Goes through mounts.
+struct Walker {
+    /// Those that it has not come to yet.
+    mounts: Vec<(u64, PathBuf)>,
+    walk: Option<Walk>,
+    /// What it could not look at.
+    missed: u64,
+}
+
+impl Walker {
+    /// Goes on as long as the host takes more. `false`: it is at its end.
+    fn go_on(&mut self, driver: &Driver, buffer: &mut Vec<u8>) -> bool {
+        loop {
+            let Some(session) = driver.session() else { return true };
+            if session.in_background() >= AT_ONCE || driver.background.sending() > 0 {
+                return true;
+            }
+            let Some(walk) = &mut self.walk else {
+                let Some((device, path)) = self.mounts.pop() else { return false };
+                match Walk::begin(device, &path) {
+                    Ok(walk) => {
+                        tracing::info!(mount = %path.display(), "all its files are scanned");
+                        self.walk = Some(walk);
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, mount = %path.display(), "cannot be gone through");
+                        self.missed += 1;
+                    }
+                }
+                continue;
+            };
+            match walk.step() {
+                Step::File(file) => self.missed += u64::from(!scan_found(driver, file, buffer)),
+                Step::Other => (),
+                Step::Missed => self.missed += 1,
+                Step::End => self.walk = None,
+            }
+        }
+    }
+}
+
+/// `false`: the file has no handle.
+fn scan_found(driver: &Driver, file: File, buffer: &mut Vec<u8>) -> bool {
+    let Ok(look) = Look::at(&file) else { return false };
+    if driver.memory.known(&look.identity, process::now_ms()).is_some() {
+        return true;
+    }
+    let Ok(handle) = FileHandle::of(file.as_fd(), look.identity.device) else { return false };
+    let file = Some(Arc::new(file));
+    let subject = Subject::Background { handle, file, purpose: Purpose::Walk };
+    scan::scan(driver, Job { subject, reads: 0 }, buffer);
+    true
+}
+
 struct Work<'a> {
     journal: Journal,
     path: &'a Path,
@@ -210,11 +374,13 @@ struct Work<'a> {
     unknown: u64,
     /// Mounts that the host has not heard of yet.
     untold: Vec<Vec<u8>>,
-    walk: Option<Walk>,
+    /// The records that the walk under way settles.
+    walk: Option<Vec<Exposed>>,
     /// When the last walk ended.
     walked_ms: Option<u64>,
+    /// Whether the next scan is of an exposure rather than of a closed file.
+    exposure_next: bool,
     busy: bool,
-    buffer: Vec<u8>,
 }
 
 impl<'a> Work<'a> {
@@ -231,8 +397,8 @@ impl<'a> Work<'a> {
             untold: Vec::new(),
             walk: None,
             walked_ms: None,
+            exposure_next: false,
             busy: false,
-            buffer: Vec::new(),
         }
     }
 
@@ -240,11 +406,17 @@ impl<'a> Work<'a> {
         let now_ms = process::now_ms();
         self.open(driver, now_ms);
         // What was settled may have been noted once more since.
-        let (settled, written) = {
+        let (settled, gone, written, walked) = {
             let mut inner = driver.background.lock();
-            (std::mem::take(&mut inner.settled), std::mem::take(&mut inner.written))
+            let settled = std::mem::take(&mut inner.settled);
+            let gone = std::mem::take(&mut inner.gone);
+            (settled, gone, std::mem::take(&mut inner.written), inner.walked.take())
         };
         settled.into_iter().for_each(|exposed| self.journal.remove(exposed));
+        gone.into_iter().for_each(|exposed| self.give_up(driver, exposed));
+        if let Some(missed) = walked {
+            self.end_walk(missed);
+        }
         self.enter(driver);
         for handle in written {
             // It is scanned at its last close in any case.
@@ -261,9 +433,21 @@ impl<'a> Work<'a> {
             return;
         };
         self.tell(driver);
-        let mut entries = ENTRIES;
-        while session.in_background() < AT_ONCE && self.start_next(driver, now_ms, &mut entries) {}
-        self.busy = session.in_background() > 0 || self.walk.is_some();
+        while session.in_background() + driver.background.sending() < AT_ONCE
+            && driver.session().is_some_and(|now| Arc::ptr_eq(&now, &session))
+            && self.start_next(driver, now_ms)
+        {}
+        self.busy = session.in_background() + driver.background.sending() > 0;
+    }
+
+    fn end_walk(&mut self, missed: u64) {
+        let Some(walk) = self.walk.take() else { return };
+        self.walked_ms = Some(process::now_ms());
+        if missed > 0 {
+            tracing::warn!(missed, "files and folders could not be looked at");
+            self.unknown += missed;
+        }
+        walk.into_iter().for_each(|exposed| self.journal.remove(exposed));
     }
 
     fn show(&self, driver: &Driver) {
@@ -287,15 +471,17 @@ impl<'a> Work<'a> {
         }
         self.opened_ms = now_ms;
         let opened = Journal::open(self.path).and_then(|(mut journal, damaged)| {
-            journal.add_all(&self.journal)?;
-            Ok((journal, damaged))
+            let all = journal.add_all(&self.journal)?;
+            Ok((journal, damaged, all))
         });
         match opened {
-            Ok((journal, damaged)) => {
+            Ok((journal, damaged, all)) => {
                 self.journal = journal;
                 self.in_memory = None;
                 if damaged > 0 {
                     tracing::warn!(damaged, "the journal of exposures is damaged; all is scanned");
+                }
+                if damaged > 0 || !all {
                     self.expose_mount(driver, b"");
                 }
             }
@@ -320,8 +506,7 @@ impl<'a> Work<'a> {
             let reason = ExposureReason::from_number(exposure.reason);
             let reason = reason.unwrap_or(ExposureReason::WorkerDied);
             if let Err(error) = self.note(driver, &exposure.handle, reason) {
-                tracing::warn!(%error, "the journal of exposures cannot be written; trying again");
-                return;
+                return self.leave_file(&error);
             }
             driver.ledger.settle(&exposure);
         }
@@ -340,33 +525,49 @@ impl<'a> Work<'a> {
     ) -> std::io::Result<()> {
         let mut record = Record::of(handle, reason);
         record.boot_id = self.boot_id;
-        let Some(mount_point) = driver.coverage.path_on(handle.device) else {
-            self.gone(driver, &record);
-            return Ok(());
-        };
-        match OwnFile::open(handle, &mount_point) {
-            Ok(file) => {
-                record.path = true_path(&file).unwrap_or_default().into();
+        if let Some(mount_point) = driver.coverage.path_on(handle.device) {
+            // The path is for people; finding it out waits for nothing.
+            if let Ok(file) = open_handle(handle, &mount_point)
+                && let Ok(look) = Look::at(&file)
+            {
+                let shown = truth::shown_path(&file, look.identity.device, look.identity.inode);
+                record.path = if shown.is_true { shown.path.into() } else { record.path };
             }
-            Err(error) if error.kind() == std::io::ErrorKind::StaleNetworkFileHandle => {
-                self.gone(driver, &record);
-                return Ok(());
-            }
-            Err(_) => (),
+            record.file_system = file_system(&mount_point).unwrap_or_default();
+            record.mount_point = mount_point.into_os_string().into_vec().into();
         }
-        record.file_system = file_system(&mount_point).unwrap_or_default();
-        record.mount_point = mount_point.into_os_string().into_vec().into();
         if self.journal.add(&record)? == Added::Full && reason != ExposureReason::HeldByWriter {
             self.expose_mount(driver, &record.mount_point);
         }
         Ok(())
     }
 
-    /// What it was that was let through will never be known.
-    fn gone(&mut self, driver: &Driver, record: &Record) {
-        self.unknown += 1;
-        let path = if record.handle().is_some() { &record.path } else { &record.mount_point };
-        driver.notice(Notice::ExposureGone { path: path.clone(), reason: record.reason });
+    /// The file cannot be written any more: what it holds goes on in memory, until one can be opened again.
+    fn leave_file(&mut self, error: &std::io::Error) {
+        if self.in_memory.is_some() {
+            return;
+        }
+        tracing::warn!(%error, "the journal of exposures cannot be written; it goes on in memory");
+        self.in_memory = Some(format!("{}: {error}", self.path.display()));
+        if let Ok(mut journal) = Journal::in_memory() {
+            let _what_can_be_read = journal.add_all(&self.journal);
+            self.journal = journal;
+        }
+    }
+
+    /// What a record is about is gone: what it was will never be known. One that somebody wrote had been
+    /// scanned. Where the report finds no room, the record is looked at again later.
+    fn give_up(&mut self, driver: &Driver, exposed: Exposed) {
+        let Some(record) = self.journal.record(exposed) else { return };
+        if record.reason != ExposureReason::HeldByWriter {
+            let path = if record.handle().is_some() { &record.path } else { &record.mount_point };
+            let (path, reason) = (path.clone(), record.reason);
+            if !driver.notice(Notice::ExposureGone { path, reason }) {
+                return;
+            }
+            self.unknown += 1;
+        }
+        self.journal.remove(exposed);
     }
 
     fn expose_mount(&mut self, driver: &Driver, mount_point: &[u8]) {
@@ -377,11 +578,12 @@ impl<'a> Work<'a> {
                 self.untold.push(mount_point.to_vec());
                 self.tell(driver);
             }
+            // A walk may have been where this was let through: it does not settle the record any more.
             Ok(Added::Known) => (),
             Ok(Added::Full) if mount_point.is_empty() => (),
             // There is always room for one more that stands for all.
             Ok(Added::Full) => self.expose_mount(driver, b""),
-            Err(error) => tracing::warn!(%error, "the journal of exposures cannot be written"),
+            Err(error) => self.leave_file(&error),
         }
     }
 
@@ -398,27 +600,28 @@ impl<'a> Work<'a> {
 
     // --- scans ----------------------------------------------------------------------------------
 
-    /// Starts one more scan, or does something else that takes a moment. `false`: nothing is due.
-    fn start_next(&mut self, driver: &Driver, now_ms: u64, entries: &mut usize) -> bool {
-        if let Some(handle) = driver.background.take_closed(now_ms) {
-            let exposed = self.journal.find(&handle);
-            if let Some(Ok(file)) = open(driver, &handle) {
-                self.scan(driver, file, exposed);
-            }
-            return true;
-        }
-        if let Some(exposed) = self.journal.next_due(now_ms, RETRY_MS) {
-            if let Some(record) = self.journal.record(exposed) {
-                self.start(driver, exposed, &record, now_ms);
-            }
-            return true;
-        }
-        self.go_on_walking(driver, entries)
+    /// Says what is to be scanned next. `false`: nothing is due.
+    fn start_next(&mut self, driver: &Driver, now_ms: u64) -> bool {
+        // In turn: whoever writes much must not keep what was let through from its scan.
+        self.exposure_next = !self.exposure_next;
+        self.exposure_next && self.start_exposure(driver, now_ms)
+            || self.start_closed(driver, now_ms)
+            || self.start_exposure(driver, now_ms)
     }
 
-    fn scan(&mut self, driver: &Driver, file: OwnFile, exposed: Option<Exposed>) {
-        let subject = Subject::Background { file: Arc::new(file), exposed };
-        scan::scan(driver, Job { subject, reads: 0 }, &mut self.buffer);
+    fn start_closed(&mut self, driver: &Driver, now_ms: u64) -> bool {
+        let Some(handle) = driver.background.take_closed(now_ms) else { return false };
+        let purpose = self.journal.find(&handle).map_or(Purpose::Close, Purpose::Exposure);
+        driver.background.want(Wanted::File { handle, purpose, unwritten: false });
+        true
+    }
+
+    fn start_exposure(&mut self, driver: &Driver, now_ms: u64) -> bool {
+        let Some(exposed) = self.journal.next_due(now_ms, RETRY_MS) else { return false };
+        if let Some(record) = self.journal.record(exposed) {
+            self.start(driver, exposed, &record, now_ms);
+        }
+        true
     }
 
     fn start(&mut self, driver: &Driver, exposed: Exposed, record: &Record, now_ms: u64) {
@@ -426,32 +629,17 @@ impl<'a> Work<'a> {
         if driver.session().is_some_and(|session| session.scans_exposure(exposed)) {
             return;
         }
-        let Some(handle) = record.handle() else {
-            return self.start_mount(driver, exposed, record, now_ms);
-        };
-        let Some(device) = self.device(driver, record, &handle) else {
-            if !self.may_be_mounted_yet(record, now_ms) {
-                self.gone(driver, record);
-                self.journal.remove(exposed);
-            }
-            return;
-        };
-        match open(driver, &handle.on(device)) {
-            Some(Ok(file)) => {
+        let Some(handle) = record.handle() else { return self.start_mounts(driver, now_ms) };
+        match self.device(driver, record, &handle) {
+            Some(device) => {
+                let purpose = Purpose::Exposure(exposed);
                 // It is scanned at its last close; until then it would be read again and again.
-                let written = record.reason == ExposureReason::HeldByWriter
-                    && seawall_fanotify::is_open_for_writing(file.file().as_fd()).unwrap_or(false);
-                if !written {
-                    self.scan(driver, file, Some(exposed));
-                }
+                let unwritten = record.reason == ExposureReason::HeldByWriter;
+                let handle = handle.on(device);
+                driver.background.want(Wanted::File { handle, purpose, unwritten });
             }
-            Some(Err(error)) if error.kind() != std::io::ErrorKind::StaleNetworkFileHandle => {
-                tracing::debug!(%error, "a file cannot be reached now; it is tried again");
-            }
-            _ => {
-                self.gone(driver, record);
-                self.journal.remove(exposed);
-            }
+            None if self.may_be_mounted_yet(exposed, record, now_ms) => (),
+            None => self.give_up(driver, exposed),
         }
     }
 
@@ -471,113 +659,42 @@ impl<'a> Work<'a> {
         exact.or(found.first()).map(|(device, _)| *device)
     }
 
-    /// After a boot file systems come one by one.
-    fn may_be_mounted_yet(&self, record: &Record, now_ms: u64) -> bool {
-        record.boot_id != self.boot_id && now_ms < self.started_ms + MOUNTED_MS
+    /// After a boot file systems come one by one, and one may be out of sight for a moment.
+    fn may_be_mounted_yet(&self, exposed: Exposed, record: &Record, now_ms: u64) -> bool {
+        let is_of_another_boot = record.boot_id != self.boot_id;
+        is_of_another_boot && now_ms < self.started_ms + MOUNTED_MS
+            || self.journal.tries(exposed) < LOOKS
     }
 
-    // --- all files of a mount -------------------------------------------------------------------
-
-    fn start_mount(&mut self, driver: &Driver, exposed: Exposed, record: &Record, now_ms: u64) {
+    /// Has all files of all mounts scanned of which that is to be done, together.
+    fn start_mounts(&mut self, driver: &Driver, now_ms: u64) {
         let too_early = self.walked_ms.is_some_and(|at| now_ms < at + WALK_PAUSE_MS);
         if self.walk.is_some() || too_early {
             return;
         }
-        let mut mounts = driver.coverage.reached();
-        if !record.mount_point.is_empty() {
-            mounts.retain(|(_, path)| path.as_os_str().as_bytes() == record.mount_point.as_slice());
-        }
-        if !mounts.is_empty() {
-            self.walk = Some(Walk { exposed, mounts, tree: None });
-        } else if !self.may_be_mounted_yet(record, now_ms) {
-            self.gone(driver, record);
-            self.journal.remove(exposed);
-        }
-    }
-
-    /// Begins the scan of one more file. `false`: there is none, or enough was done for one turn.
-    fn go_on_walking(&mut self, driver: &Driver, entries: &mut usize) -> bool {
-        let Some(walk) = &mut self.walk else { return false };
-        while *entries > 0 {
-            *entries -= 1;
-            let Some(tree) = walk.tree(driver) else {
-                self.journal.remove(walk.exposed);
-                self.walk = None;
-                self.walked_ms = Some(process::now_ms());
-                return true;
+        let reached = driver.coverage.reached();
+        let (mut exposed, mut mounts) = (Vec::new(), Vec::new());
+        for one in self.journal.mount_records() {
+            let Some(record) = self.journal.record(one) else { continue };
+            let is_it = |path: &Path| {
+                record.mount_point.is_empty()
+                    || path.as_os_str().as_bytes() == record.mount_point.as_slice()
             };
-            match tree.entries.next() {
-                Some(Ok(entry)) if entry.file_type().is_file() => {
-                    let Ok(file) = tree.mount.open_path(entry.path()) else { continue };
-                    let Ok(look) = Look::at(file.file()) else { continue };
-                    let known = driver.memory.known(&look.identity, process::now_ms());
-                    if look.is_regular && look.identity.size > 0 && known.is_none() {
-                        self.scan(driver, file, None);
-                        return true;
-                    }
-                }
-                Some(_) => (),
-                None => walk.tree = None,
+            let found: Vec<_> = reached.iter().filter(|(_, path)| is_it(path)).cloned().collect();
+            if !found.is_empty() {
+                mounts.extend(found);
+                exposed.push(one);
+            } else if !self.may_be_mounted_yet(one, &record, now_ms) {
+                self.give_up(driver, one);
             }
         }
-        false
-    }
-}
-
-/// A walk over all files of some mounts.
-struct Walk {
-    exposed: Exposed,
-    /// Those that it has not come to yet.
-    mounts: Vec<(u64, PathBuf)>,
-    tree: Option<Tree>,
-}
-
-struct Tree {
-    device: u64,
-    mount: OwnMount,
-    entries: walkdir::IntoIter,
-}
-
-impl Walk {
-    /// Where it is; none at its end.
-    fn tree(&mut self, driver: &Driver) -> Option<&mut Tree> {
-        // What was unmounted meanwhile is given up, so that its device is free.
-        let is_there = |tree: &Tree| driver.coverage.path_on(tree.device).is_some();
-        if !self.tree.as_ref().is_some_and(is_there) {
-            self.tree = None;
+        mounts.sort();
+        mounts.dedup();
+        if !mounts.is_empty() {
+            self.walk = Some(exposed);
+            driver.background.want(Wanted::Walk(mounts));
         }
-        while self.tree.is_none() {
-            let (device, mount_point) = self.mounts.pop()?;
-            self.tree = Tree::of(device, &mount_point)
-                .inspect_err(|error| {
-                    tracing::warn!(%error, mount = %mount_point.display(), "cannot be scanned");
-                })
-                .ok();
-        }
-        self.tree.as_mut()
     }
-}
-
-impl Tree {
-    fn of(device: u64, mount_point: &Path) -> std::io::Result<Self> {
-        let mount = OwnMount::open(device, mount_point)?;
-        tracing::info!(mount = %mount_point.display(), "all its files are scanned");
-        // Few folders are held open at once: descriptors are for held accesses.
-        let walk = walkdir::WalkDir::new(mount.root()).max_open(4);
-        let entries = walk.same_file_system(!mount.is_copy()).into_iter();
-        Ok(Self { device, mount, entries })
-    }
-}
-
-fn true_path(file: &OwnFile) -> Option<Vec<u8>> {
-    let identity = Look::at(file.file()).ok()?.identity;
-    truth::true_path(file.file(), file.under(), identity.device, identity.inode)
-}
-
-/// The file; none when its file system is gone.
-fn open(driver: &Driver, handle: &FileHandle) -> Option<std::io::Result<OwnFile>> {
-    let path = driver.coverage.path_on(handle.device)?;
-    Some(OwnFile::open(handle, &path))
 }
 
 /// A file system's type and number, the same in every boot where it has one of its own.

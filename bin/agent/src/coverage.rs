@@ -164,8 +164,11 @@ pub fn keep(driver: &Driver) {
 
 fn tell(driver: &Driver) {
     let coverage = &driver.coverage;
-    if driver.session().is_some() && std::mem::take(&mut coverage.lock().changed) {
-        driver.notice(Notice::Coverage(coverage.summary()));
+    if driver.session().is_some()
+        && std::mem::take(&mut coverage.lock().changed)
+        && !driver.notice(Notice::Coverage(coverage.summary()))
+    {
+        coverage.tell_again();
     }
 }
 
@@ -304,11 +307,15 @@ fn mount_id(fd: &OwnedFd) -> Option<u64> {
 fn mark(driver: &Driver, mount: &Mount, path: &Path) {
     match reach(path, mount).and_then(|fd| mark_fd(driver, &fd)) {
         Ok(st_dev) => {
+            // A path of our own namespace lasts longer than one through another process, and one may have
+            // been unmounted or hidden since.
+            let known = driver.coverage.path_on(st_dev);
+            let lasts = known.is_some_and(|known| {
+                !known.starts_with("/proc") && crate::file::open_mount(st_dev, &known).is_ok()
+            });
             let mut state = driver.coverage.lock();
             let news = state.covered.insert(mount.device);
-            let known = state.reached.get(&st_dev);
-            // A path of our own namespace lasts longer than one through another process.
-            if known.is_none_or(|known| known.path.starts_with("/proc")) {
+            if !lasts {
                 let reached = Reached { device: mount.device, path: path.to_owned() };
                 state.reached.insert(st_dev, reached);
             }

@@ -7,7 +7,7 @@
 use crate::background::Queue;
 use crate::coverage::Coverage;
 use crate::event::HeldEvent;
-use crate::file::{Identity, Look, OwnFile, mode_number};
+use crate::file::{Identity, Look, mode_number};
 use crate::journal::Exposed;
 use crate::memory::{Known, Memory};
 use crate::region::Region;
@@ -23,7 +23,6 @@ use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
@@ -81,33 +80,44 @@ pub struct LastVerdict {
     pub result: String,
 }
 
+/// Why a file is scanned for which nobody waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// It was closed after writing.
+    Close,
+    /// It was let through; the scan settles this record of the journal.
+    Exposure(Exposed),
+    /// All files of its mount are scanned.
+    Walk,
+}
+
 /// What a scan is for.
 #[derive(Debug, Clone)]
 pub enum Subject {
     /// An access that waits.
     Access(Arc<HeldEvent>),
-    /// Nobody waits. `exposed` is the record of the journal that the scan settles.
-    Background { file: Arc<OwnFile>, exposed: Option<Exposed> },
+    /// Nobody waits. The file is open while its content is sent, and no longer: nobody shall be told
+    /// that its file system is busy. It is opened anew for the verdict.
+    Background { handle: FileHandle, file: Option<Arc<File>>, purpose: Purpose },
 }
 
 impl Subject {
-    pub fn file(&self) -> &File {
+    /// The file, as long as it is open.
+    pub fn file(&self) -> Option<&File> {
         match self {
-            Self::Access(event) => &event.file,
-            Self::Background { file, .. } => file.file(),
+            Self::Access(event) => Some(&event.file),
+            Self::Background { file, .. } => file.as_deref(),
         }
     }
 
-    /// Where the kernel's path for it begins.
-    pub fn under(&self) -> &Path {
+    /// The same without what can be opened anew.
+    pub fn closed(self) -> Self {
         match self {
-            Self::Access(_) => Path::new(""),
-            Self::Background { file, .. } => file.under(),
+            Self::Background { handle, purpose, .. } => {
+                Self::Background { handle, file: None, purpose }
+            }
+            access => access,
         }
-    }
-
-    pub fn shown_path(&self, identity: &Identity) -> ShownPath {
-        truth::shown_path(self.file(), self.under(), identity.device, identity.inode)
     }
 
     pub fn operation(&self) -> Operation {
@@ -459,7 +469,7 @@ impl Driver {
     /// Tells the host and `status` of an access that no verdict decided.
     pub fn note_unscanned(&self, event: &HeldEvent, reason: ExposureReason, answer: Answer) {
         let identity = event.look.identity;
-        let shown = truth::shown_path(&*event.file, Path::new(""), identity.device, identity.inode);
+        let shown = truth::shown_path(&*event.file, identity.device, identity.inode);
         let file = metadata(shown, &identity, event.pid);
         let path = String::from_utf8_lossy(&file.path).escape_debug().to_string();
         let decision = decision(answer);
@@ -478,7 +488,7 @@ impl Driver {
         sent
     }
 
-    /// A file system was unmounted: its device will be another's, and nothing of ours keeps it busy.
+    /// A file system was unmounted: its device will be another's.
     pub fn forget_device(&self, device: u64) {
         self.memory.forget_device(device);
         if let Some(session) = self.session() {

@@ -1,14 +1,13 @@
 //! What the driver knows of a file: its identity, and whether it is old enough to be remembered.
 
 use rustix::fs::{FileType, Mode, OFlags, Stat};
-use rustix::mount::{OpenTreeFlags, open_tree};
 use seawall_fanotify::FileHandle;
 use seawall_proto::FailMode;
 use seawall_proto::remedy::FileIdentity;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 /// A file whose ctime is younger than this when its read begins may change again without a change of
@@ -90,88 +89,38 @@ fn is_settled(ctime: (i64, u64)) -> bool {
     age > i128::try_from(TWO_TICKS.as_nanos()).unwrap_or(i128::MAX)
 }
 
-/// A private copy of a mount (open_tree(2)), so that whoever unmounts the file system is not told that
-/// it is busy with what the driver has opened through it.
-#[derive(Debug)]
-pub struct OwnMount {
-    root: OwnedFd,
-    under: PathBuf,
+/// Opens what is mounted at `mount_point` if it is the file system of `device` (`st_dev`). What it is
+/// is looked at before it is opened: its folder may be a user's, who may put a device in its place.
+///
+/// # Errors
+/// NotFound when something else is there.
+pub fn open_mount(device: u64, mount_point: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let found = rustix::fs::open(mount_point, flags, Mode::empty())?;
+    let stat = rustix::fs::fstat(&found)?;
+    let is_file_or_folder = matches!(
+        FileType::from_raw_mode(stat.st_mode),
+        FileType::Directory | FileType::RegularFile
+    );
+    if stat.st_dev != device || !is_file_or_folder {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    reopen(&found, OFlags::empty())
 }
 
-impl OwnMount {
-    /// Copies the mount at `mount_point`, or makes do with that itself.
-    ///
-    /// # Errors
-    /// NotFound when another file system is mounted there than that of `device` (`st_dev`).
-    pub fn open(device: u64, mount_point: &Path) -> io::Result<Self> {
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        let copy = open_tree(rustix::fs::CWD, mount_point, flags);
-        let (root, under) = match &copy {
-            // It may be a file.
-            Ok(copy) => (format!("/proc/self/fd/{}", copy.as_raw_fd()).into(), mount_point),
-            // Unbindable, or of another mount namespace.
-            Err(_) => (mount_point.to_owned(), Path::new("")),
-        };
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let root = rustix::fs::open(root, flags, Mode::empty())?;
-        if rustix::fs::fstat(&root)?.st_dev != device {
-            return Err(io::ErrorKind::NotFound.into());
-        }
-        Ok(Self { root, under: under.to_owned() })
-    }
-
-    /// Whether other mounts cannot be beneath it.
-    pub fn is_copy(&self) -> bool {
-        !self.under.as_os_str().is_empty()
-    }
-
-    /// A path of its root, as long as this lives.
-    pub fn root(&self) -> PathBuf {
-        format!("/proc/self/fd/{}/", self.root.as_raw_fd()).into()
-    }
-
-    /// Opens a file by a path beneath [`Self::root`]. Waits for nothing, whatever it turns out to be.
-    ///
-    /// # Errors
-    /// What open(2) says.
-    pub fn open_path(&self, path: &Path) -> io::Result<OwnFile> {
-        let flags = OFlags::RDONLY
-            | OFlags::CLOEXEC
-            | OFlags::NONBLOCK
-            | OFlags::NOFOLLOW
-            | OFlags::NOCTTY
-            | OFlags::NOATIME;
-        let file = rustix::fs::open(path, flags, Mode::empty())?.into();
-        Ok(OwnFile { file, under: self.under.clone() })
-    }
+/// Opens for reading what was found by an O_PATH descriptor.
+pub fn reopen(found: &OwnedFd, flags: OFlags) -> io::Result<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", found.as_raw_fd());
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY | flags;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?)
 }
 
-/// A file that the driver opened by itself, for a scan for which nobody waits. Where it was opened
-/// through a copy of its mount, the kernel's path for it begins at the mount's root.
-#[derive(Debug)]
-pub struct OwnFile {
-    file: File,
-    under: PathBuf,
-}
-
-impl OwnFile {
-    /// Opens a file of the file system that is mounted at `mount_point`.
-    ///
-    /// # Errors
-    /// ESTALE when the file is gone; NotFound when another file system is mounted there.
-    pub fn open(handle: &FileHandle, mount_point: &Path) -> io::Result<Self> {
-        let OwnMount { root, under } = OwnMount::open(handle.device, mount_point)?;
-        Ok(Self { file: handle.open(&root)?, under })
-    }
-
-    pub fn file(&self) -> &File {
-        &self.file
-    }
-
-    /// What the kernel's path for it lacks at its beginning.
-    pub fn under(&self) -> &Path {
-        &self.under
-    }
+/// Opens a file of the file system that is mounted at `mount_point`.
+///
+/// # Errors
+/// ESTALE when the file is gone; NotFound when another file system is mounted there.
+pub fn open_handle(handle: &FileHandle, mount_point: &Path) -> io::Result<File> {
+    handle.open(open_mount(handle.device, mount_point)?)
 }
 
 /// A fail mode as a number other than 0, for the memory that worker and supervisor share.

@@ -1,10 +1,11 @@
 //! Heartbeats, notices, and dropping what nobody waits for any more.
 
-use crate::driver::Driver;
+use crate::driver::{Driver, Subject};
 use crate::link::LinkError;
 use crate::region;
+use crate::scan;
 use seawall_fanotify::process;
-use seawall_proto::{Notice, ToHost};
+use seawall_proto::{ExposureReason, Notice, ToHost};
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -84,10 +85,10 @@ fn purge(driver: &Driver) {
     }
     let Some(session) = driver.session() else { return };
     for id in session.stale(driver, process::now_ms()) {
-        if let Some(job) = session.withdraw(id)
-            && let crate::driver::Subject::Access(event) = &job.subject
-        {
-            driver.note_lost(event);
+        match session.withdraw(id).map(|job| job.subject) {
+            Some(Subject::Access(event)) => driver.note_lost(&event),
+            Some(subject) => scan::abandon(driver, &subject, ExposureReason::Deadline),
+            None => (),
         }
     }
 }

@@ -28,6 +28,8 @@ pub const FILES_MAX: usize = 10_000;
 /// Mounts that have room besides, whose files are all to be scanned.
 const MOUNTS_MAX: usize = 64;
 const PLACES: usize = FILES_MAX + MOUNTS_MAX;
+/// Of the files, how many may be there only because somebody writes them.
+const WRITTEN_MAX: usize = 2_000;
 
 /// A record is tried again after at most so many pauses.
 const PAUSES_MAX: u64 = 256;
@@ -111,6 +113,8 @@ impl Record {
 pub struct Exposed {
     at: usize,
     key: u64,
+    /// A scan that began before the file was let through once more does not settle that.
+    serial: u32,
 }
 
 /// What became of a record that was to be added.
@@ -132,6 +136,13 @@ struct Place {
     tries: u8,
     /// It waits for whoever writes the file.
     is_written: bool,
+    serial: u32,
+}
+
+impl Place {
+    fn named(&self, at: usize) -> Exposed {
+        Exposed { at, key: self.key, serial: self.serial }
+    }
 }
 
 /// The journal. One thread has it.
@@ -164,7 +175,8 @@ impl Journal {
             .open(path)?;
         file.try_lock()?;
         let len = ((PLACES + 1) * PLACE_LEN) as u64;
-        if file.metadata()?.len() != len {
+        let before = file.metadata()?.len();
+        if before != len {
             file.set_len(len)?;
         }
         reserve(&file, len)?;
@@ -172,7 +184,7 @@ impl Journal {
         file.read_exact_at(&mut header, 0)?;
         let mut journal = Self::on(file);
         if header == *MAGIC {
-            let damaged = journal.load()?;
+            let damaged = journal.load()? + u32::from(before != len);
             return Ok((journal, damaged));
         }
         let damaged = u32::from(header != [0; MAGIC.len()]);
@@ -232,7 +244,8 @@ impl Journal {
         if self.places.len() <= at {
             self.places.resize(at + 1, Place::default());
         }
-        self.places[at] = Place { key, due_ms: 0, tries: 0, is_written };
+        let serial = self.places[at].serial.wrapping_add(1);
+        self.places[at] = Place { key, due_ms: 0, tries: 0, is_written, serial };
     }
 
     fn clear(&mut self, at: usize) -> io::Result<()> {
@@ -246,11 +259,31 @@ impl Journal {
     /// What the file system says.
     pub fn add(&mut self, record: &Record) -> io::Result<Added> {
         let key = self.key_of(record);
-        if self.places.iter().any(|place| place.key == key) {
+        let is_written = record.reason == ExposureReason::HeldByWriter;
+        if let Some(at) = self.places.iter().position(|place| place.key == key) {
+            // Let through once more: a scan that is under way does not settle that, nor does it wait for a
+            // writer then.
+            if !is_written {
+                if self.places[at].is_written
+                    && let Some(place) = record.to_place()
+                {
+                    self.file.write_all_at(&place, offset(at))?;
+                    self.is_dirty = true;
+                }
+                self.set(at, record);
+            }
             return Ok(Added::Known);
         }
-        // Mounts come behind the files: there is room for them when there is none for files.
-        let room = if record.handle.is_some() { 0..FILES_MAX } else { FILES_MAX..PLACES };
+        if is_written && self.written() >= WRITTEN_MAX {
+            return Ok(Added::Full);
+        }
+        // Mounts come behind the files: there is room for them when there is none for files. The last place
+        // is for all mounts.
+        let room = match (&record.handle, record.mount_point.is_empty()) {
+            (Some(_), _) => 0..FILES_MAX,
+            (None, false) => FILES_MAX..PLACES - 1,
+            (None, true) => PLACES - 1..PLACES,
+        };
         let is_free = |at: &usize| self.places.get(*at).is_none_or(|place| place.key == 0);
         let Some(at) = room.clone().find(is_free) else { return Ok(Added::Full) };
         let place = record.to_place().ok_or(io::ErrorKind::InvalidData)?;
@@ -260,26 +293,38 @@ impl Journal {
         Ok(Added::New)
     }
 
-    /// Takes over all that another one has.
+    /// Takes over all that another one has. `false`: not all of it found room.
     ///
     /// # Errors
     /// What the file system says.
-    pub fn add_all(&mut self, other: &Self) -> io::Result<()> {
+    pub fn add_all(&mut self, other: &Self) -> io::Result<bool> {
+        let mut all = true;
         for exposed in other.all() {
             if let Some(record) = other.record(exposed) {
-                self.add(&record)?;
+                all &= self.add(&record)? != Added::Full;
             }
         }
-        Ok(())
+        Ok(all)
     }
 
     fn all(&self) -> impl Iterator<Item = Exposed> + '_ {
         let places = self.places.iter().enumerate();
-        places.filter(|(_, place)| place.key != 0).map(|(at, place)| Exposed { at, key: place.key })
+        places.filter(|(_, place)| place.key != 0).map(|(at, place)| place.named(at))
     }
 
     fn has(&self, exposed: Exposed) -> bool {
-        self.places.get(exposed.at).is_some_and(|place| place.key == exposed.key)
+        let place = self.places.get(exposed.at);
+        place.is_some_and(|place| place.named(exposed.at) == exposed)
+    }
+
+    /// How often a record was tried; none that is not there.
+    pub fn tries(&self, exposed: Exposed) -> u8 {
+        self.places.get(exposed.at).map_or(u8::MAX, |place| place.tries)
+    }
+
+    /// The records about mounts.
+    pub fn mount_records(&self) -> Vec<Exposed> {
+        self.all().filter(|exposed| exposed.at >= FILES_MAX).collect()
     }
 
     /// What is written of it; none when it is there no longer.
@@ -311,7 +356,7 @@ impl Journal {
         let (at, place) = self.places.iter_mut().enumerate().find(|(_, place)| is_due(place))?;
         place.due_ms = now_ms + pause_ms * (1 << place.tries).min(PAUSES_MAX);
         place.tries = place.tries.saturating_add(1).min(62);
-        Some(Exposed { at, key: place.key })
+        Some(place.named(at))
     }
 
     /// Forgets a record: what it is about was scanned, or is gone.
@@ -323,7 +368,8 @@ impl Journal {
         if let Err(error) = self.clear(exposed.at) {
             tracing::warn!(%error, "the journal of exposures cannot be written");
         }
-        self.places[exposed.at] = Place::default();
+        let serial = self.places[exposed.at].serial;
+        self.places[exposed.at] = Place { serial, ..Place::default() };
     }
 
     /// How many files wait.
@@ -338,7 +384,7 @@ impl Journal {
 
     /// Mounts whose files are all to be scanned.
     pub fn mounts(&self) -> BTreeSet<Vec<u8>> {
-        let mounts = self.all().filter(|exposed| exposed.at >= FILES_MAX);
+        let mounts = self.mount_records().into_iter();
         mounts.filter_map(|one| Some(self.record(one)?.mount_point.into_vec())).collect()
     }
 

@@ -29,6 +29,7 @@ mod status;
 mod supervisor;
 mod truth;
 mod verdict;
+mod walk;
 mod worker;
 
 use clap::{Args, Parser, Subcommand};

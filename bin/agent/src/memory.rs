@@ -9,7 +9,7 @@ use crate::file::Identity;
 use std::sync::{Mutex, PoisonError};
 
 /// Places in the table, of 72 bytes each.
-const PLACES: usize = 4096;
+const PLACES: usize = 3072;
 
 /// How long a file that a writer holds open is let through after a scan, in milliseconds.
 pub const HELD_BY_WRITER_MS: u64 = 10_000;

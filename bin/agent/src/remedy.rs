@@ -10,15 +10,15 @@ mod restore;
 
 use crate::driver::{Driver, Subject};
 use crate::file::Look;
-use crate::session::Session;
-use crate::truth;
+use crate::session::{Pending, Session};
+use crate::{truth, verdict};
 use restore::Restores;
 use rustix::fs::{IFlags, OFlags};
 use rustix::io::Errno;
 use seawall_proto::remedy::{
     Attributes, FileIdentity, Offer, Offered, Remove, Removed, Restore, RestoreContent, Stays,
 };
-use seawall_proto::{RequestId, Ticket, ToHost};
+use seawall_proto::{RequestId, Ticket, ToHost, Verdict};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -32,6 +32,8 @@ const TICK: Duration = Duration::from_secs(10);
 
 /// Something to do.
 pub enum Task {
+    /// The verdict on a file for which nobody waits.
+    Judged { pending: Box<Pending>, verdict: Box<Verdict> },
     /// Policy wants this file in quarantine.
     Offer { id: RequestId, subject: Subject, look: Look },
     /// The host has it.
@@ -57,6 +59,10 @@ pub fn work(driver: &Driver, tasks: &Receiver<(Arc<Session>, Task)>) {
             Err(RecvTimeoutError::Disconnected) => return,
         };
         let message = match task {
+            Task::Judged { pending, verdict } => {
+                verdict::take_later(driver, &session, *pending, *verdict);
+                None
+            }
             Task::Offer { id, subject, look } => {
                 let file = examine(&subject, &look);
                 Some(ToHost::Offer(Offer { id, file }))
@@ -90,7 +96,7 @@ fn told(result: Result<u32, Stays>) -> String {
 
 /// Collects what a restore needs, if the file is still what was judged.
 fn examine(subject: &Subject, look: &Look) -> Result<Offered, Stays> {
-    let file = subject.file();
+    let file = subject.file().ok_or(Stays::Gone)?;
     let stat = rustix::fs::fstat(file).map_err(failed)?;
     let now = Look::at(file).map_err(failed)?;
     if now.identity != look.identity {
@@ -101,8 +107,7 @@ fn examine(subject: &Subject, look: &Look) -> Result<Offered, Stays> {
     }
     may_go(file)?;
     let identity = look.identity.to_proto();
-    let path = truth::true_path(file, subject.under(), identity.device, identity.inode)
-        .ok_or(Stays::NoPath)?;
+    let path = truth::true_path(file, identity.device, identity.inode).ok_or(Stays::NoPath)?;
     let attributes = Attributes {
         mode: stat.st_mode & 0o7777,
         uid: stat.st_uid,

@@ -14,7 +14,7 @@
 //! still the same is looked at before an allow ([`crate::verdict`]).
 
 use crate::coverage;
-use crate::driver::{Driver, Job, Subject, count, metadata};
+use crate::driver::{Driver, Job, Purpose, Subject, count, metadata};
 use crate::event::HeldEvent;
 use crate::file::Look;
 use crate::memory::Known;
@@ -50,14 +50,19 @@ pub fn fill(driver: &Driver) {
 
 /// Brings one job as far as it goes without a verdict. `buffer` is for content that goes inline.
 pub fn scan(driver: &Driver, job: Job, buffer: &mut Vec<u8>) {
-    let Ok(mut look) = Look::at(job.subject.file()) else {
+    let Some(file) = job.subject.file() else { return };
+    let Ok(mut look) = Look::at(file) else {
         return abandon(driver, &job.subject, ExposureReason::Unreadable);
     };
     // What is written through a mapping that exists already need not change the times.
-    look.written =
-        seawall_fanotify::is_open_for_writing(job.subject.file().as_fd()).unwrap_or(true);
+    look.written = seawall_fanotify::is_open_for_writing(file.as_fd()).unwrap_or(true);
     let identity = look.identity;
-    let shown = job.subject.shown_path(&identity);
+    let shown = truth::shown_path(file, identity.device, identity.inode);
+    if let Subject::Background { purpose, .. } = job.subject
+        && truth::is_under(&shown, &driver.policy().exclude_paths)
+    {
+        return driver.background.done(purpose);
+    }
     if let Subject::Access(event) = &job.subject
         && answered_here(driver, event, &shown)
     {
@@ -116,10 +121,15 @@ fn too_large(driver: &Driver, event: &HeldEvent, look: &Look) {
     }
 }
 
-/// Nothing can be scanned now. A background scan keeps its exposure and is tried again later.
+/// Nothing can be scanned now. A background scan keeps its exposure and is tried again later; one of a
+/// walk becomes one.
 pub fn abandon(driver: &Driver, subject: &Subject, reason: ExposureReason) {
-    if let Subject::Access(event) = subject {
-        driver.give_up(event, reason);
+    match subject {
+        Subject::Access(event) => driver.give_up(event, reason),
+        Subject::Background { handle, purpose: Purpose::Walk, .. } => {
+            driver.ledger.expose(Some(handle), reason.number());
+        }
+        Subject::Background { .. } => (),
     }
 }
 
@@ -141,19 +151,21 @@ fn send(
     let until = Instant::now() + Duration::from_millis(deadline_ms.saturating_sub(now_ms));
     let file = metadata(shown, &look.identity, job.subject.pid());
     let subject = job.subject.clone();
+    let Some(content) = subject.file() else { return };
     let region = session.region();
-    let source = Source { region, file: subject.file(), size: look.identity.size, until };
+    let source = Source { region, file: content, size: look.identity.size, until };
     let part = match source.read(0, buffer) {
         Ok(part) => part,
         Err(Stop::RegionGone) => {
             region::lose(driver, session);
-            return driver.push_job(job);
+            return again(driver, job);
         }
         Err(Stop::Reason(reason)) => return abandon(driver, &subject, reason),
     };
     count(&driver.counters.requests);
     let (mut offset, mut last) = (part.len, part.last);
-    let opening = Opening { job: job.clone(), look, file, deadline_ms };
+    let asked = Job { subject: job.subject.clone().closed(), ..job };
+    let opening = Opening { job: asked, look, file, deadline_ms };
     let Ok(id) = session.open(opening, part.filled, last) else {
         session.end();
         return try_again(driver, job);
@@ -178,20 +190,29 @@ fn give_up(driver: &Driver, session: &Session, id: RequestId, stop: Stop) {
     match (stop, job) {
         (Stop::RegionGone, job) => {
             region::lose(driver, session);
-            job.into_iter().for_each(|job| driver.push_job(job));
+            job.into_iter().for_each(|job| again(driver, job));
         }
         (Stop::Reason(reason), Some(job)) => abandon(driver, &job.subject, reason),
         (Stop::Reason(_), None) => (),
     }
 }
 
+/// The region went under a request: it goes inline.
+fn again(driver: &Driver, job: Job) {
+    match job.subject {
+        Subject::Access(_) => driver.push_job(job),
+        Subject::Background { .. } => abandon(driver, &job.subject, ExposureReason::LinkDown),
+    }
+}
+
 /// The link broke under a request: it has its chance with the next session.
 fn try_again(driver: &Driver, job: Job) {
-    if let Subject::Access(_) = job.subject {
-        // Until the session's thread has seen it too.
-        std::thread::sleep(Duration::from_millis(10));
-        driver.push_job(job);
+    if let Subject::Background { .. } = job.subject {
+        return abandon(driver, &job.subject, ExposureReason::LinkDown);
     }
+    // Until the session's thread has seen it too.
+    std::thread::sleep(Duration::from_millis(10));
+    driver.push_job(job);
 }
 
 /// Why the next part of a content is not there.

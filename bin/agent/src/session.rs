@@ -8,17 +8,18 @@
 //! pool only when the host says that it has copied it, when the verdict comes, or when the session
 //! ends. Requests that were under way when the link was lost are queued again.
 
-use crate::driver::{Driver, Job, Subject};
+use crate::driver::{Driver, Job, Purpose, Subject};
 use crate::file::Look;
 use crate::journal::Exposed;
 use crate::link::{self, Address, LinkError, Sender, Shutter};
 use crate::region::{Credentials, NoKey};
 use crate::remedy::Task;
+use crate::scan;
 use crate::verdict;
 use seawall_fanotify::process;
 use seawall_proto::{
-    Attach, Attached, Content, FileMetadata, Part, Proof, Refusal, RegionId, RequestId,
-    ScanRequest, SlotRef, ToGuest, ToHost,
+    Attach, Attached, Content, ExposureReason, FileMetadata, Part, Proof, Refusal, RegionId,
+    RequestId, ScanRequest, SlotRef, ToGuest, ToHost,
 };
 use seawall_region::{GuestRegion, Slot};
 use std::collections::{HashMap, VecDeque};
@@ -57,6 +58,14 @@ pub struct Pending {
     sent_ms: u64,
     slots: VecDeque<Slot>,
     copied: u32,
+}
+
+impl Pending {
+    /// A request whose content was taken, for its verdict alone.
+    pub fn of(job: Job, look: Look) -> Self {
+        let (slots, copied) = Default::default();
+        Self { job: Some(job), look, deadline_ms: 0, sent_ms: 0, slots, copied }
+    }
 }
 
 /// What opens a request, before the host has heard of it.
@@ -234,8 +243,8 @@ impl Session {
     /// Whether the scan of an exposure is under way.
     pub fn scans_exposure(&self, exposed: Exposed) -> bool {
         lock(&self.pending).values().any(|pending| match &pending.job {
-            Some(Job { subject: Subject::Background { exposed: scanned, .. }, .. }) => {
-                *scanned == Some(exposed)
+            Some(Job { subject: Subject::Background { purpose, .. }, .. }) => {
+                *purpose == Purpose::Exposure(exposed)
             }
             _ => false,
         })
@@ -370,7 +379,7 @@ fn receive(driver: &Driver, session: &Arc<Session>, mut receiver: link::Receiver
         match message {
             ToGuest::Verdict(verdict) => {
                 if let Some(pending) = session.finish(verdict.id) {
-                    verdict::carry_out(driver, session, pending, verdict);
+                    verdict::take(driver, session, pending, verdict);
                 }
             }
             ToGuest::Copied { id, slots } => session.copied(id, slots),
@@ -390,13 +399,16 @@ fn receive(driver: &Driver, session: &Arc<Session>, mut receiver: link::Receiver
     }
 }
 
-/// Accesses that wait still get their chance with the next session; background scans are found again
-/// in the ledger.
+/// Accesses that wait still get their chance with the next session; exposures are found again in the
+/// journal.
 fn requeue(driver: &Driver, session: &Session) {
     let all: Vec<Pending> = lock(&session.pending).drain().map(|(_, pending)| pending).collect();
     for job in all.into_iter().filter_map(|pending| pending.job) {
-        if matches!(job.subject, Subject::Access(_)) {
-            driver.push_job(job);
+        match job.subject {
+            Subject::Access(_) => driver.push_job(job),
+            Subject::Background { .. } => {
+                scan::abandon(driver, &job.subject, ExposureReason::LinkDown);
+            }
         }
     }
 }

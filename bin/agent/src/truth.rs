@@ -10,7 +10,6 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 
 /// The path of an open file as the driver sees it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -21,25 +20,22 @@ pub struct ShownPath {
     pub is_true: bool,
 }
 
-/// The path of `file`, which is the given device and inode, beneath `under`: where the kernel's path
-/// for it begins, see [`crate::file::OwnFile`].
-pub fn shown_path(file: impl AsFd, under: &Path, device: u64, inode: u64) -> ShownPath {
-    let Some(path) = path_of(file, under) else { return ShownPath::default() };
+/// The path of `file`, which is the given device and inode.
+pub fn shown_path(file: impl AsFd, device: u64, inode: u64) -> ShownPath {
+    let Some(path) = path_of(file) else { return ShownPath::default() };
     let is_true = leads_to(&path, device, inode, ResolveFlags::CACHED);
     ShownPath { path, is_true }
 }
 
 /// The same path if it leads to this very file. May wait for a disk: not for the answer path.
-pub fn true_path(file: impl AsFd, under: &Path, device: u64, inode: u64) -> Option<Vec<u8>> {
-    let path = path_of(file, under)?;
+pub fn true_path(file: impl AsFd, device: u64, inode: u64) -> Option<Vec<u8>> {
+    let path = path_of(file)?;
     leads_to(&path, device, inode, ResolveFlags::empty()).then_some(path)
 }
 
-fn path_of(file: impl AsFd, under: &Path) -> Option<Vec<u8>> {
+fn path_of(file: impl AsFd) -> Option<Vec<u8>> {
     let link = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
-    let path = rustix::fs::readlink(link, Vec::new()).ok()?.into_bytes();
-    let under = under.as_os_str().as_bytes();
-    Some([under.strip_suffix(b"/").unwrap_or(under), &path].concat())
+    Some(rustix::fs::readlink(link, Vec::new()).ok()?.into_bytes())
 }
 
 fn leads_to(path: &[u8], device: u64, inode: u64, how: ResolveFlags) -> bool {
@@ -69,10 +65,10 @@ mod tests {
     use crate::file::Look;
     use std::fs::File;
 
-    fn shown(path: &Path) -> ShownPath {
+    fn shown(path: &std::path::Path) -> ShownPath {
         let file = File::open(path).unwrap();
         let identity = Look::at(&file).unwrap().identity;
-        shown_path(&file, Path::new(""), identity.device, identity.inode)
+        shown_path(&file, identity.device, identity.inode)
     }
 
     #[test]
@@ -87,9 +83,9 @@ mod tests {
         let file = File::open(&path).unwrap();
         let identity = Look::at(&file).unwrap().identity;
         std::fs::remove_file(&path).unwrap();
-        assert!(!shown_path(&file, Path::new(""), identity.device, identity.inode).is_true);
+        assert!(!shown_path(&file, identity.device, identity.inode).is_true);
         std::fs::write(folder.path().join("x (deleted)"), "another").unwrap();
-        assert!(!shown_path(&file, Path::new(""), identity.device, identity.inode).is_true);
+        assert!(!shown_path(&file, identity.device, identity.inode).is_true);
     }
 
     #[test]

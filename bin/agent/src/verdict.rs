@@ -10,6 +10,7 @@ use crate::file::Look;
 use crate::remedy::Task;
 use crate::scan;
 use crate::session::{Pending, Session};
+use crate::truth;
 use seawall_fanotify::{Answer, process};
 use seawall_proto::{
     Decision, ExposureReason, Notice, Outcome, Remediation, RequestId, ToHost, Verdict, VerdictKind,
@@ -20,8 +21,29 @@ use std::sync::Arc;
 /// How often a content that changes under the read is read.
 pub const READS_MAX: u8 = 3;
 
-/// Carries out one verdict. Runs on the session's thread: it must not wait.
-pub fn carry_out(driver: &Driver, session: &Arc<Session>, pending: Pending, verdict: Verdict) {
+/// Carries out one verdict. Runs on the session's thread: it must not wait, so what nobody waits for is
+/// left to another.
+pub fn take(driver: &Driver, session: &Arc<Session>, pending: Pending, verdict: Verdict) {
+    match &pending.job {
+        Some(Job { subject: Subject::Background { .. }, .. }) => {
+            let judged = Task::Judged { pending: Box::new(pending), verdict: Box::new(verdict) };
+            driver.remedy(session, judged);
+        }
+        _ => carry_out(driver, session, pending, verdict),
+    }
+}
+
+/// The same for a file that is closed and may be gone. May wait for a disk.
+pub fn take_later(driver: &Driver, session: &Arc<Session>, pending: Pending, verdict: Verdict) {
+    let Pending { job: Some(Job { subject, reads }), look, .. } = pending else { return };
+    let Subject::Background { handle, purpose, .. } = subject else { return };
+    let path = driver.coverage.path_on(handle.device);
+    let file = path.and_then(|path| crate::file::open_handle(&handle, &path).ok()).map(Arc::new);
+    let subject = Subject::Background { handle, file, purpose };
+    carry_out(driver, session, Pending::of(Job { subject, reads }, look), verdict);
+}
+
+fn carry_out(driver: &Driver, session: &Arc<Session>, pending: Pending, verdict: Verdict) {
     let Pending { job: Some(job), look, .. } = pending else { return };
     match verdict.decision {
         Some(Decision::Allow) => allow(driver, job, &look, &verdict),
@@ -35,18 +57,21 @@ pub fn carry_out(driver: &Driver, session: &Arc<Session>, pending: Pending, verd
 }
 
 fn allow(driver: &Driver, job: Job, look: &Look, verdict: &Verdict) {
-    let unchanged = Look::at(job.subject.file()).is_ok_and(|now| now.identity == look.identity);
-    if !unchanged {
-        return read_again(driver, job, look);
+    let now = job.subject.file().map(Look::at);
+    match now {
+        Some(Ok(now)) if now.identity == look.identity => (),
+        // Of a file that is gone what it held is known.
+        None => (),
+        _ => return read_again(driver, job, look),
     }
     // Before it is remembered: what somebody writes is noted anew then.
-    if let Subject::Background { exposed, .. } = &job.subject {
-        driver.background.done(*exposed);
+    if let Subject::Background { purpose, .. } = &job.subject {
+        driver.background.done(*purpose);
     }
     let clean = verdict.kind == VerdictKind::Clean && verdict.generation == driver.generation();
-    if clean && look.settled {
+    if let Some(file) = job.subject.file().filter(|_| clean && look.settled) {
         // What was written until a moment ago is scanned after its close; that counts, not this.
-        let file = job.subject.file().as_fd();
+        let file = file.as_fd();
         if !look.written || seawall_fanotify::is_open_for_writing(file).unwrap_or(false) {
             driver.remember_clean(file, &look.identity);
         }
@@ -59,18 +84,16 @@ fn allow(driver: &Driver, job: Job, look: &Look, verdict: &Verdict) {
 
 fn read_again(driver: &Driver, job: Job, look: &Look) {
     let reads = job.reads + 1;
+    let Subject::Access(event) = &job.subject else {
+        return scan::abandon(driver, &job.subject, ExposureReason::Changing);
+    };
     if reads < READS_MAX {
-        if let Subject::Access(_) = job.subject {
-            driver.push_job(Job { reads, ..job });
-        }
-        return;
+        return driver.push_job(Job { reads, ..job });
     }
-    if let Subject::Access(event) = &job.subject {
-        if event.claim.fail() == Answer::Allow {
-            driver.memory.remember_exposed(&look.identity, process::now_ms());
-        }
-        driver.give_up(event, ExposureReason::Changing);
+    if event.claim.fail() == Answer::Allow {
+        driver.memory.remember_exposed(&look.identity, process::now_ms());
     }
+    driver.give_up(event, ExposureReason::Changing);
 }
 
 fn deny(driver: &Driver, session: &Arc<Session>, job: Job, look: Look, verdict: &Verdict) {
@@ -78,17 +101,19 @@ fn deny(driver: &Driver, session: &Arc<Session>, job: Job, look: Look, verdict: 
     // reading its name and owner takes no lock that it could hold.
     let (process, uid) = process_of(job.subject.pid());
     // It may have been found clean before it changed in a way that its times do not show.
-    driver.forget(job.subject.file(), &look.identity);
+    if let Some(file) = job.subject.file() {
+        driver.forget(file, &look.identity);
+    }
     let decided = match &job.subject {
         Subject::Access(event) => deny_access(driver, event),
-        Subject::Background { exposed, .. } => {
-            driver.background.done(*exposed);
+        Subject::Background { purpose, .. } => {
+            driver.background.done(*purpose);
             None
         }
     };
     let detail = verdict.detail.clone().unwrap_or_default();
-    if let Ok(look) = Look::at(job.subject.file()) {
-        let shown = job.subject.shown_path(&look.identity);
+    if let Some(file) = job.subject.file() {
+        let shown = truth::shown_path(file, look.identity.device, look.identity.inode);
         let path = String::from_utf8_lossy(&shown.path).escape_debug().to_string();
         let done = if decided.is_some() { "denied" } else { "nobody waited for it" };
         driver.note_verdict(path, format!("{} ({detail}), {done}", word(verdict.kind)));

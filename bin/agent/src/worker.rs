@@ -23,7 +23,7 @@ const FILLERS: usize = 6;
 /// Notices that wait for the link.
 const NOTICES: usize = 256;
 /// Log lines that wait for whoever reads them; each place takes 32 bytes from the start.
-const LOG_LINES: usize = 1024;
+const LOG_LINES: usize = 512;
 /// The stack of a thread, in bytes; only what is touched takes memory.
 const STACK: usize = 256 * 1024;
 /// How long held accesses get their verdict when the driver ends.
@@ -108,7 +108,8 @@ fn start(shared: &Shared, supervisor: u32) -> Result<Arc<Driver>, StartError> {
     }
     spawn("closes", with(background::watch_closes))?;
     let scanner = Arc::clone(&driver);
-    spawn("background", move || background::work(&scanner, &args.journal))?;
+    spawn("journal", move || background::work(&scanner, &args.journal))?;
+    spawn("background", with(background::scan_all))?;
     if let Some(policy) = control::policy_of_other(&args.control) {
         driver.renew(Some(policy), None);
     }
@@ -169,7 +170,7 @@ pub fn end(driver: &Driver) -> ! {
     }
     // What was let through goes on to the journal, if that can be had.
     let until = Instant::now() + DRAIN;
-    driver.background.done(None);
+    driver.background.wake();
     while driver.ledger.exposures().next().is_some() && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(10));
     }
