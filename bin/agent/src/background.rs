@@ -74,6 +74,7 @@ struct Inner {
     /// Records whose file is gone.
     gone: Vec<Exposed>,
     written: Vec<FileHandle>,
+    judged: Vec<FileHandle>,
     /// What is to be scanned now, and how much of that is being sent.
     wanted: VecDeque<Wanted>,
     sending: usize,
@@ -154,6 +155,14 @@ impl Queue {
             self.lock().settled.push(exposed);
         }
         self.wake();
+    }
+
+    /// This file was found infected. Never waits.
+    pub fn judged(&self, handle: FileHandle) {
+        let mut inner = self.lock();
+        if inner.judged.len() < WRITTEN_MAX {
+            inner.judged.push(handle);
+        }
     }
 
     /// There may be something to do.
@@ -380,6 +389,8 @@ struct Work<'a> {
     walked_ms: Option<u64>,
     /// Whether the next scan is of an exposure rather than of a closed file.
     exposure_next: bool,
+    /// Which session this was last.
+    session: usize,
     busy: bool,
 }
 
@@ -398,6 +409,7 @@ impl<'a> Work<'a> {
             walk: None,
             walked_ms: None,
             exposure_next: false,
+            session: 0,
             busy: false,
         }
     }
@@ -406,12 +418,15 @@ impl<'a> Work<'a> {
         let now_ms = process::now_ms();
         self.open(driver, now_ms);
         // What was settled may have been noted once more since.
-        let (settled, gone, written, walked) = {
+        let (settled, judged, gone, written, walked) = {
             let mut inner = driver.background.lock();
             let settled = std::mem::take(&mut inner.settled);
             let gone = std::mem::take(&mut inner.gone);
-            (settled, gone, std::mem::take(&mut inner.written), inner.walked.take())
+            let judged = std::mem::take(&mut inner.judged);
+            (settled, judged, gone, std::mem::take(&mut inner.written), inner.walked.take())
         };
+        let judged = judged.iter().filter_map(|handle| self.journal.find(handle));
+        let settled: Vec<_> = settled.into_iter().chain(judged).collect();
         settled.into_iter().for_each(|exposed| self.journal.remove(exposed));
         gone.into_iter().for_each(|exposed| self.give_up(driver, exposed));
         if let Some(missed) = walked {
@@ -433,6 +448,11 @@ impl<'a> Work<'a> {
             return;
         };
         self.tell(driver);
+        // With a new session nothing has to wait for its next try.
+        let number = Arc::as_ptr(&session) as usize;
+        if std::mem::replace(&mut self.session, number) != number {
+            self.journal.all_due();
+        }
         while session.in_background() + driver.background.sending() < AT_ONCE
             && driver.session().is_some_and(|now| Arc::ptr_eq(&now, &session))
             && self.start_next(driver, now_ms)

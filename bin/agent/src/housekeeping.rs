@@ -44,9 +44,10 @@ pub fn keep(driver: &Driver, notices: &Receiver<Notice>) {
             if lost > 0 {
                 tracing::warn!(lost, "reports to the host found no room in their queue");
             }
-            let orphans = driver.ledger.take_orphans();
-            if orphans > 0 {
-                driver.notice(Notice::WorkerRestarted { orphans });
+            if let Some(orphans) = driver.ledger.take_orphans()
+                && !driver.notice(Notice::WorkerRestarted { orphans })
+            {
+                driver.ledger.give_back_orphans(orphans);
             }
         }
         let memory = measured.map_or(0, |(_, kib)| kib);
@@ -57,9 +58,11 @@ pub fn keep(driver: &Driver, notices: &Receiver<Notice>) {
     }
 }
 
-/// Sends notices for one tick. Without a session they wait in their queue, which is bounded.
+/// Sends notices for one tick. Without a session they wait in their queue, which is bounded; so they do
+/// while the host says nothing: what was sent to one that is gone would be lost.
 fn pass_on(driver: &Driver, notices: &Receiver<Notice>) {
-    let Some(session) = driver.session() else { return std::thread::sleep(TICK) };
+    let session = driver.session().filter(|session| session.hears(process::now_ms()));
+    let Some(session) = session else { return std::thread::sleep(TICK) };
     let until = Instant::now() + TICK;
     loop {
         let left = until.saturating_duration_since(Instant::now());

@@ -359,6 +359,13 @@ impl Journal {
         Some(place.named(at))
     }
 
+    /// Has all files tried at once.
+    pub fn all_due(&mut self) {
+        for place in self.places.iter_mut().take(FILES_MAX) {
+            (place.due_ms, place.tries) = (0, 0);
+        }
+    }
+
     /// Forgets a record: what it is about was scanned, or is gone.
     pub fn remove(&mut self, exposed: Exposed) {
         if !self.has(exposed) {

@@ -99,11 +99,11 @@ fn examine(subject: &Subject, look: &Look) -> Result<Offered, Stays> {
     let file = subject.file().ok_or(Stays::Gone)?;
     let stat = rustix::fs::fstat(file).map_err(failed)?;
     let now = Look::at(file).map_err(failed)?;
-    if now.identity != look.identity {
-        return Err(Stays::Changed);
-    }
     if stat.st_nlink == 0 {
         return Err(Stays::Gone);
+    }
+    if now.identity != look.identity {
+        return Err(Stays::Changed);
     }
     may_go(file)?;
     let identity = look.identity.to_proto();

@@ -279,6 +279,12 @@ impl Session {
         lock(&self.pending).iter().filter(|(_, p)| is_stale(p)).map(|(id, _)| *id).collect()
     }
 
+    /// Whether the host has said something lately: it answers each heartbeat.
+    pub fn hears(&self, now_ms: u64) -> bool {
+        let lately = u64::try_from(self.heartbeat.as_millis()).unwrap_or(u64::MAX) * 5 / 2;
+        self.received_ms.load(Ordering::Relaxed).saturating_add(lately.max(1_000)) >= now_ms
+    }
+
     /// Whether the host owes an answer and has been silent for too long.
     pub fn is_silent(&self, now_ms: u64) -> bool {
         let owes = lock(&self.pending).values().any(|p| p.sent_ms + SILENCE_MS <= now_ms);

@@ -11,7 +11,7 @@ use crate::remedy::Task;
 use crate::scan;
 use crate::session::{Pending, Session};
 use crate::truth;
-use seawall_fanotify::{Answer, process};
+use seawall_fanotify::{Answer, FileHandle, process};
 use seawall_proto::{
     Decision, ExposureReason, Notice, Outcome, Remediation, RequestId, ToHost, Verdict, VerdictKind,
 };
@@ -103,6 +103,10 @@ fn deny(driver: &Driver, session: &Arc<Session>, job: Job, look: Look, verdict: 
     // It may have been found clean before it changed in a way that its times do not show.
     if let Some(file) = job.subject.file() {
         driver.forget(file, &look.identity);
+        // What it was that was let through before is known now.
+        if let Ok(handle) = FileHandle::of(file.as_fd(), look.identity.device) {
+            driver.background.judged(handle);
+        }
     }
     let decided = match &job.subject {
         Subject::Access(event) => deny_access(driver, event),

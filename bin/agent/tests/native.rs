@@ -378,6 +378,17 @@ fn a_slow_scan_does_not_cost_the_session() {
 /// Half of the contents are infected. Whatever dies meanwhile: with fail closed nothing infected is
 /// ever read, with fail open nothing clean is ever denied. Each would be seen if an answer reached
 /// another event than its own.
+#[test]
+fn a_worker_that_dies_is_told_though_nobody_waited() {
+    let native = Native::start(Policy::default(), by_content);
+    native.kill_worker();
+    let orphans = native.host.heard(|message| match message {
+        ToHost::Notice(Notice::WorkerRestarted { orphans }) => Some(*orphans),
+        _ => None,
+    });
+    assert_eq!(orphans, 0);
+}
+
 fn worker_dies_under_load(mode: FailMode) {
     static CLEAN: Reply = Reply::Clean;
     static INFECTED: Reply = Reply::Infected;

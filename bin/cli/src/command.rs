@@ -59,7 +59,7 @@ Examples:
   seawall events --since 2h --guest web01            of one guest in the last two hours
   seawall events --kind guest_unprotected,unscanned  of these kinds
   seawall events --verdict infected --limit 1000
-  seawall events --hash 275a021b                     of one content
+  seawall events --hash 460c1ec9                     of one content
   seawall events --path /srv/upload/                 of files whose path holds this text
   seawall events --follow                            go on with those that come, until Ctrl-C
   seawall --json events --follow --after 1790000000000

@@ -8,6 +8,7 @@ use clap::Subcommand;
 use seawall_client::{Approval, Client, ClientError, RestoreRequest};
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
 #[derive(Debug, Subcommand)]
@@ -29,6 +30,8 @@ pub enum Quarantine {
 Examples:
   seawall quarantine restore 3f
   seawall quarantine restore 3f --to web02:/tmp/sample
+  seawall quarantine restore 3f --to web02:             same path, another guest
+  seawall quarantine restore 3f --to :/tmp/sample       same guest, another path
   seawall quarantine restore 3f --overwrite")]
     Restore {
         /// The entry's id, or enough of its first digits.
@@ -57,7 +60,7 @@ Examples:
     },
     /// Let a content pass although it is detected: a false alarm.
     Approve {
-        /// BLAKE3 of the content, as `list` shows it.
+        /// BLAKE3 of the content, as `show` tells it.
         hash: String,
         /// In this guest alone; in all without it.
         #[arg(long)]
@@ -92,6 +95,7 @@ pub async fn run(
         }
         Quarantine::Restore { id, to, overwrite } => {
             let (guest, path) = target(to.as_deref())?;
+            let to_guest = guest.clone();
             let wanted = RestoreRequest { guest, path, overwrite: *overwrite };
             let working = Progress::of_work("the guest takes the file back");
             let first = client.restore(id, &wanted).await;
@@ -110,7 +114,15 @@ pub async fn run(
                 }
                 answer => answer?,
             };
-            print(json, &entry, || render::quarantine_entry(&entry, style))?;
+            print(json, &entry, || {
+                let guest = to_guest.as_deref().unwrap_or(&entry.guest);
+                let hash = &entry.hash;
+                render::quarantine_entry(&entry, style)
+                    + &format!(
+                        "\nThis content is approved for {guest} now, so that it is not caught again.\n\
+                         `seawall quarantine revoke {hash} --guest {guest}` takes that back.\n"
+                    )
+            })?;
         }
         Quarantine::Export { id, file } => export(client, id, file).await?,
         Quarantine::Delete { id, yes } => {
@@ -189,6 +201,7 @@ async fn export(client: &Client, id: &str, file: &std::path::Path) -> anyhow::Re
     let mut out = File::options()
         .write(true)
         .create_new(true)
+        .mode(0o600)
         .open(file)
         .with_context(|| format!("{shown} cannot be made"))?;
     let progress = Progress::of_bytes(Some(size), "written");

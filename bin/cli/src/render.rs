@@ -439,7 +439,8 @@ fn what(event: &Event) -> String {
     if let Some(detection) = &event.detection {
         words.push(detection.clone());
     }
-    if let Some(engine) = event.engine.as_ref().filter(|_| event.verdict.is_none()) {
+    let is_about_engine = event.verdict.is_none() && event.detection.is_none();
+    if let Some(engine) = event.engine.as_ref().filter(|_| is_about_engine) {
         words.push(format!("{engine}:"));
     }
     if let (Some(operation), Some(path)) = (&event.operation, &event.path) {
@@ -448,8 +449,16 @@ fn what(event: &Event) -> String {
             // Nobody waited, or the driver has not said what it did.
             None => format!("in a scan for {operation} of {path}"),
         });
-    } else if let Some(decision) = &event.decision {
-        words.push(decision.clone());
+    } else {
+        words.extend(event.decision.clone());
+        words.extend(event.path.clone());
+    }
+    if let Some(ticket) = &event.ticket {
+        words.push(format!("(entry {ticket})"));
+    } else if let (EventKind::Approved | EventKind::ApprovalRevoked, Some(hash)) =
+        (event.kind, &event.hash)
+    {
+        words.push(hash.clone());
     }
     if let Some(process) = event.process.as_ref().filter(|process| !process.is_empty()) {
         words.push(format!("by {process}"));

@@ -213,6 +213,16 @@ impl Api {
                 return Reload { config_error: Some(error.to_string()), ..Reload::default() };
             }
         };
+        let guests = self.host.config().guests.len();
+        if config.guests.is_empty() && guests > 0 {
+            let why = format!(
+                "{}: it names no guest, and {guests} are protected now; to protect none, stop the service",
+                self.config_path.display()
+            );
+            tracing::error!("the configuration is refused, the running one stays: {why}");
+            self.host.events.emit(Event::new(EventKind::ConfigRefused).reason(why.clone()));
+            return Reload { config_error: Some(why), ..Reload::default() };
+        }
         let restart_needed = self.host.take_over(config);
         let engines: Vec<ReloadedEngine> = self.host.reload_engines();
         let taken = engines.iter().all(|engine| engine.taken);

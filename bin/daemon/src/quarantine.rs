@@ -31,7 +31,7 @@ use seawall_proto::remedy::{Offered, Remove, Removed, Stays};
 use seawall_proto::{ContentHash, Ticket, ToGuest};
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 use store::{Store, write_durably};
@@ -74,6 +74,7 @@ enum Job {
     Take(Box<Suspect>),
     Removed { guest: String, removed: Removed },
     Attached(Arc<Session>),
+    Stays { guest: String, path: Vec<u8>, hash: ContentHash, why: Stays },
 }
 
 pub struct Quarantine {
@@ -151,6 +152,34 @@ impl Quarantine {
         let _ = self.jobs.try_send(Job::Removed { guest: guest.to_owned(), removed });
     }
 
+    /// A driver says why it does not offer a file. Never waits.
+    pub fn stays(&self, guest: &str, path: Vec<u8>, hash: ContentHash, why: Stays) {
+        let guest = guest.to_owned();
+        if let Err(error) = self.jobs.try_send(Job::Stays { guest, path, hash, why })
+            && let TrySendError::Full(Job::Stays { guest, path, hash, why })
+            | TrySendError::Disconnected(Job::Stays { guest, path, hash, why }) = error
+        {
+            self.tell_stays(&guest, &path, hash, why);
+        }
+    }
+
+    fn tell_stays(&self, guest: &str, path: &[u8], hash: ContentHash, why: Stays) {
+        let mut event = Event::new(EventKind::QuarantineStays).guest(guest);
+        event.path = Some(seawall_client::text::escape(path));
+        event.hash = Some(hash.to_string());
+        self.events.emit(event.reason(told_stays(why)));
+    }
+
+    /// A file that was found more than once may have gone here by now: then nothing stays.
+    fn note_stays(&self, guest: &str, path: &[u8], hash: ContentHash, why: Stays) {
+        let lines = self.list(Some(guest)).unwrap_or_default();
+        let has_gone = matches!(why, Stays::Gone | Stays::Changed)
+            && lines.iter().any(|line| line.hash == hash && line.path == path);
+        if !has_gone {
+            self.tell_stays(guest, path, hash, why);
+        }
+    }
+
     /// A driver is there: it is asked again for what it has not confirmed. Never waits.
     pub fn attached(&self, session: &Arc<Session>) {
         let _ = self.jobs.try_send(Job::Attached(Arc::clone(session)));
@@ -175,6 +204,9 @@ impl Quarantine {
                 Ok(Job::Take(suspect)) => self.store(*suspect),
                 Ok(Job::Removed { guest, removed }) => self.note_removed(&guest, removed),
                 Ok(Job::Attached(session)) => self.ask_again(&session),
+                Ok(Job::Stays { guest, path, hash, why }) => {
+                    self.note_stays(&guest, &path, hash, why);
+                }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -405,16 +437,16 @@ impl Quarantine {
         Ok(())
     }
 
-    /// Lets a content pass, in one guest or in all.
+    /// Lets a content pass, in one guest or in all. `false`: it did already.
     ///
     /// # Errors
     /// When that cannot be kept.
-    pub fn approve(&self, hash: ContentHash, guest: Option<&str>) -> Result<(), QuarantineError> {
+    pub fn approve(&self, hash: ContentHash, guest: Option<&str>) -> Result<bool, QuarantineError> {
         let guest = guest.map(str::to_owned);
         let mut held = self.held();
         let pair = (hash, guest.clone());
         if self.approvals.read().unwrap_or_else(PoisonError::into_inner).contains(&pair) {
-            return Ok(());
+            return Ok(false);
         }
         let mut all = held.approvals.clone();
         let since = crate::events::now();
@@ -426,7 +458,7 @@ impl Quarantine {
         event.guest = guest;
         event.hash = Some(hash.to_string());
         self.events.emit(event);
-        Ok(())
+        Ok(true)
     }
 
     /// Takes approvals of a content back: that of one guest, or all. Gives how many.

@@ -313,7 +313,20 @@ fn a_restore_asks_on_a_terminal_before_it_overwrites() {
         });
         assert!(text.contains("Replace it? [y/N]"), "{text}");
         assert!(status == Some(code) && text.contains(told), "{status:?} {text}");
+        let approvals = block_on(service.client().approvals()).expect("the service answers");
+        assert_eq!(approvals.len(), usize::from(code == 0), "only what was given back is approved");
     }
+    // Nor is one left that was made for a restore that breaks off later.
+    let other = quarantine(&mut driver, "/other", &evil("other", 300_000));
+    let restoring = restore(&service, other, RestoreRequest::default());
+    let begin = |message: &ToGuest| matches!(message, ToGuest::Restore(_)).then_some(());
+    hear(&mut driver, begin).expect("a restore");
+    driver.say(ToHost::RestoreProgress(RestoreProgress { ticket: other, parts: 0 }));
+    let result = Err(Obstacle::NoSpace);
+    driver.say(ToHost::Restored(Restored { ticket: other, result }));
+    assert_eq!(code_of(restoring.join().expect("it ends")), "not-restored");
+    let approvals = block_on(service.client().approvals()).expect("the service answers");
+    assert_eq!(approvals.len(), 1, "{approvals:?}");
 }
 
 #[test]

@@ -183,6 +183,10 @@ fn a_reload_takes_over_guests_and_policy_and_refuses_what_is_wrong() {
         "{error}"
     );
     assert_eq!(driver.scan(b"and still").kind, VerdictKind::Clean);
+    std::fs::write(service.path("seawalld.toml"), "").unwrap();
+    let error = common::block_on(service.client().reload()).unwrap().config_error.unwrap();
+    assert!(error.contains("names no guest, and 2 are protected now"), "{error}");
+    assert_eq!(driver.scan(b"nobody is let down").kind, VerdictKind::Clean);
     service.wait_log("the configuration cannot be read again, the running one stays");
 }
 

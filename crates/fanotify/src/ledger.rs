@@ -74,6 +74,7 @@ struct Shared {
     overlay: AtomicU32,
     exposures_lost: [AtomicU32; 2],
     orphans: AtomicU32,
+    deaths: AtomicU32,
     beat_ms: AtomicU64,
     reader_beats_ms: [AtomicU64; READERS_MAX],
     entries: [Entry; NUMBERS],
@@ -394,13 +395,22 @@ impl Ledger {
         }
         shared.outstanding.store(0, Ordering::Relaxed);
         shared.orphans.fetch_add(orphans.entered + orphans.swept, Ordering::Relaxed);
+        shared.deaths.fetch_add(1, Ordering::Relaxed);
         orphans
     }
 
-    /// Events answered for dead workers since this was last asked.
+    /// Events answered for dead workers since this was last asked; none when no worker died.
     #[must_use]
-    pub fn take_orphans(&self) -> u32 {
-        self.shared().orphans.swap(0, Ordering::Relaxed)
+    pub fn take_orphans(&self) -> Option<u32> {
+        let shared = self.shared();
+        let died = shared.deaths.swap(0, Ordering::Relaxed) > 0;
+        died.then(|| shared.orphans.swap(0, Ordering::Relaxed))
+    }
+
+    /// It could not be told: the next one who asks is told.
+    pub fn give_back_orphans(&self, orphans: u32) {
+        self.shared().orphans.fetch_add(orphans, Ordering::Relaxed);
+        self.shared().deaths.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Notes a file that was let through unscanned. `false`: there was no room, it has no handle, or it

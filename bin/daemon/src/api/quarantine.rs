@@ -251,7 +251,7 @@ pub async fn approvals(State(api): State<Api>) -> Json<Vec<Approval>> {
 fn hash_of(approval: &Approval) -> Result<seawall_proto::ContentHash, Refused> {
     parse_hash(&approval.hash.to_ascii_lowercase()).ok_or_else(|| {
         let message =
-            "a hash is BLAKE3 in 64 hexadecimal digits, as `seawall quarantine list` shows it";
+            "a hash is BLAKE3 in 64 hexadecimal digits, as `seawall quarantine show` tells it";
         fault(StatusCode::BAD_REQUEST, "bad-hash", message)
     })
 }
@@ -266,6 +266,12 @@ fn hash_of(approval: &Approval) -> Result<seawall_proto::ContentHash, Refused> {
 pub async fn approve(State(api): State<Api>, Json(approval): Json<Approval>) -> Response {
     let done = blocking(move || {
         let hash = hash_of(&approval)?;
+        if let Some(name) = &approval.guest
+            && api.host.guests.find(|guest| guest.name() == name).is_none()
+        {
+            let message = format!("no guest is named `{name}`; `seawall guests` shows all");
+            return Err(fault(StatusCode::NOT_FOUND, "no-such-guest", message));
+        }
         api.host.quarantine.approve(hash, approval.guest.as_deref()).map_err(refused)?;
         Ok(Json(api.host.quarantine.approvals()))
     });

@@ -86,7 +86,6 @@ impl Quarantine {
     pub fn restore(&self, mut entry: Entry, target: &Target) -> Result<(), RestoreError> {
         let Target { session, path, .. } = target;
         let guest = session.guest.name().to_owned();
-        self.approve(entry.hash, Some(&guest))?;
         let (sender, replies) = channel();
         {
             let mut under_way = self.restores.lock().unwrap_or_else(PoisonError::into_inner);
@@ -95,10 +94,18 @@ impl Quarantine {
             }
             under_way.insert(entry.ticket, (guest.clone(), sender));
         }
-        let result = self.send(&entry, target, &replies);
+        let mut approved = false;
+        let result = self.send(&entry, target, &replies, &mut approved);
         self.restores.lock().unwrap_or_else(PoisonError::into_inner).remove(&entry.ticket);
         if let Err(error) = &result {
             session.outbox.push(&ToGuest::RestoreEnd(entry.ticket));
+            if approved && let Err(error) = self.revoke(entry.hash, Some(&guest)) {
+                tracing::error!(guest, %error, "an approval for a restore that failed cannot be taken back");
+            }
+            if matches!(error, RestoreError::Exists) {
+                // The operator is asked what to do.
+                return result;
+            }
             let mut event = event_of(EventKind::RestoreFailed, &entry).reason(error.to_string());
             event.guest = Some(guest);
             event.path = Some(seawall_client::text::escape(path));
@@ -122,6 +129,7 @@ impl Quarantine {
         entry: &Entry,
         target: &Target,
         replies: &Receiver<Reply>,
+        approved: &mut bool,
     ) -> Result<(), RestoreError> {
         let Target { session, path, overwrite } = target;
         session.outbox.push(&ToGuest::Restore(Restore {
@@ -135,6 +143,8 @@ impl Quarantine {
         let mut parts = Parts { entry, session, replies, sent: 0, written: 0, waiting: None };
         // The driver says first whether there is a place for it.
         parts.hear()?;
+        // From here on the content is in the guest, which must not catch it again.
+        *approved = self.approve(entry.hash, Some(session.guest.name()))?;
         let mut offset = 0;
         let mut refused = None;
         let read = self.read(entry.hash, |piece| {

@@ -4,7 +4,7 @@ use super::Session;
 use super::requests::Asked;
 use crate::config::Action;
 use crate::pipeline::{Answer, Content, Finding};
-use crate::quarantine::{Suspect, told_stays};
+use crate::quarantine::Suspect;
 use seawall_client::{Event, EventKind, Verdict};
 use seawall_proto::remedy::{Attributes, Offer, Offered};
 use seawall_proto::{ContentHash, RequestId};
@@ -115,7 +115,7 @@ impl Session {
             Ok(_) => {
                 self.guest.complain("a file is offered for quarantine with impossible attributes")
             }
-            Err(why) => self.tell_stays(&path, hash, &told_stays(why)),
+            Err(why) => self.host.quarantine.stays(self.guest.name(), path, hash, why),
         }
     }
 
