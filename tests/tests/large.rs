@@ -11,7 +11,7 @@ use seawall_tests::{
 };
 
 /// Eight GiB through emulated guests.
-const LONG: Duration = Duration::from_secs(300);
+const LONG: Duration = Duration::from_secs(600);
 const MIB: u64 = 1 << 20;
 const GUESTS: u32 = 8;
 const BUDGET_MIB: u64 = 256;

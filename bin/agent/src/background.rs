@@ -78,6 +78,7 @@ struct Inner {
     /// What is to be scanned now, and how much of that is being sent.
     wanted: VecDeque<Wanted>,
     sending: usize,
+    sent_now: Option<FileHandle>,
     /// A walk has come to its end; how much it could not look at.
     walked: Option<u64>,
     shown: Shown,
@@ -175,6 +176,14 @@ impl Queue {
         self.wake();
     }
 
+    fn sent(&self) {
+        let mut inner = self.lock();
+        inner.sending -= 1;
+        inner.sent_now = None;
+        drop(inner);
+        self.wake();
+    }
+
     /// How many scans are begun and not in a session yet.
     fn sending(&self) -> usize {
         let inner = self.lock();
@@ -189,7 +198,10 @@ impl Queue {
             inner = self.added.wait_timeout(inner, wait).unwrap_or_else(PoisonError::into_inner).0;
         }
         let wanted = inner.wanted.pop_front()?;
-        inner.sending += usize::from(matches!(wanted, Wanted::File { .. }));
+        if let Wanted::File { handle, .. } = &wanted {
+            inner.sending += 1;
+            inner.sent_now = Some(*handle);
+        }
         Some(wanted)
     }
 
@@ -272,8 +284,7 @@ pub fn scan_all(driver: &Driver) {
         match driver.background.next_wanted(wait) {
             Some(Wanted::File { handle, purpose, unwritten }) => {
                 scan_file(driver, handle, purpose, unwritten, &mut buffer);
-                driver.background.lock().sending -= 1;
-                driver.background.wake();
+                driver.background.sent();
             }
             Some(Wanted::Walk(mounts)) => {
                 walker = Some(Walker { mounts, walk: None, missed: 0 });
@@ -631,6 +642,11 @@ impl<'a> Work<'a> {
 
     fn start_closed(&mut self, driver: &Driver, now_ms: u64) -> bool {
         let Some(handle) = driver.background.take_closed(now_ms) else { return false };
+        if is_being_scanned(driver, &handle) {
+            // It may have been closed since that scan began.
+            driver.background.add_closed(handle, now_ms);
+            return true;
+        }
         let purpose = self.journal.find(&handle).map_or(Purpose::Close, Purpose::Exposure);
         driver.background.want(Wanted::File { handle, purpose, unwritten: false });
         true
@@ -645,12 +661,12 @@ impl<'a> Work<'a> {
     }
 
     fn start(&mut self, driver: &Driver, exposed: Exposed, record: &Record, now_ms: u64) {
-        // One whose scan is under way is not begun again, however long it takes.
-        if driver.session().is_some_and(|session| session.scans_exposure(exposed)) {
-            return;
-        }
         let Some(handle) = record.handle() else { return self.start_mounts(driver, now_ms) };
         match self.device(driver, record, &handle) {
+            // One scan at a time, however long it takes: two copies of a large file are too many.
+            Some(device) if is_being_scanned(driver, &handle.on(device)) => {
+                self.journal.not_tried(exposed);
+            }
             Some(device) => {
                 let purpose = Purpose::Exposure(exposed);
                 // It is scanned at its last close; until then it would be read again and again.
@@ -715,6 +731,15 @@ impl<'a> Work<'a> {
             driver.background.want(Wanted::Walk(mounts));
         }
     }
+}
+
+/// Whether a scan of this file for which nobody waits has begun.
+fn is_being_scanned(driver: &Driver, file: &FileHandle) -> bool {
+    let is_it = |wanted: &Wanted| matches!(wanted, Wanted::File { handle, .. } if handle == file);
+    let inner = driver.background.lock();
+    let begins = inner.sent_now == Some(*file) || inner.wanted.iter().any(is_it);
+    drop(inner);
+    begins || driver.session().is_some_and(|session| session.scans(file))
 }
 
 /// A file system's type and number, the same in every boot where it has one of its own.

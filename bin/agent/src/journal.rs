@@ -31,6 +31,8 @@ const PLACES: usize = FILES_MAX + MOUNTS_MAX;
 /// Of the files, how many may be there only because somebody writes them.
 const WRITTEN_MAX: usize = 2_000;
 
+/// So many times a record is tried again after one pause.
+const EQUAL_PAUSES: u8 = 3;
 /// A record is tried again after at most so many pauses.
 const PAUSES_MAX: u64 = 256;
 
@@ -349,14 +351,24 @@ impl Journal {
         self.all().find(|exposed| exposed.key == key)
     }
 
-    /// The next record that is due. It is due again after `pause_ms`, the next time after twice as long,
-    /// up to [`PAUSES_MAX`] times that: what can never be scanned must not keep the host busy.
+    /// The next record that is due. It is due again after `pause_ms`; from the [`EQUAL_PAUSES`]th time on
+    /// after twice as long each time, up to [`PAUSES_MAX`] times that: what can never be scanned must not
+    /// keep the host busy.
     pub fn next_due(&mut self, now_ms: u64, pause_ms: u64) -> Option<Exposed> {
         let is_due = |place: &&mut Place| place.key != 0 && place.due_ms <= now_ms;
         let (at, place) = self.places.iter_mut().enumerate().find(|(_, place)| is_due(place))?;
-        place.due_ms = now_ms + pause_ms * (1 << place.tries).min(PAUSES_MAX);
+        let pauses = 1 << place.tries.saturating_sub(EQUAL_PAUSES);
+        place.due_ms = now_ms + pause_ms * pauses.min(PAUSES_MAX);
         place.tries = place.tries.saturating_add(1).min(62);
         Some(place.named(at))
+    }
+
+    /// It was not tried after all.
+    pub fn not_tried(&mut self, exposed: Exposed) {
+        if self.has(exposed) {
+            let place = &mut self.places[exposed.at];
+            place.tries = place.tries.saturating_sub(1);
+        }
     }
 
     /// Has all files tried at once.
@@ -462,8 +474,11 @@ mod tests {
         assert_eq!(journal.next_due(9, 10), None);
         assert_eq!(journal.next_due(10, 10), Some(due));
         journal.remove(next);
-        assert_eq!(journal.next_due(29, 10), None, "each pause is longer");
-        assert_eq!(journal.next_due(30, 10), Some(due));
+        for now_ms in [20, 30, 40] {
+            assert_eq!(journal.next_due(now_ms, 10), Some(due));
+        }
+        assert_eq!(journal.next_due(59, 10), None, "each pause is longer");
+        assert_eq!(journal.next_due(60, 10), Some(due));
         for _ in 0..100 {
             journal.next_due(u64::MAX / 2, 10);
         }

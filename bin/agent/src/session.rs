@@ -8,15 +8,14 @@
 //! pool only when the host says that it has copied it, when the verdict comes, or when the session
 //! ends. Requests that were under way when the link was lost are queued again.
 
-use crate::driver::{Driver, Job, Purpose, Subject};
+use crate::driver::{Driver, Job, Subject};
 use crate::file::Look;
-use crate::journal::Exposed;
 use crate::link::{self, Address, LinkError, Sender, Shutter};
 use crate::region::{Credentials, NoKey};
 use crate::remedy::Task;
 use crate::scan;
 use crate::verdict;
-use seawall_fanotify::process;
+use seawall_fanotify::{FileHandle, process};
 use seawall_proto::{
     Attach, Attached, Content, ExposureReason, FileMetadata, Part, Proof, Refusal, RegionId,
     RequestId, ScanRequest, SlotRef, ToGuest, ToHost,
@@ -240,12 +239,10 @@ impl Session {
         lock(&self.pending).remove(&id)
     }
 
-    /// Whether the scan of an exposure is under way.
-    pub fn scans_exposure(&self, exposed: Exposed) -> bool {
+    /// Whether a scan of this file for which nobody waits is under way.
+    pub fn scans(&self, file: &FileHandle) -> bool {
         lock(&self.pending).values().any(|pending| match &pending.job {
-            Some(Job { subject: Subject::Background { purpose, .. }, .. }) => {
-                *purpose == Purpose::Exposure(exposed)
-            }
+            Some(Job { subject: Subject::Background { handle, .. }, .. }) => handle == file,
             _ => false,
         })
     }
