@@ -214,6 +214,11 @@ pub fn exposed(guest: &Guest) -> anyhow::Result<u64> {
     Ok(driver_number(guest, "exposed")? - driver_number(guest, "held_by_writer")?)
 }
 
+/// Defines `unmount DIR` in a shell: as long as a file's content is being sent after its close, umount(8) says
+/// that its file system is busy.
+pub const UNMOUNT: &str = "unmount() { for n in $(seq 100); do umount \"$1\" 2>/dev/null && return; \
+                           sleep 0.1; done; umount \"$1\"; }";
+
 /// What the guest's kernel complains of: a permission event that nobody answers, a task that hangs.
 pub fn kernel_complaints(guest: &Guest) -> anyhow::Result<Vec<String>> {
     let words = ["fanotify", "blocked for more than", "hung_task", "BUG:", "Oops", "out of memory"];

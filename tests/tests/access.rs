@@ -7,8 +7,8 @@ use std::time::Duration;
 use seawall_client::{Event, EventKind, Verdict};
 use seawall_lab::{Guest, Kernel, Lab, Link, Output, eicar};
 use seawall_tests::{
-    Checks, ask, driver_number, events, guest_view, has_event, infected_program, infected_script,
-    is_reported, kernel_complaints, options, service_status, shown, up,
+    Checks, UNMOUNT, ask, driver_number, events, guest_view, has_event, infected_program,
+    infected_script, is_reported, kernel_complaints, options, service_status, shown, up,
 };
 
 /// Bounds for what happens by itself within a second or two on an idle machine.
@@ -185,12 +185,14 @@ fn infected_files_are_denied_wherever_they_appear(checks: &mut Checks, lab: &Lab
     run("mkdir /mnt/disk && mount -t ext4 /dev/loop0 /mnt/disk");
     guest.push_bytes(&eicar(), "/mnt/disk/eicar", 0o644).unwrap();
     checks.denied("on a file system mounted later", &cat(guest, "/mnt/disk/eicar"));
-    run("umount /mnt/disk && mount -t ext4 /dev/loop0 /mnt/disk");
+    run(&format!("{UNMOUNT}; unmount /mnt/disk && mount -t ext4 /dev/loop0 /mnt/disk"));
     checks.denied("on a disk that brought it along", &cat(guest, "/mnt/disk/eicar"));
     checks.soon("the event names its path there", SOON, || {
         is_reported(lab, guest, "/mnt/disk/eicar")
     });
-    run("umount /mnt/disk && losetup -d /dev/loop0 && umount /mnt/over && umount /mnt/bind");
+    run(&format!(
+        "{UNMOUNT}; unmount /mnt/disk && losetup -d /dev/loop0 && unmount /mnt/over && unmount /mnt/bind"
+    ));
 }
 
 fn one_scan_serves_all_guests(checks: &mut Checks, lab: &Lab, g1: &Guest, g2: &Guest) {

@@ -8,8 +8,8 @@ use seawall_client::{EventKind, GuestState, Quarantine, QuarantineEntry, Quarant
 use seawall_lab::wire::AgentPart;
 use seawall_lab::{Guest, Kernel, Lab, LabOptions, Link, eicar};
 use seawall_tests::{
-    Checks, ask, events, guest_view, has_event, infected_script, is_denied, kernel_complaints,
-    opener, options, shown, up,
+    Checks, UNMOUNT, ask, events, guest_view, has_event, infected_script, is_denied,
+    kernel_complaints, opener, options, shown, up,
 };
 use serde_json::Value;
 
@@ -209,7 +209,7 @@ fn what_cannot_go_stays(checks: &mut Checks, lab: &Lab, guest: &Guest) {
     let unshared = "umount /data/stay/mounted && cat /data/stay/mounted";
     let output = guest.exec(["unshare", "-m", "sh", "-c", unshared]).unwrap();
     checks.denied("beneath a mount", &output);
-    run("umount /data/stay/mounted");
+    run(&format!("{UNMOUNT}; unmount /data/stay/mounted"));
 
     // Other names of the same file: this one goes, and they are denied until they go too.
     write("/data/stay/one");
