@@ -9,7 +9,7 @@
 //!            └─ length, record (postcard), the first 8 bytes of its BLAKE3; length 0: free
 //! ```
 //!
-//! In memory is one number for each place in use. Without a file (a read-only disk, a guest that boots)
+//! In memory are 24 bytes for each place in use. Without a file (a read-only disk, a guest that boots)
 //! the same is kept in a memfd, and told.
 
 use seawall_fanotify::FileHandle;

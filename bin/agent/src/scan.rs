@@ -197,7 +197,7 @@ fn give_up(driver: &Driver, session: &Session, id: RequestId, stop: Stop) {
     }
 }
 
-/// The region went under a request: it goes inline.
+/// The region went under a request: an access goes inline, what nobody waits for is tried again later.
 fn again(driver: &Driver, job: Job) {
     match job.subject {
         Subject::Access(_) => driver.push_job(job),

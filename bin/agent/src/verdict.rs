@@ -103,10 +103,6 @@ fn deny(driver: &Driver, session: &Arc<Session>, job: Job, look: Look, verdict: 
     // It may have been found clean before it changed in a way that its times do not show.
     if let Some(file) = job.subject.file() {
         driver.forget(file, &look.identity);
-        // What it was that was let through before is known now.
-        if let Ok(handle) = FileHandle::of(file.as_fd(), look.identity.device) {
-            driver.background.judged(handle);
-        }
     }
     let decided = match &job.subject {
         Subject::Access(event) => deny_access(driver, event),
@@ -117,6 +113,10 @@ fn deny(driver: &Driver, session: &Arc<Session>, job: Job, look: Look, verdict: 
     };
     let detail = verdict.detail.clone().unwrap_or_default();
     if let Some(file) = job.subject.file() {
+        // What it was that was let through before is known now.
+        if let Ok(handle) = FileHandle::of(file.as_fd(), look.identity.device) {
+            driver.background.judged(handle);
+        }
         let shown = truth::shown_path(file, look.identity.device, look.identity.inode);
         let path = String::from_utf8_lossy(&shown.path).escape_debug().to_string();
         let done = if decided.is_some() { "denied" } else { "nobody waited for it" };

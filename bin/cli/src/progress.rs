@@ -3,7 +3,7 @@
 use indicatif::{ProgressBar, ProgressStyle};
 use std::time::Duration;
 
-/// Shown until it is dropped.
+/// Shown until it is cleared.
 #[derive(Clone)]
 pub struct Progress(ProgressBar);
 
