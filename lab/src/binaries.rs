@@ -11,6 +11,15 @@ use crate::paths::{target_dir, workspace};
 
 /// A static binary of the same target as the host's, in a folder of its own.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// How programs for guests are built.
+const GUEST: [&str; 4] = ["--profile", "guest", "--target", TARGET];
+const GUEST_RUSTFLAGS: &str = "-C target-feature=+crt-static";
+/// How programs for the host are built.
+const HOST: [&str; 1] = ["--release"];
+
+fn folder(guest: bool) -> PathBuf {
+    if guest { target_dir().join(TARGET).join("guest") } else { target_dir().join("release") }
+}
 
 /// Environment variable that says that cargo has built everything already, so that each of many tests
 /// need not ask it again.
@@ -58,7 +67,7 @@ impl Binaries {
     pub fn locate() -> Self {
         let (host, guest) = match std::env::var_os("SEAWALL_BIN_DIR") {
             Some(folder) => (PathBuf::from(&folder), PathBuf::from(folder)),
-            None => (target_dir().join("release"), target_dir().join(TARGET).join("release")),
+            None => (folder(false), folder(true)),
         };
         Self {
             lab_guest: guest.join("lab-guest"),
@@ -94,8 +103,7 @@ pub fn ensure_binaries(need: Need) -> anyhow::Result<Binaries> {
         if need.agent {
             guest.extend(["--package", "seawall-agent", "--bin", "seawall-agent"]);
         }
-        guest.extend(["--target", TARGET]);
-        cargo(&guest, Some("-C target-feature=+crt-static"))?;
+        cargo(&guest, true)?;
         if need.host {
             let host = [
                 "--package",
@@ -105,7 +113,7 @@ pub fn ensure_binaries(need: Need) -> anyhow::Result<Binaries> {
                 "--package",
                 "seawall-engine-yara",
             ];
-            cargo(&host, None)?;
+            cargo(&host, false)?;
         }
     }
     *done = Some(done.unwrap_or_default() | need);
@@ -115,20 +123,33 @@ pub fn ensure_binaries(need: Need) -> anyhow::Result<Binaries> {
     Ok(binaries)
 }
 
-/// Runs a release build; cargo's progress is shown only when there is something to build and to see.
-fn cargo(arguments: &[&str], rustflags: Option<&str>) -> anyhow::Result<()> {
+/// Builds the one program of `package`, for a guest or for the host, unless `SEAWALL_BIN_DIR` has it. Where
+/// it is.
+pub fn build_program(package: &str, guest: bool) -> anyhow::Result<PathBuf> {
+    let made =
+        std::env::var_os("SEAWALL_BIN_DIR").map(|folder| PathBuf::from(folder).join(package));
+    if let Some(path) = made.filter(|path| path.exists()) {
+        return Ok(path);
+    }
+    cargo(&["--package", package], guest)?;
+    Ok(folder(guest).join(package))
+}
+
+/// Runs a build; cargo's progress is shown only when there is something to build and to see.
+fn cargo(arguments: &[&str], guest: bool) -> anyhow::Result<()> {
     use std::io::IsTerminal;
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(workspace()).args(["build", "--release", "--locked"]).args(arguments);
+    command.current_dir(workspace()).args(["build", "--locked"]).args(arguments);
+    command.args(if guest { &GUEST[..] } else { &HOST });
     if !std::io::stderr().is_terminal() {
         command.arg("--quiet");
     }
-    if let Some(flags) = rustflags {
-        command.env("RUSTFLAGS", flags).env_remove("CARGO_ENCODED_RUSTFLAGS");
+    if guest {
+        command.env("RUSTFLAGS", GUEST_RUSTFLAGS).env_remove("CARGO_ENCODED_RUSTFLAGS");
     }
     let status = command.stdin(std::process::Stdio::null()).status().context("cannot run cargo")?;
     if !status.success() {
-        bail!("the build failed: cargo build --release --locked {}", arguments.join(" "));
+        bail!("the build failed: cargo build --locked {}", arguments.join(" "));
     }
     Ok(())
 }

@@ -38,7 +38,7 @@ mod setup;
 mod state;
 pub mod wire;
 
-pub use binaries::{BUILT, Binaries, Need, ensure_binaries};
+pub use binaries::{BUILT, Binaries, Need, build_program, ensure_binaries};
 pub use debian::ensure_image as ensure_debian_image;
 pub use guest::{Command, FileError, Guest, Output, Running};
 pub use lab::Lab;

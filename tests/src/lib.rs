@@ -6,10 +6,9 @@
 
 use std::fmt::Debug;
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use seawall_client::{Event, EventKind, Status, Verdict};
 use seawall_lab::{Guest, Kernel, Lab, LabOptions, Link, Output, eicar};
 use serde::de::DeserializeOwned;
@@ -230,39 +229,12 @@ pub fn kernel_complaints(guest: &Guest) -> anyhow::Result<Vec<String>> {
     Ok(messages.lines().filter(complains).map(str::to_owned).collect())
 }
 
-/// A program of the tests: from `SEAWALL_BIN_DIR`, or built with cargo when it is not there.
-fn built(package: &str, guest: bool) -> anyhow::Result<PathBuf> {
-    const TARGET: &str = "x86_64-unknown-linux-gnu";
-    if let Some(folder) = std::env::var_os("SEAWALL_BIN_DIR") {
-        let path = PathBuf::from(folder).join(package);
-        if path.exists() {
-            return Ok(path);
-        }
-    }
-    let workspace = seawall_lab::workspace();
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(workspace).args(["build", "--release", "--locked", "--quiet"]);
-    command.args(["--package", package]);
-    if guest {
-        command.args(["--target", TARGET]);
-        command.env("RUSTFLAGS", "-C target-feature=+crt-static");
-        command.env_remove("CARGO_ENCODED_RUSTFLAGS");
-    }
-    let status = command.status().context("cannot run cargo")?;
-    if !status.success() {
-        bail!("the build of {package} failed");
-    }
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or("target".into(), PathBuf::from);
-    let folder = if guest { format!("{TARGET}/release") } else { "release".into() };
-    Ok(workspace.join(target).join(folder).join(package))
-}
-
 /// The engine that misbehaves on demand.
 pub fn engine_fault() -> anyhow::Result<PathBuf> {
-    built("seawall-engine-fault", false)
+    seawall_lab::build_program("seawall-engine-fault", false)
 }
 
 /// The program that makes load and trouble in a guest.
 pub fn opener() -> anyhow::Result<PathBuf> {
-    built("seawall-opener", true)
+    seawall_lab::build_program("seawall-opener", true)
 }

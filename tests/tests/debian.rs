@@ -7,7 +7,8 @@ use std::time::Duration;
 use seawall_client::{EventKind, Verdict};
 use seawall_lab::{Guest, Image, Kernel, Lab, LabOptions, Link, Output, eicar};
 use seawall_tests::{
-    Checks, driver_number, exposed, has_event, is_reported, kernel_complaints, options, shown, up,
+    Checks, driver_number, events, exposed, has_event, is_reported, kernel_complaints, options,
+    shown, up,
 };
 use serde_json::json;
 
@@ -30,6 +31,7 @@ fn a_debian_works_protected_on_kernel_6_1() {
     works(&mut checks, &guest, "protected", "hello", "/data/first");
     is_infected_nowhere(&mut checks, &lab, &guest);
     is_frozen_and_thawed(&mut checks, &guest);
+    remembers_over_a_reboot(&mut checks, &lab, &guest);
     shuts_down(&mut checks, &guest);
     checks.end();
 }
@@ -228,6 +230,29 @@ fn works_while_the_link_is_cut(
     }
     let output = guest.exec(["cat", &format!("/home/user/{mode}")]).unwrap();
     checks.denied(&format!("{what}: EICAR"), &output);
+}
+
+/// What was let through while there was no service is scanned after the guest's next boot.
+fn remembers_over_a_reboot(checks: &mut Checks, lab: &Lab, guest: &Guest) {
+    const FILE: &str = "/home/user/let-through";
+    let earlier = events(lab).unwrap().len();
+    lab.stop_daemon().unwrap();
+    guest.write(&eicar(), FILE, 0o644, None).unwrap();
+    let output = guest.command(["cat", FILE]).as_user(1000).run().unwrap();
+    checks.that("what nobody can scan is let through", output.stdout == eicar(), shown(&output));
+    guest.sh("sync").unwrap();
+    guest.shut_down(Duration::from_secs(180)).unwrap();
+    lab.start_daemon().unwrap();
+    guest.boot().unwrap();
+    guest.wait_exec(WORK).unwrap();
+    guest.wait_protected(SOON).unwrap();
+    checks.soon("what was let through is found after a reboot", SOON, || {
+        events(lab).unwrap().split_off(earlier).iter().any(|event| {
+            event.path.as_deref() == Some(FILE) && event.verdict == Some(Verdict::Infected)
+        })
+    });
+    checks.denied("and denied", &guest.exec(["cat", FILE]).unwrap());
+    checks.soon("nothing waits for its scan", SOON, || exposed(guest).is_ok_and(|n| n == 0));
 }
 
 fn shuts_down(checks: &mut Checks, guest: &Guest) {

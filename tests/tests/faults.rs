@@ -243,6 +243,15 @@ fn user_programs_do_not_run_unscanned(checks: &mut Checks, lab: &Lab, guest: &Gu
     );
     lab.start_daemon().unwrap();
     lab.wait_ready().unwrap();
+    checks.soon("the events tell who it was, though there was no service", SOON, || {
+        has_event(lab, EventKind::Unscanned, |event| {
+            let who = (event.uid, event.operation.as_deref(), event.decision.as_deref());
+            event.path.as_deref() == Some(&script)
+                && who == (Some(1000), Some("exec"), Some("deny"))
+                && event.process.is_some()
+                && event.occurred.is_some()
+        })
+    });
 }
 
 /// 160 opens wait for a service that does not move, half of them for infected files, when the worker

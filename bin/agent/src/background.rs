@@ -679,18 +679,21 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// The device of the record's file system in this boot.
+    /// The device of the record's file system now. It may have been mounted anew since, and its device
+    /// be another's.
     fn device(&self, driver: &Driver, record: &Record, handle: &FileHandle) -> Option<u64> {
+        let is_it = |path: &Path| file_system(path) == Some(record.file_system);
+        let has_number = record.file_system.1 != 0;
         if record.boot_id == self.boot_id {
-            return driver.coverage.path_on(handle.device).map(|_| handle.device);
+            let path = driver.coverage.path_on(handle.device);
+            if path.is_some_and(|path| !has_number || is_it(&path)) {
+                return Some(handle.device);
+            }
         }
         // Copies of a disk have the same number, and some file systems have none.
         let is_there = |path: &Path| path.as_os_str().as_bytes() == record.mount_point.as_slice();
-        let has_number = record.file_system.1 != 0;
         let mut found = driver.coverage.reached();
-        found.retain(|(_, path)| {
-            (has_number || is_there(path)) && file_system(path) == Some(record.file_system)
-        });
+        found.retain(|(_, path)| (has_number || is_there(path)) && is_it(path));
         let exact = found.iter().find(|(_, path)| is_there(path));
         exact.or(found.first()).map(|(device, _)| *device)
     }

@@ -154,6 +154,9 @@ pub struct Job {
     pub reads: u8,
 }
 
+/// A notice, and when it was made: milliseconds of CLOCK_MONOTONIC.
+pub type Waiting = (u64, Notice);
+
 /// How an exec was answered, or will be by whoever keeps its deadline.
 #[derive(Debug)]
 struct ExecAnswer {
@@ -191,7 +194,7 @@ pub struct Driver {
     link_changed: Condvar,
     jobs: Mutex<VecDeque<Job>>,
     jobs_added: Condvar,
-    notices: SyncSender<Notice>,
+    notices: SyncSender<Waiting>,
     remedies: SyncSender<(Arc<Session>, Task)>,
     last_verdicts: Mutex<VecDeque<LastVerdict>>,
     execs: Mutex<VecDeque<ExecAnswer>>,
@@ -210,7 +213,7 @@ impl Driver {
         coverage: Coverage,
         supervisor: u32,
         region: Region,
-        notices: SyncSender<Notice>,
+        notices: SyncSender<Waiting>,
         remedies: SyncSender<(Arc<Session>, Task)>,
     ) -> Self {
         Self {
@@ -452,6 +455,7 @@ impl Driver {
     /// Gives an access up: answers it by fail mode and tells the host.
     pub fn give_up(&self, event: &HeldEvent, reason: ExposureReason) {
         self.note_exec(event, event.claim.fail());
+        event.process();
         if self.answer_unscanned(event.claim, reason) {
             self.note_unscanned(event, reason, event.claim.fail());
         } else {
@@ -475,13 +479,40 @@ impl Driver {
         let decision = decision(answer);
         let done = if answer == Answer::Allow { "let through" } else { "denied" };
         self.note_verdict(path, format!("not scanned ({}), {done}", word(reason)));
-        let operation = event.operation;
-        self.notice(Notice::Unscanned { file, operation, reason, decision });
+        // What the deadline answered is found a little later.
+        let answered_ms = process::now_ms().min(event.deadline_ms);
+        let waited_ms = answered_ms.saturating_sub(event.since_ms).try_into().unwrap_or(u32::MAX);
+        self.notice(Notice::Unscanned {
+            file,
+            operation: event.operation,
+            reason,
+            decision,
+            process: event.process().clone(),
+            waited_ms,
+            age_ms: 0,
+        });
+    }
+
+    /// What waits for long may be answered by the deadline, which knows nothing of processes: who it is
+    /// that waits is looked up before.
+    pub fn look_up_waiting(&self) {
+        let now_ms = process::now_ms();
+        let long = |job: &Job| match &job.subject {
+            Subject::Access(event) if event.is_to_be_looked_up(now_ms) => Some(Arc::clone(event)),
+            _ => None,
+        };
+        let mut waiting: Vec<_> = lock(&self.jobs).iter().filter_map(long).collect();
+        if let Some(session) = self.session() {
+            waiting.extend(session.jobs(long));
+        }
+        for event in waiting {
+            event.process();
+        }
     }
 
     /// Sends a notice when there is a link and room for it; never waits. `false`: there is no room.
     pub fn notice(&self, notice: Notice) -> bool {
-        let sent = self.notices.try_send(notice).is_ok();
+        let sent = self.notices.try_send((process::now_ms(), notice)).is_ok();
         if !sent {
             count(&self.counters.notices_lost);
         }

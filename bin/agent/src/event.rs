@@ -11,16 +11,20 @@ use crate::memory::Known;
 use rustix::event::{PollFd, PollFlags};
 use seawall_fanotify::ledger::{Claim, Held, HeldFile};
 use seawall_fanotify::{Answer, Event, EventKind, FileHandle, process};
-use seawall_proto::{ExposureReason, Operation, Policy};
+use seawall_proto::{ExposureReason, Operation, Policy, Process};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// Events read at once. What waits in a reader's hand is not seen by the other one.
 const BATCH: usize = 8;
 /// No more event files than this are open at once; beyond it the answer comes at once, by fail mode.
 const LIVE_MAX: u32 = 3 * OUTSTANDING_MAX;
+
+/// Who waits is looked up when it has waited this long, in milliseconds: nearly all have their verdict
+/// before.
+const LONG_MS: u64 = 500;
 
 static LIVE: AtomicU32 = AtomicU32::new(0);
 
@@ -32,7 +36,9 @@ pub struct HeldEvent {
     pub operation: Operation,
     pub pid: u32,
     pub look: Look,
+    pub since_ms: u64,
     pub deadline_ms: u64,
+    process: OnceLock<Process>,
 }
 
 impl HeldEvent {
@@ -41,11 +47,32 @@ impl HeldEvent {
         operation: Operation,
         pid: u32,
         look: Look,
+        since_ms: u64,
         deadline_ms: u64,
     ) -> Arc<Self> {
         LIVE.fetch_add(1, Ordering::Relaxed);
-        Arc::new(Self { claim: file.claim(), file, operation, pid, look, deadline_ms })
+        let (claim, process) = (file.claim(), OnceLock::new());
+        Arc::new(Self { claim, file, operation, pid, look, since_ms, deadline_ms, process })
     }
+
+    /// Who waits. To be asked before the answer: afterwards the process may be gone. It waits in open(2),
+    /// and reading its name and owner takes no lock that it could hold.
+    pub fn process(&self) -> &Process {
+        self.process.get_or_init(|| process_of(self.pid))
+    }
+
+    /// Whether it has waited for long and nobody has asked who waits.
+    pub fn is_to_be_looked_up(&self, now_ms: u64) -> bool {
+        self.process.get().is_none() && self.since_ms + LONG_MS <= now_ms
+    }
+}
+
+fn process_of(pid: u32) -> Process {
+    use std::os::unix::fs::MetadataExt;
+    let mut name = std::fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+    name.truncate(name.trim_ascii_end().len());
+    let uid = std::fs::metadata(format!("/proc/{pid}")).ok().map(|process| process.uid());
+    Process { name: serde_bytes::ByteBuf::from(name), uid }
 }
 
 impl Drop for HeldEvent {
@@ -154,7 +181,7 @@ fn hold(driver: &Driver, fd: OwnedFd, operation: Operation, pid: u32, look: Look
             count(&driver.counters.overloaded);
         }
     }
-    let event = HeldEvent::new(file, operation, pid, look, deadline_ms);
+    let event = HeldEvent::new(file, operation, pid, look, now_ms, deadline_ms);
     driver.expect_exec(&event);
     driver.push_job(Job { subject: Subject::Access(event), reads: 0 });
 }

@@ -1,6 +1,6 @@
 //! Heartbeats, notices, and dropping what nobody waits for any more.
 
-use crate::driver::{Driver, Subject};
+use crate::driver::{Driver, Subject, Waiting};
 use crate::link::LinkError;
 use crate::region;
 use crate::scan;
@@ -17,13 +17,14 @@ const LOOK: Duration = Duration::from_secs(1);
 const MEASURE: Duration = Duration::from_secs(5);
 
 /// Keeps house for ever.
-pub fn keep(driver: &Driver, notices: &Receiver<Notice>) {
+pub fn keep(driver: &Driver, notices: &Receiver<Waiting>) {
     let mut beat = Instant::now();
     let mut looked = Instant::now();
     let mut measured: Option<(Instant, u32)> = None;
     loop {
         pass_on(driver, notices);
         purge(driver);
+        driver.look_up_waiting();
         let Some(session) = driver.session() else { continue };
         if session.is_silent(process::now_ms()) {
             tracing::warn!("the host owes an answer and is silent; the link is given up");
@@ -60,14 +61,17 @@ pub fn keep(driver: &Driver, notices: &Receiver<Notice>) {
 
 /// Sends notices for one tick. Without a session they wait in their queue, which is bounded; so they do
 /// while the host says nothing: what was sent to one that is gone would be lost.
-fn pass_on(driver: &Driver, notices: &Receiver<Notice>) {
+fn pass_on(driver: &Driver, notices: &Receiver<Waiting>) {
     let session = driver.session().filter(|session| session.hears(process::now_ms()));
     let Some(session) = session else { return std::thread::sleep(TICK) };
     let until = Instant::now() + TICK;
     loop {
         let left = until.saturating_duration_since(Instant::now());
         match notices.recv_timeout(left) {
-            Ok(notice) => {
+            Ok((since_ms, mut notice)) => {
+                if let Notice::Unscanned { age_ms, .. } = &mut notice {
+                    *age_ms = process::now_ms().saturating_sub(since_ms);
+                }
                 match session.send(&ToHost::Notice(notice)) {
                     Ok(()) => (),
                     // It would not fit the next session either.

@@ -115,6 +115,7 @@ fn too_large(driver: &Driver, event: &HeldEvent, look: &Look) {
     driver.ledger.expose(handle.as_ref(), ExposureReason::TooLarge.number());
     driver.memory.remember_exposed(&look.identity, process::now_ms());
     driver.note_exec(event, Answer::Allow);
+    event.process();
     if driver.answer(event.claim, Answer::Allow) {
         count(&driver.counters.unscanned);
         driver.note_unscanned(event, ExposureReason::TooLarge, Answer::Allow);

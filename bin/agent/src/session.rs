@@ -65,6 +65,14 @@ impl Pending {
         let (slots, copied) = Default::default();
         Self { job: Some(job), look, deadline_ms: 0, sent_ms: 0, slots, copied }
     }
+
+    /// The file of a scan for which nobody waits.
+    fn in_background(&self) -> Option<&FileHandle> {
+        match &self.job {
+            Some(Job { subject: Subject::Background { handle, .. }, .. }) => Some(handle),
+            _ => None,
+        }
+    }
 }
 
 /// What opens a request, before the host has heard of it.
@@ -241,27 +249,25 @@ impl Session {
 
     /// Whether a scan of this file for which nobody waits is under way.
     pub fn scans(&self, file: &FileHandle) -> bool {
-        lock(&self.pending).values().any(|pending| match &pending.job {
-            Some(Job { subject: Subject::Background { handle, .. }, .. }) => handle == file,
-            _ => false,
-        })
+        lock(&self.pending).values().any(|pending| pending.in_background() == Some(file))
     }
 
     /// How many scans are under way for which nobody waits.
     pub fn in_background(&self) -> usize {
-        let is_background = |pending: &&Pending| {
-            matches!(&pending.job, Some(Job { subject: Subject::Background { .. }, .. }))
-        };
-        lock(&self.pending).values().filter(is_background).count()
+        lock(&self.pending).values().filter(|pending| pending.in_background().is_some()).count()
     }
 
     /// The scans for which nobody waits of files on this device.
     pub fn in_background_on(&self, device: u64) -> Vec<RequestId> {
         let is_on_it = |pending: &Pending| {
-            pending.look.identity.device == device
-                && matches!(&pending.job, Some(Job { subject: Subject::Background { .. }, .. }))
+            pending.look.identity.device == device && pending.in_background().is_some()
         };
         lock(&self.pending).iter().filter(|(_, p)| is_on_it(p)).map(|(id, _)| *id).collect()
+    }
+
+    /// What `pick` finds in the jobs that wait for their verdict.
+    pub fn jobs<T>(&self, pick: impl Fn(&Job) -> Option<T>) -> Vec<T> {
+        lock(&self.pending).values().filter_map(|p| pick(p.job.as_ref()?)).collect()
     }
 
     /// The requests whose access was answered meanwhile, or that took too long.

@@ -13,7 +13,7 @@ use crate::session::{Pending, Session};
 use crate::truth;
 use seawall_fanotify::{Answer, FileHandle, process};
 use seawall_proto::{
-    Decision, ExposureReason, Notice, Outcome, Remediation, RequestId, ToHost, Verdict, VerdictKind,
+    Decision, ExposureReason, Notice, Outcome, Process, Remediation, ToHost, Verdict, VerdictKind,
 };
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -97,9 +97,10 @@ fn read_again(driver: &Driver, job: Job, look: &Look) {
 }
 
 fn deny(driver: &Driver, session: &Arc<Session>, job: Job, look: Look, verdict: &Verdict) {
-    // The process is looked up before the answer: afterwards it may be gone. It waits in open(2), and
-    // reading its name and owner takes no lock that it could hold.
-    let (process, uid) = process_of(job.subject.pid());
+    let process = match &job.subject {
+        Subject::Access(event) => event.process().clone(),
+        Subject::Background { .. } => Process::default(),
+    };
     // It may have been found clean before it changed in a way that its times do not show.
     if let Some(file) = job.subject.file() {
         driver.forget(file, &look.identity);
@@ -122,7 +123,7 @@ fn deny(driver: &Driver, session: &Arc<Session>, job: Job, look: Look, verdict: 
         let done = if decided.is_some() { "denied" } else { "nobody waited for it" };
         driver.note_verdict(path, format!("{} ({detail}), {done}", word(verdict.kind)));
     }
-    tell_outcome(session, verdict.id, decided, process, uid);
+    tell_outcome(session, Outcome { id: verdict.id, decision: decided, process });
     if verdict.remediation == Remediation::Quarantine {
         let Job { subject, .. } = job;
         driver.remedy(session, Task::Offer { id: verdict.id, subject, look });
@@ -148,27 +149,8 @@ fn deny_access(driver: &Driver, event: &HeldEvent) -> Option<Decision> {
     Some(decision(Answer::Deny))
 }
 
-fn tell_outcome(
-    session: &Session,
-    id: RequestId,
-    decision: Option<Decision>,
-    process: Vec<u8>,
-    uid: Option<u32>,
-) {
-    let process = serde_bytes::ByteBuf::from(process);
-    let outcome = Notice::Outcome(Outcome { id, decision, process, uid });
-    if session.send(&ToHost::Notice(outcome)).is_err() {
+fn tell_outcome(session: &Session, outcome: Outcome) {
+    if session.send(&ToHost::Notice(Notice::Outcome(outcome))).is_err() {
         session.end();
     }
-}
-
-fn process_of(pid: u32) -> (Vec<u8>, Option<u32>) {
-    use std::os::unix::fs::MetadataExt;
-    if pid == 0 {
-        return (Vec::new(), None);
-    }
-    let mut name = std::fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
-    name.truncate(name.trim_ascii_end().len());
-    let uid = std::fs::metadata(format!("/proc/{pid}")).ok().map(|process| process.uid());
-    (name, uid)
 }

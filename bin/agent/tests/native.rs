@@ -5,10 +5,14 @@
 mod common;
 
 use common::{Native, Reply, eventually, is_denied, read_in_thread};
-use seawall_proto::{ExposureReason, FailMode, Notice, Operation, Policy, ScanRequest, ToHost};
+use seawall_proto::{
+    ExposureReason, FailMode, Notice, Operation, Policy, Process, ScanRequest, ToHost,
+};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -203,11 +207,29 @@ fn without_a_verdict_the_deadline_and_fail_mode_decide() {
             assert!(took >= Duration::from_millis(1400), "{took:?}");
             assert!(took <= Duration::from_millis(2500), "{took:?}");
             assert_eq!(native.number("unscanned"), 1, "the worker keeps it, not its supervisor");
+            let (process, waited_ms) = told_unscanned(&native, ExposureReason::Deadline);
+            assert_eq!(process.name, own_name(), "looked up while it waited");
+            assert_eq!(process.uid, Some(0));
+            assert!((1400..=1600).contains(&waited_ms), "{waited_ms}");
             // What fail mode let through waits for its scan; what it denied does not.
             assert_eq!(native.number("exposed"), u64::from(!denied));
         });
         native.join().unwrap();
     }
+}
+
+fn own_name() -> Vec<u8> {
+    std::fs::read("/proc/self/comm").unwrap().trim_ascii_end().to_vec()
+}
+
+/// Who waited, and how many milliseconds, as the host is told of an access without a verdict.
+fn told_unscanned(native: &Native, why: ExposureReason) -> (Process, u32) {
+    native.host.heard(|message| match message {
+        ToHost::Notice(Notice::Unscanned { process, waited_ms, reason, .. }) if *reason == why => {
+            Some((process.clone(), *waited_ms))
+        }
+        _ => None,
+    })
 }
 
 #[test]
@@ -227,8 +249,17 @@ fn what_was_let_through_while_the_link_was_down_is_scanned_when_it_is_back() {
     native.host.down();
     assert_eq!(std::fs::read(&path).unwrap(), b"evil", "fail open");
     assert_eq!(native.number("exposed"), 1);
+    std::thread::sleep(Duration::from_millis(1100));
     native.host.up();
     native.wait_protected();
+    let told = native.host.heard(|message| match message {
+        ToHost::Notice(Notice::Unscanned { process, age_ms, .. }) => {
+            Some((process.clone(), *age_ms))
+        }
+        _ => None,
+    });
+    assert_eq!(told.0.name, own_name());
+    assert!((1_100..20_000).contains(&told.1), "{} ms ago", told.1);
     assert!(eventually(|| native.number("exposed") == 0));
     let contents = native.host.seen.contents.lock().unwrap();
     assert!(contents.contains(&(Operation::Background, b"evil".to_vec())));
@@ -252,6 +283,69 @@ fn what_was_let_through_is_known_after_worker_and_supervisor_have_died() {
     let worker = native.number("worker");
     native.kill_supervisor();
     common::kill(worker);
+    native.start_again();
+    assert!(eventually(|| native.number("exposed") == 1), "{}", native.status());
+    native.host.up();
+    let scanned = (Operation::Background, b"evil".to_vec());
+    assert!(eventually(|| native.host.seen.contents.lock().unwrap().contains(&scanned)));
+    assert!(eventually(|| native.number("exposed") == 0), "{}", native.status());
+}
+
+/// An ext4 in a file.
+struct Disk(tempfile::NamedTempFile);
+
+impl Disk {
+    fn make() -> Self {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(8 << 20).unwrap();
+        run(Command::new("mkfs.ext4").arg("-q").arg("-F").arg(file.path()));
+        Self(file)
+    }
+
+    /// Mounts it on the first loop device that is free. Its device number.
+    fn mount(&self, at: &Path) -> u64 {
+        run(Command::new("mount").args(["-o", "loop"]).arg(self.0.path()).arg(at));
+        std::fs::metadata(at).unwrap().dev()
+    }
+
+    /// Takes the first loop device that is free.
+    fn attach(&self) -> Attached {
+        let output = run(Command::new("losetup").args(["--find", "--show"]).arg(self.0.path()));
+        Attached(String::from_utf8(output.stdout).unwrap().trim().to_owned())
+    }
+}
+
+struct Attached(String);
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        run(Command::new("losetup").arg("--detach").arg(&self.0));
+    }
+}
+
+fn run(command: &mut Command) -> std::process::Output {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {output:?}");
+    output
+}
+
+/// Its number on disk counts, not where the kernel happened to attach it.
+#[test]
+fn what_was_let_through_is_known_where_its_file_system_comes_back_under_another_device_number() {
+    let mut native = Native::start(policy(FailMode::Open), by_content);
+    let disk = Disk::make();
+    let first = disk.mount(&native.path(""));
+    let watched = || native.write("watched", b"evil");
+    assert!(eventually(|| is_denied(&std::fs::read(watched()))), "{}", native.status());
+    let_through(&native, "f", b"evil");
+    native.settle();
+    let worker = native.number("worker");
+    native.kill_supervisor();
+    common::kill(worker);
+    run(Command::new("umount").arg(native.path("")));
+    let other = Disk::make();
+    let _in_its_place = other.attach();
+    assert_ne!(disk.mount(&native.path("")), first, "another device number");
     native.start_again();
     assert!(eventually(|| native.number("exposed") == 1), "{}", native.status());
     native.host.up();

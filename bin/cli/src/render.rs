@@ -431,6 +431,14 @@ fn parts(event: &Event) -> Parts {
     }
 }
 
+/// How long an access was held.
+fn held_for(microseconds: u64) -> String {
+    match microseconds / 1000 {
+        ms @ 0..1000 => format!("{ms} ms"),
+        ms => format!("{:.1} s", std::time::Duration::from_millis(ms).as_secs_f64()),
+    }
+}
+
 fn what(event: &Event) -> String {
     let mut words = Vec::new();
     if let Some(verdict) = event.verdict {
@@ -468,6 +476,12 @@ fn what(event: &Event) -> String {
         (Some(pid), None) => words.push(format!("(pid {pid})")),
         (None, Some(uid)) => words.push(format!("(user {uid})")),
         (None, None) => {}
+    }
+    if let (EventKind::Unscanned, Some(held)) = (event.kind, event.duration_us) {
+        words.push(format!("after {}", held_for(held)));
+    }
+    if let Some(occurred) = &event.occurred {
+        words.push(format!("at {occurred}"));
     }
     let mut what = words.join(" ");
     if let Some(reason) = event.reason.as_ref().filter(|reason| !reason.is_empty()) {

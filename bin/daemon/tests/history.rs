@@ -5,7 +5,8 @@ mod common;
 use common::{Driver, Engine, Service, Setup, block_on, eicar, on_terminal, seawall, wait_for};
 use seawall_client::{ClientError, Event, EventKind, EventsQuery, GuestState};
 use seawall_proto::{
-    Decision, ExposureReason, FileMetadata, Heartbeat, Notice, Operation, ToHost, VerdictKind,
+    Decision, ExposureReason, FileMetadata, Heartbeat, Notice, Operation, Process, ToHost,
+    VerdictKind,
 };
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -28,6 +29,9 @@ fn cause(driver: &mut Driver, path: &[u8]) {
         operation: Operation::Open,
         reason: ExposureReason::Deadline,
         decision: Decision::Allow,
+        process: Process { name: serde_bytes::ByteBuf::from(b"c\nat".to_vec()), uid: Some(1000) },
+        waited_ms: 5_000,
+        age_ms: 90_000,
     }));
 }
 
@@ -519,6 +523,18 @@ fn the_command_line_has_the_same_filters() {
     let mut driver = service.driver("g1");
     cause(&mut driver, b"/x");
     let event = service.wait_event(EventKind::Unscanned, "g1");
+    assert_eq!(
+        (event.process.as_deref(), event.pid, event.uid),
+        (Some(r"c\nat"), Some(4), Some(1000))
+    );
+    assert_eq!(event.duration_us, Some(5_000_000));
+    let time = |text: &str| text.parse::<jiff::Timestamp>().unwrap();
+    let ago = time(&event.time) - time(event.occurred.as_deref().unwrap());
+    assert!((89..=91).contains(&ago.as_secs()), "a report waits for its session: {ago}");
+    let shown = seawall(&service, &["events", "--kind", "unscanned"]);
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    let told = format!("(pid 4, user 1000) after 5.0 s at {}", event.occurred.as_ref().unwrap());
+    assert!(shown.contains(&told), "{shown}");
     let lines = |arguments: &[&str]| {
         let output = seawall(&service, &[&["--json", "events"], arguments].concat());
         assert!(output.status.success(), "{output:?}");

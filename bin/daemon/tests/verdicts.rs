@@ -5,8 +5,8 @@ mod common;
 use common::{Engine, PATIENCE, Service, Setup, eicar, wait_for};
 use seawall_client::{EventKind, Verdict};
 use seawall_proto::{
-    Content, ContentHash, Decision, Notice, Operation, Outcome, Part, RequestId, SlotRef, ToGuest,
-    ToHost, VerdictKind,
+    Content, ContentHash, Decision, Notice, Operation, Outcome, Part, Process, RequestId, SlotRef,
+    ToGuest, ToHost, VerdictKind,
 };
 use std::collections::HashMap;
 use std::process::Command;
@@ -37,8 +37,7 @@ fn an_infected_file_is_denied_and_a_clean_one_is_not() {
     driver.say(ToHost::Notice(Notice::Outcome(Outcome {
         id: infected.id,
         decision: Some(Decision::Deny),
-        process: serde_bytes::ByteBuf::from(b"cat\n".to_vec()),
-        uid: Some(1000),
+        process: Process { name: serde_bytes::ByteBuf::from(b"cat\n".to_vec()), uid: Some(1000) },
     })));
     let event = service.wait_event(EventKind::Verdict, "g1");
     assert_eq!(event.verdict, Some(Verdict::Infected));

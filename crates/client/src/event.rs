@@ -90,6 +90,10 @@ pub struct Event {
     pub id: Option<u64>,
     /// When, in UTC with milliseconds (RFC 3339).
     pub time: String,
+    /// When it happened, by the same clock, where that was before it was told: a guest without a session
+    /// keeps its reports.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub occurred: Option<String>,
     /// What happened.
     pub kind: EventKind,
     /// The guest concerned.
@@ -134,7 +138,8 @@ pub struct Event {
     /// Its real user id in the guest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
-    /// From the request's arrival to its verdict, in microseconds.
+    /// From the request's arrival to its verdict, in microseconds; of an access without a verdict, how
+    /// long it was held, in whole milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duration_us: Option<u64>,
     /// How many: events dropped, accesses answered in a dead worker's place, file systems not
@@ -159,6 +164,7 @@ impl Event {
         Self {
             id: None,
             time: String::new(),
+            occurred: None,
             kind,
             guest: None,
             path: None,

@@ -32,8 +32,8 @@ pub use hello::{Hello, HelloError, PREFACE_LEN, Preface};
 pub use identity::{Key, Proof, RegionId};
 pub use message::{
     Attach, Attached, Content, Coverage, ExposureReason, FailMode, FileMetadata, Heartbeat, Notice,
-    Operation, Outcome, Part, Policy, Refusal, ScanRequest, SlotRef, ToGuest, ToHost, Uncovered,
-    Verdict,
+    Operation, Outcome, Part, Policy, Process, Refusal, ScanRequest, SlotRef, ToGuest, ToHost,
+    Uncovered, Verdict,
 };
 pub use remedy::{Remediation, Ticket};
 pub use types::{ContentHash, Decision, Generation, RequestId, VerdictKind};

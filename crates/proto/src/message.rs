@@ -298,6 +298,13 @@ pub enum Notice {
         reason: ExposureReason,
         /// What fail mode made of it.
         decision: Decision,
+        /// Who waited.
+        process: Process,
+        /// How long it waited, in milliseconds.
+        waited_ms: u32,
+        /// How long ago it was answered when this was sent, in milliseconds: a report waits for a
+        /// session.
+        age_ms: u64,
     },
     /// Which file systems the driver watches; sent at attach and at each change.
     Coverage(Coverage),
@@ -329,9 +336,16 @@ pub struct Outcome {
     pub id: RequestId,
     /// What the kernel was told; `None` where nobody waited any more.
     pub decision: Option<Decision>,
-    /// The waiting process's name (`/proc/PID/comm`), any bytes.
-    pub process: serde_bytes::ByteBuf,
-    /// The waiting process's real user id.
+    /// Who waited.
+    pub process: Process,
+}
+
+/// The process that waits for an access: for the operator's eyes, never believed.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Process {
+    /// Its name (`/proc/PID/comm`), any bytes; empty where it is not known.
+    pub name: serde_bytes::ByteBuf,
+    /// Its real user id.
     pub uid: Option<u32>,
 }
 

@@ -10,7 +10,8 @@ use crate::session::requests::Asked;
 use seawall_client::text::{escape, escape_short};
 use seawall_client::{Coverage, Event, EventKind, Uncovered};
 use seawall_proto::{
-    ContentHash, Decision, ExposureReason, FileMetadata, Notice, Operation, Outcome, RequestId,
+    ContentHash, Decision, ExposureReason, FileMetadata, Notice, Operation, Outcome, Process,
+    RequestId,
 };
 use std::collections::HashMap;
 use std::sync::{MutexGuard, PoisonError};
@@ -22,6 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const PENDING_MAX: usize = 2048;
 /// File systems that are not watched, kept for one guest.
 const UNCOVERED_MAX: usize = 256;
+/// No report is older than this, in milliseconds: a year.
+const OLDEST_MS: i64 = 365 * 24 * 3_600_000;
 /// Characters kept of a text that the driver reports, but for paths.
 const TEXT_MAX: usize = 128;
 
@@ -125,12 +128,23 @@ impl Session {
     pub fn notice(&self, notice: Notice) {
         match notice {
             Notice::Outcome(outcome) => self.outcome(&outcome),
-            Notice::Unscanned { mut file, operation, reason, decision } => {
+            Notice::Unscanned {
+                mut file,
+                operation,
+                reason,
+                decision,
+                process,
+                waited_ms,
+                age_ms,
+            } => {
                 file.path.truncate(4096);
                 let mut event = self.file_event(EventKind::Unscanned, operation, &file);
                 event.decision = Some(decision_name(decision).to_owned());
                 event.size = Some(file.size);
                 event.reason = Some(exposure(reason).to_owned());
+                event.duration_us = Some(u64::from(waited_ms) * 1000);
+                event.occurred = before_now(age_ms);
+                add_process(&mut event, &process);
                 self.host.events.emit(event);
             }
             Notice::Coverage(coverage) => self.coverage(&coverage),
@@ -165,8 +179,7 @@ impl Session {
             |waited| waited.event,
         );
         event.decision = outcome.decision.map(|decision| decision_name(decision).to_owned());
-        event.process = Some(escape_short(&outcome.process, TEXT_MAX));
-        event.uid = outcome.uid;
+        add_process(&mut event, &outcome.process);
         self.host.events.emit(event);
     }
 
@@ -200,6 +213,19 @@ impl Session {
         ));
         self.host.events.emit(event);
     }
+}
+
+/// Who waited, as far as the driver knows.
+fn add_process(event: &mut Event, process: &Process) {
+    event.process = (!process.name.is_empty()).then(|| escape_short(&process.name, TEXT_MAX));
+    event.uid = process.uid;
+}
+
+/// When it was so many milliseconds ago; `None` for just now and for what cannot be.
+fn before_now(age_ms: u64) -> Option<String> {
+    let age = i64::try_from(age_ms).ok().filter(|age| (1_000..=OLDEST_MS).contains(age))?;
+    let then = jiff::Timestamp::now().checked_sub(jiff::SignedDuration::from_millis(age)).ok()?;
+    Some(crate::events::format_time(then))
 }
 
 fn operation_name(operation: Operation) -> &'static str {
