@@ -249,7 +249,6 @@ fn user_programs_do_not_run_unscanned(checks: &mut Checks, lab: &Lab, guest: &Gu
             event.path.as_deref() == Some(&script)
                 && who == (Some(1000), Some("exec"), Some("deny"))
                 && event.process.is_some()
-                && event.occurred.is_some()
         })
     });
 }

@@ -21,6 +21,7 @@ use crate::{scan, truth};
 use seawall_fanotify::{Event, EventKind, FileHandle, process};
 use seawall_proto::{ExposureReason, Notice};
 use std::collections::{HashMap, VecDeque};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -33,6 +34,8 @@ use std::time::Duration;
 const AFTER_CLOSE_MS: u64 = 100;
 /// A file that is written again and again is scanned at most this often, in milliseconds.
 const SAME_FILE_MS: u64 = 10_000;
+/// Types of file systems that end with their boot (statfs(2)): tmpfs and ramfs.
+const IN_MEMORY: [u64; 2] = [0x0102_1994, 0x8584_58f6];
 /// An exposure whose scan came to nothing is tried again after this, in milliseconds; then after twice as
 /// long, and so on.
 const RETRY_MS: u64 = 10_000;
@@ -672,6 +675,9 @@ impl<'a> Work<'a> {
                 // It is scanned at its last close; until then it would be read again and again.
                 let unwritten = record.reason == ExposureReason::HeldByWriter;
                 let handle = handle.on(device);
+                if let Some(mount_point) = driver.coverage.path_on(device) {
+                    make_path_known(&mount_point, record);
+                }
                 driver.background.want(Wanted::File { handle, purpose, unwritten });
             }
             None if self.may_be_mounted_yet(exposed, record, now_ms) => (),
@@ -701,6 +707,9 @@ impl<'a> Work<'a> {
     /// After a boot file systems come one by one, and one may be out of sight for a moment.
     fn may_be_mounted_yet(&self, exposed: Exposed, record: &Record, now_ms: u64) -> bool {
         let is_of_another_boot = record.boot_id != self.boot_id;
+        if is_of_another_boot && IN_MEMORY.contains(&record.file_system.0) {
+            return false;
+        }
         is_of_another_boot && now_ms < self.started_ms + MOUNTED_MS
             || self.journal.tries(exposed) < LOOKS
     }
@@ -743,6 +752,21 @@ fn is_being_scanned(driver: &Driver, file: &FileHandle) -> bool {
     let begins = inner.sent_now == Some(*file) || inner.wanted.iter().any(is_it);
     drop(inner);
     begins || driver.session().is_some_and(|session| session.scans(file))
+}
+
+/// Has the kernel look the record's path up. A file that is opened by its handle has a path only where the
+/// kernel knows the folders above it, and after a reboot or a new mount it does not. What a path leads to
+/// by now is another's affair: the handle says which file is meant.
+fn make_path_known(mount_point: &Path, record: &Record) {
+    use rustix::fs::{Mode, OFlags, ResolveFlags};
+    let (path, above) = (OsStr::from_bytes(&record.path), OsStr::from_bytes(&record.mount_point));
+    let Ok(beneath) = Path::new(path).strip_prefix(above) else { return };
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let folder = rustix::fs::open(mount_point, flags | OFlags::DIRECTORY, Mode::empty());
+    // Users may have put links and mounts there.
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    let _found = folder
+        .and_then(|folder| rustix::fs::openat2(folder, beneath, flags, Mode::empty(), resolve));
 }
 
 /// A file system's type and number, the same in every boot where it has one of its own.

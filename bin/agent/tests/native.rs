@@ -14,6 +14,7 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 fn by_content(_: &ScanRequest, content: &[u8]) -> Reply {
@@ -332,7 +333,12 @@ fn run(command: &mut Command) -> std::process::Output {
 /// Its number on disk counts, not where the kernel happened to attach it.
 #[test]
 fn what_was_let_through_is_known_where_its_file_system_comes_back_under_another_device_number() {
-    let mut native = Native::start(policy(FailMode::Open), by_content);
+    let paths = Arc::new(Mutex::new(Vec::new()));
+    let asked = Arc::clone(&paths);
+    let mut native = Native::start(policy(FailMode::Open), move |request, content| {
+        asked.lock().unwrap().push((request.file.path.to_vec(), request.file.path_is_true));
+        by_content(request, content)
+    });
     let disk = Disk::make();
     let first = disk.mount(&native.path(""));
     let watched = || native.write("watched", b"evil");
@@ -345,6 +351,7 @@ fn what_was_let_through_is_known_where_its_file_system_comes_back_under_another_
     run(Command::new("umount").arg(native.path("")));
     let other = Disk::make();
     let _in_its_place = other.attach();
+    paths.lock().unwrap().clear();
     assert_ne!(disk.mount(&native.path("")), first, "another device number");
     native.start_again();
     assert!(eventually(|| native.number("exposed") == 1), "{}", native.status());
@@ -352,6 +359,8 @@ fn what_was_let_through_is_known_where_its_file_system_comes_back_under_another_
     let scanned = (Operation::Background, b"evil".to_vec());
     assert!(eventually(|| native.host.seen.contents.lock().unwrap().contains(&scanned)));
     assert!(eventually(|| native.number("exposed") == 0), "{}", native.status());
+    let path = native.path("f").into_os_string().into_encoded_bytes();
+    assert_eq!(*paths.lock().unwrap(), [(path, true)], "opened by its handle, it has its path");
 }
 
 #[test]
@@ -576,10 +585,10 @@ fn no_driver_begins_with_another_policy_than_the_last_one_had() {
     let mut native = Native::start(policy(FailMode::Closed), by_content);
     let evil = native.write("evil", b"evil");
     native.kill_supervisor();
-    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let readers: Vec<_> = (0..4)
         .map(|_| {
-            let (stop, evil) = (std::sync::Arc::clone(&stop), evil.clone());
+            let (stop, evil) = (Arc::clone(&stop), evil.clone());
             std::thread::spawn(move || {
                 let mut denied = 0;
                 while !stop.load(std::sync::atomic::Ordering::Relaxed) {

@@ -38,7 +38,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -115,6 +115,8 @@ fn raise_descriptors() {
     }
 }
 
+/// How long a service that was just told to end may still hold its lock.
+const PREDECESSOR: Duration = Duration::from_secs(2);
 /// Descriptors for which no busy moment is too much.
 const DESCRIPTORS_WANTED: u64 = 16_384;
 
@@ -150,7 +152,13 @@ fn only_one(config: &Config) -> anyhow::Result<File> {
         .truncate(false)
         .open(&lock_path)
         .with_context(|| format!("{} cannot be opened", lock_path.display()))?;
-    if rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+    // One that was just ended may hold it for a moment.
+    let until = Instant::now() + PREDECESSOR;
+    let taken = || rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive);
+    while taken().is_err() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    if taken().is_err() {
         bail!(
             "another seawalld serves {}; stop it, or give this one another api_socket",
             socket.display()
