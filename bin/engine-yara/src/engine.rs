@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use seawall_engine::content::Content;
-use seawall_engine::runtime::{Engine, ScanError, Scanner};
-use seawall_engine::{Description, Detection, Metadata, Outcome, Severity};
+use seawall_engine::runtime::{Engine, Request, ScanError, Scanner};
+use seawall_engine::{Cleaning, Description, Detection, Outcome};
 use yara_x::{MetaValue, Rule};
 
 use crate::rules::RuleSet;
@@ -55,14 +54,9 @@ struct YaraScanner<'r> {
 }
 
 impl Scanner for YaraScanner<'_> {
-    fn scan(
-        &mut self,
-        content: &Content,
-        _: &Metadata,
-        limit: Duration,
-    ) -> Result<Outcome, ScanError> {
-        self.scanner.set_timeout(own_limit(limit));
-        let results = self.scanner.scan(content.bytes()?).map_err(|error| match error {
+    fn scan(&mut self, request: &Request<'_>) -> Result<Outcome, ScanError> {
+        self.scanner.set_timeout(own_limit(request.limit));
+        let results = self.scanner.scan(request.content.bytes()?).map_err(|error| match error {
             yara_x::errors::ScanError::Timeout => ScanError::TimedOut,
             other => ScanError::Failed { reason: other.to_string() },
         })?;
@@ -78,19 +72,28 @@ fn own_limit(hard: Duration) -> Duration {
 }
 
 fn detection(rule: &Rule<'_, '_>) -> Detection {
-    let mut severity = Severity::High;
-    let mut family = None;
+    let mut found = Detection::new(rule.identifier());
+    let first = rule.patterns().filter_map(|pattern| pattern.matches().next());
+    let first = first.map(|found| found.range()).min_by_key(|range| range.start);
+    found.offset = first.as_ref().map(|range| range.start as u64);
     for (key, value) in rule.metadata() {
         match (key, value) {
             // An unknown word was reported when the rules were loaded.
-            ("severity", MetaValue::String(word)) => severity = word.parse().unwrap_or(severity),
-            ("family", MetaValue::String(name)) => family = Some(name.to_owned()),
+            ("severity", MetaValue::String(word)) => {
+                found.severity = word.parse().unwrap_or(found.severity);
+            }
+            ("family", MetaValue::String(name)) => found.family = Some(name.to_owned()),
+            ("cleaning", MetaValue::String("delete")) => found.cleaning = Some(Cleaning::Delete),
+            ("cleaning", MetaValue::String("cut")) => {
+                found.cleaning = first.as_ref().map(|range| Cleaning::Cut {
+                    offset: range.start as u64,
+                    length: range.len() as u64,
+                });
+            }
             _ => {}
         }
     }
-    let first = rule.patterns().filter_map(|pattern| pattern.matches().next());
-    let offset = first.map(|found| found.range().start as u64).min();
-    Detection { name: rule.identifier().to_owned(), severity, family, offset }
+    found
 }
 
 #[cfg(test)]

@@ -67,6 +67,7 @@ fn names(outcome: Result<Outcome, ScanError>) -> Vec<String> {
     match outcome.unwrap() {
         Outcome::Clean => Vec::new(),
         Outcome::Infected(found) => found.into_iter().map(|one| one.name).collect(),
+        Outcome::Allowed { name } => panic!("allowed by {name}"),
     }
 }
 
@@ -75,9 +76,12 @@ fn eicar_is_found_wherever_it_stands_and_nothing_else_is() {
     let folder = rules(&[("eicar.yar", &eicar_rule())]);
     let engine = start(folder.path());
     let detection = |offset| {
-        let (name, family) = ("Eicar".to_owned(), Some("test".to_owned()));
-        let severity = Severity::Medium;
-        Ok(Outcome::Infected(vec![Detection { name, severity, family, offset: Some(offset) }]))
+        Ok(Outcome::Infected(vec![Detection {
+            severity: Severity::Medium,
+            family: Some("test".to_owned()),
+            offset: Some(offset),
+            ..Detection::new("Eicar")
+        }]))
     };
     assert_eq!(scan(&engine, &eicar()), detection(0));
     let mut deep = vec![b'.'; 3 << 20];

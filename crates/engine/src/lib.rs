@@ -15,10 +15,8 @@
 //! An engine that finds one word, complete but for its `main`:
 //!
 //! ```
-//! use std::time::Duration;
-//! use seawall_engine::content::Content;
-//! use seawall_engine::runtime::{Engine, ScanError, Scanner};
-//! use seawall_engine::{Description, Detection, Generation, Metadata, Outcome, Severity};
+//! use seawall_engine::runtime::{Engine, Request, ScanError, Scanner};
+//! use seawall_engine::{Description, Detection, Generation, Outcome};
 //!
 //! struct Word;
 //!
@@ -42,15 +40,10 @@
 //! struct Find;
 //!
 //! impl Scanner for Find {
-//!     fn scan(&mut self, content: &Content, _: &Metadata, _: Duration) -> Result<Outcome, ScanError> {
-//!         let found = content.bytes()?.windows(4).position(|four| four == b"evil");
+//!     fn scan(&mut self, request: &Request<'_>) -> Result<Outcome, ScanError> {
+//!         let found = request.content.bytes()?.windows(4).position(|four| four == b"evil");
 //!         Ok(found.map_or(Outcome::Clean, |at| {
-//!             Outcome::Infected(vec![Detection {
-//!                 name: "Evil".into(),
-//!                 severity: Severity::High,
-//!                 family: None,
-//!                 offset: Some(at as u64),
-//!             }])
+//!             Outcome::Infected(vec![Detection { offset: Some(at as u64), ..Detection::new("Evil") }])
 //!         }))
 //!     }
 //! }
@@ -66,7 +59,8 @@ pub mod runtime;
 mod sys;
 
 pub use report::{
-    Description, Detection, Diagnostic, Generation, Level, Metadata, Operation, Outcome, Severity,
+    Cleaning, Description, Detection, Diagnostic, Generation, Level, Metadata, Operation, Outcome,
+    Severity,
 };
 
 /// Environment variable with the number of the inherited socket.

@@ -34,6 +34,8 @@ pub const MAGIC: [u8; 4] = *b"SWEN";
 pub const HEADER: usize = 8;
 /// Byte cap of a message to an engine.
 pub const MAX_TO_ENGINE: usize = 16 * 1024;
+/// Bytes of the page of cancelled scans, see [`Start`].
+pub const CANCEL_PAGE: usize = 4096;
 /// Byte cap of a message to the host. Below the kernel's default socket buffer of 208 KiB, above
 /// which a datagram cannot be sent at all.
 pub const MAX_TO_HOST: usize = 128 * 1024;
@@ -45,7 +47,11 @@ pub struct Limits {
     pub memory: u64,
 }
 
-/// First message: how to load.
+/// First message: how to load. It comes with one descriptor, which can only be read: the page in which the
+/// host notes the scans that nobody wants any more.
+///
+/// The page is [`CANCEL_PAGE`] bytes of 64-bit numbers in this machine's byte order. A scan is cancelled when
+/// the number at its id modulo their count is its id. Looking there is a courtesy: an engine may ignore it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Start {
     /// Worker threads to run.
@@ -73,7 +79,7 @@ pub struct Scan {
 /// Host to engine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToEngine {
-    /// First message, once.
+    /// First message, once. Comes with one descriptor.
     Start(Start),
     /// Comes with one descriptor.
     Scan(Scan),
@@ -93,6 +99,8 @@ pub enum Answer {
     },
     /// The engine gave up before its time limit.
     TimedOut,
+    /// The engine gave up since nobody wants the report.
+    Cancelled,
 }
 
 /// Engine to host.
@@ -256,6 +264,9 @@ pub fn encode_to_host(mut message: ToHost) -> Result<Vec<u8>, ProtocolError> {
                 }
             }
         }
+        ToHost::Report { answer: Answer::Done(Outcome::Allowed { name }), .. } => {
+            clip(name, MAX_NAME);
+        }
         ToHost::Report { answer: Answer::Error { reason }, .. } => clip(reason, MAX_REASON),
         ToHost::Report { .. } | ToHost::Started { .. } | ToHost::Pong => {}
     }
@@ -274,6 +285,9 @@ pub fn decode_to_host(bytes: &[u8]) -> Result<ToHost, ProtocolError> {
         ToHost::Failed { diagnostics, .. } => check_diagnostics(diagnostics)?,
         ToHost::Report { answer: Answer::Done(Outcome::Infected(detections)), .. } => {
             check_detections(detections)?;
+        }
+        ToHost::Report { answer: Answer::Done(Outcome::Allowed { name }), .. } => {
+            bound("list entry", name.len(), MAX_NAME)?;
         }
         ToHost::Report { answer: Answer::Error { reason }, .. } => {
             bound("reason", reason.len(), MAX_REASON)?;
@@ -362,6 +376,7 @@ mod tests {
             severity: Severity::High,
             family: Some("test".into()),
             offset: Some(300),
+            cleaning: None,
         }
     }
 
@@ -414,13 +429,21 @@ mod tests {
             (ToHost::Report { id: 300, answer: Answer::Done(Outcome::Clean) }, "03ac020000".into()),
             (
                 ToHost::Report { id: 300, answer: infected },
-                "03ac020001010545696361720201047465737401ac02".into(),
+                "03ac020001010545696361720201047465737401ac0200".into(),
             ),
             (
                 ToHost::Report { id: 1, answer: Answer::Error { reason: "no".into() } },
                 "030101026e6f".into(),
             ),
             (ToHost::Report { id: 1, answer: Answer::TimedOut }, "030102".into()),
+            (ToHost::Report { id: 1, answer: Answer::Cancelled }, "030103".into()),
+            (
+                ToHost::Report {
+                    id: 1,
+                    answer: Answer::Done(Outcome::Allowed { name: "l:3".into() }),
+                },
+                "03010002036c3a33".into(),
+            ),
             (ToHost::Pong, "04".into()),
         ] {
             let bytes = encode_to_host(message.clone()).unwrap();

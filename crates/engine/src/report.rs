@@ -124,6 +124,39 @@ pub struct Detection {
     pub family: Option<String>,
     /// Offset of the first match in the content, in bytes, where the engine knows it.
     pub offset: Option<u64>,
+    /// What would rid the file of it, where the signature says so. A hint: policy decides.
+    pub cleaning: Option<Cleaning>,
+}
+
+impl Detection {
+    /// A detection with a name, of high severity, and nothing else known.
+    pub fn new(name: impl Into<String>) -> Self {
+        let name = name.into();
+        Self { name, severity: Severity::High, family: None, offset: None, cleaning: None }
+    }
+}
+
+/// What would rid a file of what was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Cleaning {
+    /// Nothing in the file is worth keeping.
+    Delete,
+    /// These bytes are the harmful part; without them the file is as it was.
+    Cut {
+        /// The first of them.
+        offset: u64,
+        /// How many.
+        length: u64,
+    },
+}
+
+impl fmt::Display for Cleaning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Delete => f.write_str("delete"),
+            Self::Cut { offset, length } => write!(f, "cut {length} bytes at {offset}"),
+        }
+    }
 }
 
 /// What a finished scan says. An engine's failure is never an `Outcome`.
@@ -133,6 +166,12 @@ pub enum Outcome {
     Clean,
     /// At least one detection.
     Infected(Vec<Detection>),
+    /// The very content is known to be good: engines after this one need not look. Counts only where
+    /// the configuration lets this engine say so, else as clean.
+    Allowed {
+        /// The entry of the list that says so.
+        name: String,
+    },
 }
 
 /// Whether a diagnostic keeps signatures out of use.

@@ -12,7 +12,10 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::ptr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+use crate::protocol::CANCEL_PAGE;
 
 /// Turns the -1 of a system call into the error of the moment.
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
@@ -291,6 +294,55 @@ impl Drop for Mapping {
             // SAFETY: exactly the mapping that `new` made; no borrow outlives `self`.
             unsafe { libc::munmap(self.start.cast_mut().cast(), self.length) };
         }
+    }
+}
+
+/// A page of numbers that another process writes and this one reads.
+pub(crate) struct Numbers(ptr::NonNull<AtomicU64>);
+
+// SAFETY: the numbers are atomic, and the mapping is this value's own.
+unsafe impl Send for Numbers {}
+// SAFETY: as above.
+unsafe impl Sync for Numbers {}
+
+impl Numbers {
+    const COUNT: usize = CANCEL_PAGE / size_of::<u64>();
+
+    /// Where the number for `id` is, in bytes from the start.
+    pub(crate) fn place(id: u64) -> u64 {
+        id % Self::COUNT as u64 * size_of::<u64>() as u64
+    }
+
+    /// Maps the page. Refuses what is shorter: a touch behind the end of a file is SIGBUS. The writer is
+    /// trusted not to truncate it later.
+    pub(crate) fn map(fd: BorrowedFd<'_>) -> io::Result<Self> {
+        if file_size(fd)? < CANCEL_PAGE as u64 {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let start = unsafe {
+            let (read, shared) = (libc::PROT_READ, libc::MAP_SHARED);
+            libc::mmap(ptr::null_mut(), CANCEL_PAGE, read, shared, fd.as_raw_fd(), 0)
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        ptr::NonNull::new(start.cast()).map(Self).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
+    /// The number at the place of `id`.
+    pub(crate) fn get(&self, id: u64) -> u64 {
+        let index = usize::try_from(id % Self::COUNT as u64).unwrap_or(0);
+        // SAFETY: `index` is below COUNT, the mapping holds COUNT aligned numbers and lives as long as
+        // `self`; who writes them does it through write(2), and a number is never taken for a pointer.
+        unsafe { self.0.add(index).as_ref() }.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Numbers {
+    fn drop(&mut self) {
+        // SAFETY: exactly the mapping that `map` made; no borrow outlives `self`.
+        unsafe { libc::munmap(self.0.as_ptr().cast(), CANCEL_PAGE) };
     }
 }
 

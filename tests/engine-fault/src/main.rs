@@ -25,9 +25,8 @@ use std::process::{Command, ExitCode};
 use std::thread;
 use std::time::Duration;
 
-use seawall_engine::content::Content;
-use seawall_engine::runtime::{Engine, ScanError, Scanner, run};
-use seawall_engine::{Description, Detection, Diagnostic, Generation, Metadata, Outcome, Severity};
+use seawall_engine::runtime::{Engine, Request, ScanError, Scanner, run};
+use seawall_engine::{Description, Detection, Diagnostic, Generation, Outcome};
 
 const MARK: &[u8] = b"SEAWALL-FAULT ";
 
@@ -86,12 +85,8 @@ impl Engine for Fault {
 struct FaultScanner;
 
 impl Scanner for FaultScanner {
-    fn scan(
-        &mut self,
-        content: &Content,
-        metadata: &Metadata,
-        _limit: Duration,
-    ) -> Result<Outcome, ScanError> {
+    fn scan(&mut self, request: &Request<'_>) -> Result<Outcome, ScanError> {
+        let Request { content, metadata, .. } = request;
         let mut head = [0; 64];
         let length = content.read_at(0, &mut head)?;
         let Some(order) = head[..length].strip_prefix(MARK) else { return Ok(Outcome::Clean) };
@@ -102,6 +97,19 @@ impl Scanner for FaultScanner {
                 thread::sleep(Duration::from_millis(millis.parse().unwrap_or(0)));
                 Ok(Outcome::Clean)
             }
+            ("until-cancelled", _) => {
+                while !request.is_cancelled() {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                Err(ScanError::Cancelled)
+            }
+            ("gives-up", _) => Err(ScanError::Cancelled),
+            ("left", _) => {
+                thread::sleep(Duration::from_millis(200));
+                let used = request.limit - request.left();
+                Ok(found("left", Some(used.as_millis().to_string())))
+            }
+            ("allow", name) => Ok(Outcome::Allowed { name: name.to_owned() }),
             ("crash", _) => std::process::abort(),
             ("panic", _) => panic!("asked to"),
             ("hang", _) => loop {
@@ -133,8 +141,7 @@ impl Scanner for FaultScanner {
 
 fn found(name: &str, what: Option<String>) -> Outcome {
     what.map_or(Outcome::Clean, |family| {
-        let (name, severity) = (name.to_owned(), Severity::High);
-        Outcome::Infected(vec![Detection { name, severity, family: Some(family), offset: None }])
+        Outcome::Infected(vec![Detection { family: Some(family), ..Detection::new(name) }])
     })
 }
 

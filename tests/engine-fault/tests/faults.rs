@@ -25,6 +25,7 @@ fn family(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Clean => "clean".into(),
         Outcome::Infected(found) => found[0].family.clone().unwrap_or_default(),
+        Outcome::Allowed { name } => format!("allowed by {name}"),
     }
 }
 
@@ -43,6 +44,47 @@ fn metadata_arrives() {
     let engine = ready();
     let outcome = engine.scan(&order("seen")).result.unwrap();
     assert_eq!(family(&outcome), "/tmp/x g1 1");
+}
+
+#[test]
+fn what_is_known_to_be_good_is_told_with_its_entry() {
+    assert_eq!(
+        family(&ready().scan(&order("allow=good.txt:3")).result.unwrap()),
+        "allowed by good.txt:3"
+    );
+}
+
+#[test]
+fn a_cancelled_scan_ends_where_it_is() {
+    let engine = start(EngineConfig { threads: 1, ..fault() }).ready();
+    let send = |word: &str| engine.send_named(ContentFd::sealed(&order(word)).unwrap(), LONG);
+    let (in_work, ended) = send("until-cancelled");
+    // One more waits at the process, and the next here.
+    let (_, at_process) = send("seen");
+    let (waits, refused) = send("seen");
+    engine.wait_in_flight(2);
+    engine.handle.cancel(waits.unwrap());
+    assert_eq!(refused.recv_timeout(LONG).unwrap().result, Err(ScanError::Cancelled));
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(ended.try_recv().is_err(), "nobody cancelled it");
+    engine.handle.cancel(in_work.unwrap());
+    assert_eq!(ended.recv_timeout(LONG).unwrap().result, Err(ScanError::Cancelled));
+    assert!(at_process.recv_timeout(LONG).unwrap().result.is_ok());
+    assert_eq!(engine.handle.status().restarts, 0);
+    engine.handle.cancel(in_work.unwrap());
+    assert_eq!(family(&engine.scan(&order("seen")).result.unwrap()), "/tmp/x g1 1");
+}
+
+#[test]
+fn an_engine_that_gives_up_what_is_wanted_has_failed() {
+    let error = ready().scan(&order("gives-up")).result.unwrap_err();
+    assert!(matches!(error, ScanError::Failed { .. }), "{error}");
+}
+
+#[test]
+fn a_scan_knows_the_time_it_has_left() {
+    let used: u64 = family(&ready().scan(&order("left")).result.unwrap()).parse().unwrap();
+    assert!((200..10_000).contains(&used), "{used} ms");
 }
 
 #[test]

@@ -46,6 +46,7 @@ pub(super) struct Job {
     submitted: Instant,
     deaths: u8,
     sends: u8,
+    cancelled: bool,
 }
 
 impl Job {
@@ -57,7 +58,18 @@ impl Job {
         reply: Reply,
     ) -> Self {
         let submitted = Instant::now();
-        Self { id: 0, content, metadata, lane, timeout, reply, submitted, deaths: 0, sends: 0 }
+        Self {
+            id: 0,
+            content,
+            metadata,
+            lane,
+            timeout,
+            reply,
+            submitted,
+            deaths: 0,
+            sends: 0,
+            cancelled: false,
+        }
     }
 
     /// The message; a limit above 49 days is cut to that.
@@ -107,6 +119,7 @@ impl Finished {
 struct Flight {
     job: Job,
     process: ProcessId,
+    link: Arc<Link>,
     sent: Instant,
     started: Option<Instant>,
     suspect: bool,
@@ -183,17 +196,35 @@ impl Flow {
         (queued, self.flights.len())
     }
 
-    /// Queues a scan, or gives it back refused.
-    pub(super) fn submit(&mut self, mut job: Job) -> Option<Finished> {
+    /// Queues a scan and gives its id, or gives it back refused.
+    pub(super) fn submit(&mut self, mut job: Job) -> Result<u64, Box<Finished>> {
         if let Some(error) = &self.closed {
-            return Some(job.refuse(error.clone()));
+            return Err(Box::new(job.refuse(error.clone())));
         }
         if self.counts().0 >= self.queue_limit {
-            return Some(job.refuse(ScanError::QueueFull));
+            return Err(Box::new(job.refuse(ScanError::QueueFull)));
         }
-        job.id = self.next_id;
+        let id = self.next_id;
+        job.id = id;
         self.next_id += 1;
         self.lane(job.lane).push_back(job);
+        Ok(id)
+    }
+
+    /// Nobody wants this scan any more. One that waits here ends at once; one at a process when the
+    /// engine looks, or when that process is gone.
+    pub(super) fn cancel(&mut self, id: u64) -> Option<Finished> {
+        if let Some(flight) = self.flights.get_mut(&id) {
+            flight.job.cancelled = true;
+            flight.link.cancel(id);
+            return None;
+        }
+        for queue in [&mut self.on_access, &mut self.on_demand, &mut self.suspects] {
+            let at = queue.iter().position(|job| job.id == id);
+            if let Some(job) = at.and_then(|at| queue.remove(at)) {
+                return Some(job.refuse(ScanError::Cancelled));
+            }
+        }
         None
     }
 
@@ -219,7 +250,7 @@ impl Flow {
             match self.send(&link, &job) {
                 Ok(()) => {
                     here += 1;
-                    self.fly(job, process, suspect);
+                    self.fly(job, process, Arc::clone(&link), suspect);
                 }
                 Err(error) => {
                     self.put_back(job, suspect);
@@ -248,10 +279,11 @@ impl Flow {
         link.send(&bytes, Some(job.content.as_fd()))
     }
 
-    fn fly(&mut self, mut job: Job, process: ProcessId, suspect: bool) {
+    fn fly(&mut self, mut job: Job, process: ProcessId, link: Arc<Link>, suspect: bool) {
         job.sends += 1;
         let sent = Instant::now();
-        self.flights.insert(job.id, Flight { job, process, sent, started: None, suspect });
+        let id = job.id;
+        self.flights.insert(id, Flight { job, process, link, sent, started: None, suspect });
     }
 
     fn put_back(&mut self, job: Job, suspect: bool) {
@@ -318,6 +350,11 @@ impl Flow {
             Answer::Done(outcome) => Ok(outcome),
             Answer::Error { reason } => Err(ScanError::Failed { reason }),
             Answer::TimedOut => Err(ScanError::TimedOut),
+            Answer::Cancelled if flight.job.cancelled => Err(ScanError::Cancelled),
+            // It would leave somebody who waits without a verdict.
+            Answer::Cancelled => {
+                Err(ScanError::Failed { reason: "it gave up a scan that is wanted".into() })
+            }
         };
         Ok(flight.finish(result, Some(generation)))
     }
@@ -356,6 +393,9 @@ impl Flow {
                 }
             }
             Blame::Overdue | Blame::InWork | Blame::Nobody => {}
+        }
+        if flight.job.cancelled {
+            return Some(flight.finish(Err(ScanError::Cancelled), None));
         }
         if flight.job.sends >= MOST_SENDS {
             return Some(flight.finish(Err(ScanError::Replaced), None));

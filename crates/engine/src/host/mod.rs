@@ -58,6 +58,10 @@ impl EngineConfig {
     }
 }
 
+/// Names one scan of one [`EngineHandle`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ScanId(u64);
+
 /// Which scans go first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Lane {
@@ -101,6 +105,9 @@ pub enum ScanError {
         /// First of the diagnostics.
         reason: String,
     },
+    /// [`EngineHandle::cancel`] came before its end.
+    #[error("nobody waits for the scan any more")]
+    Cancelled,
     /// Too many scans wait.
     #[error("too many scans wait for the engine")]
     QueueFull,
@@ -262,6 +269,7 @@ impl EngineHandle {
     /// `reply` is called exactly once, whatever happens: on the supervisor's thread, or on the
     /// caller's when the scan is refused at once. It must be quick; it may call `scan`. `timeout`
     /// runs from the moment a worker takes the scan: the wait before that is the caller's to bound.
+    /// Gives what [`EngineHandle::cancel`] needs; nothing where the scan was refused.
     pub fn scan(
         &self,
         content: ContentFd,
@@ -269,17 +277,24 @@ impl EngineHandle {
         lane: Lane,
         timeout: Duration,
         reply: impl FnOnce(ScanReport) + Send + 'static,
-    ) {
+    ) -> Option<ScanId> {
         let job = Job::new(content, metadata, lane, timeout, Box::new(reply));
         let mut flow = lock(&self.shared.flow);
-        let refused = flow.submit(job);
+        let submitted = flow.submit(job);
         let wake = flow.pump();
         drop(flow);
         if wake {
             self.shared.wake();
         }
-        if let Some(refused) = refused {
-            refused.deliver();
+        submitted.map(ScanId).map_err(|refused| refused.deliver()).ok()
+    }
+
+    /// Nobody wants this report any more. A scan that waits ends at once, on the caller's thread; one that
+    /// an engine has in work as soon as that looks; one that has ended is left alone.
+    pub fn cancel(&self, scan: ScanId) {
+        let cancelled = lock(&self.shared.flow).cancel(scan.0);
+        if let Some(cancelled) = cancelled {
+            cancelled.deliver();
         }
     }
 

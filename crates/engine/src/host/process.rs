@@ -4,8 +4,10 @@
 //! supervisor does.
 
 use std::env;
+use std::fs::File;
 use std::io::{self, ErrorKind, Read};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
@@ -15,7 +17,8 @@ use std::time::{Duration, Instant};
 use super::EngineConfig;
 use crate::FD_VARIABLE;
 use crate::protocol::{
-    Limits, MAX_TO_HOST, ProtocolError, Start, ToEngine, ToHost, decode_to_host, encode_to_engine,
+    CANCEL_PAGE, Limits, MAX_TO_HOST, ProtocolError, Start, ToEngine, ToHost, decode_to_host,
+    encode_to_engine,
 };
 use crate::report::Description;
 use crate::sys::{self, Wait};
@@ -31,19 +34,44 @@ const LINE_WINDOW: Duration = Duration::from_secs(10);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct ProcessId(pub u64);
 
-/// The host's end of the socket.
-pub(super) struct Link(OwnedFd);
+/// The host's end of the socket, and of the page of cancelled scans.
+pub(super) struct Link {
+    socket: OwnedFd,
+    cancelled: File,
+}
 
 impl Link {
+    fn new(socket: OwnedFd) -> io::Result<Self> {
+        let cancelled = sys::memfd(c"seawall-cancelled")?;
+        cancelled.set_len(CANCEL_PAGE as u64)?;
+        Ok(Self { socket, cancelled })
+    }
+
+    /// Sends the first message; the page goes with it, to be read only.
+    fn start(&self, start: Start) -> io::Result<()> {
+        let page = File::open(format!("/proc/self/fd/{}", self.cancelled.as_raw_fd()))?;
+        let bytes = encode_to_engine(ToEngine::Start(start)).map_err(io::Error::other)?;
+        self.send(&bytes, Some(page.as_fd()))
+    }
+
     /// Sends one message, or fails at once when the socket has no room.
     pub(super) fn send(&self, bytes: &[u8], pass: Option<BorrowedFd<'_>>) -> io::Result<()> {
-        sys::send(self.0.as_fd(), bytes, pass, false)
+        sys::send(self.socket.as_fd(), bytes, pass, false)
+    }
+
+    /// Notes that nobody wants this scan any more. Another scan's note may be lost by it: that one is
+    /// scanned to its end.
+    pub(super) fn cancel(&self, id: u64) {
+        if let Err(error) = self.cancelled.write_all_at(&id.to_ne_bytes(), sys::Numbers::place(id))
+        {
+            tracing::debug!(%error, "a scan cannot be cancelled");
+        }
     }
 }
 
 impl AsFd for Link {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.socket.as_fd()
     }
 }
 
@@ -89,7 +117,7 @@ impl Process {
         command
             .args(arguments)
             .env_clear()
-            .env(FD_VARIABLE, std::os::fd::AsRawFd::as_raw_fd(&theirs).to_string())
+            .env(FD_VARIABLE, theirs.as_raw_fd().to_string())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -133,10 +161,8 @@ impl Process {
         let ended = sys::pid_fd(child.id())?;
         let stderr = Lines::new(child, config, id)?;
         let limits = Limits { memory: config.memory_mib << 20 };
-        let start = ToEngine::Start(Start { threads: config.threads.max(1), limits, strict });
-        let link = Link(socket);
-        let bytes = encode_to_engine(start).map_err(io::Error::other)?;
-        link.send(&bytes, None)?;
+        let link = Link::new(socket)?;
+        link.start(Start { threads: config.threads.max(1), limits, strict })?;
         Ok((link, ended, stderr))
     }
 

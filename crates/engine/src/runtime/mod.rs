@@ -25,7 +25,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::{Arc, Barrier, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use sandbox::SandboxError;
 
@@ -50,14 +50,35 @@ pub trait Engine: Send + Sync {
 
 /// What one worker scans with, one content after the other.
 pub trait Scanner {
-    /// Looks at the whole content. `limit` is the time after which the process is killed: give up
-    /// earlier with [`ScanError::TimedOut`] where that is possible.
-    fn scan(
-        &mut self,
-        content: &Content,
-        metadata: &Metadata,
-        limit: Duration,
-    ) -> Result<Outcome, ScanError>;
+    /// Looks at the whole content. Where that is possible, it ends early with [`ScanError::TimedOut`] when
+    /// [`Request::left`] is nearly used up, and with [`ScanError::Cancelled`] when
+    /// [`Request::is_cancelled`].
+    fn scan(&mut self, request: &Request<'_>) -> Result<Outcome, ScanError>;
+}
+
+/// One content to look at.
+pub struct Request<'a> {
+    /// The bytes.
+    pub content: &'a Content,
+    /// What is known of the file besides.
+    pub metadata: &'a Metadata,
+    /// How long this scan may take from its start; then the process is killed.
+    pub limit: Duration,
+    since: Instant,
+    id: u64,
+    cancelled: Option<&'a sys::Numbers>,
+}
+
+impl Request<'_> {
+    /// How long this scan may still take; zero when its process is about to be killed.
+    pub fn left(&self) -> Duration {
+        self.limit.saturating_sub(self.since.elapsed())
+    }
+
+    /// Whether nobody wants the report any more. Costs one read of memory: ask as often as you like.
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled.is_some_and(|numbers| numbers.get(self.id) == self.id)
+    }
 }
 
 /// Why a scan has no outcome.
@@ -66,6 +87,9 @@ pub enum ScanError {
     /// The engine gave up before the time limit.
     #[error("the scan took too long")]
     TimedOut,
+    /// Nobody wants the report any more.
+    #[error("nobody waits for the scan any more")]
+    Cancelled,
     /// The content could not be read.
     #[error(transparent)]
     Content(#[from] ContentError),
@@ -86,6 +110,8 @@ enum StartError {
     Protocol(#[from] ProtocolError),
     #[error("the service sent something else than Start")]
     NoStart,
+    #[error("Start came without the page of cancelled scans")]
+    NoPage,
     #[error("the service is gone")]
     Gone,
     #[error(transparent)]
@@ -141,7 +167,7 @@ where
     F: FnOnce(&Start) -> Result<E, Vec<Diagnostic>>,
 {
     sys::harden_process()?;
-    let start = receive_start(socket.as_fd())?;
+    let (start, cancelled) = receive_start(socket.as_fd())?;
     sys::limit_memory(start.limits.memory)?;
     let engine = catch_unwind(AssertUnwindSafe(|| load(&start)))
         .unwrap_or_else(|panic| {
@@ -157,10 +183,18 @@ where
     if let Some(warning) = sandbox::enter_landlock()? {
         description.diagnostics.insert(0, warning);
     }
-    work(socket.as_fd(), &engine, start.threads.max(1), description)
+    let own = Own { socket: socket.as_fd(), engine: &engine, cancelled: &cancelled };
+    work(&own, start.threads.max(1), description)
 }
 
-fn receive_start(socket: BorrowedFd<'_>) -> Result<Start, StartError> {
+/// What all workers share.
+struct Own<'a, E> {
+    socket: BorrowedFd<'a>,
+    engine: &'a E,
+    cancelled: &'a sys::Numbers,
+}
+
+fn receive_start(socket: BorrowedFd<'_>) -> Result<(Start, sys::Numbers), StartError> {
     let mut buffer = vec![0; MAX_TO_ENGINE];
     let received = sys::receive(socket, &mut buffer, true, true)?;
     if received.length == 0 {
@@ -170,24 +204,27 @@ fn receive_start(socket: BorrowedFd<'_>) -> Result<Start, StartError> {
         return Err(ProtocolError::TooLong { most: MAX_TO_ENGINE }.into());
     }
     match decode_to_engine(&buffer[..received.length])? {
-        ToEngine::Start(start) => Ok(start),
+        ToEngine::Start(start) => {
+            let page = received.fd.ok_or(StartError::NoPage)?;
+            Ok((start, sys::Numbers::map(page.as_fd())?))
+        }
         ToEngine::Scan(_) | ToEngine::Ping => Err(StartError::NoStart),
     }
 }
 
 /// Starts the workers, closes the sandbox around them, says Ready, and waits for their end.
 fn work<E: Engine>(
-    socket: BorrowedFd<'_>,
-    engine: &E,
+    own: &Own<'_, E>,
     threads: u32,
     description: Description,
 ) -> Result<(), StartError> {
+    let socket = own.socket;
     let (warm, warmed) = mpsc::channel();
     let sealed = Arc::new(Barrier::new(threads as usize + 1));
     thread::scope(|scope| {
         for number in 0..threads {
             let (warm, sealed) = (warm.clone(), Arc::clone(&sealed));
-            let body = move || worker(socket, engine, &warm, &sealed);
+            let body = move || worker(own, &warm, &sealed);
             if let Err(error) =
                 thread::Builder::new().name(format!("scan-{number}")).spawn_scoped(scope, body)
             {
@@ -218,14 +255,9 @@ fn give_up(socket: BorrowedFd<'_>, error: StartError) -> ! {
 }
 
 /// One worker: builds its scanner, waits for the sandbox, then scans until the socket ends.
-fn worker<E: Engine>(
-    socket: BorrowedFd<'_>,
-    engine: &E,
-    warm: &mpsc::Sender<Result<(), String>>,
-    sealed: &Barrier,
-) {
+fn worker<E: Engine>(own: &Own<'_, E>, warm: &mpsc::Sender<Result<(), String>>, sealed: &Barrier) {
     let built = catch_unwind(AssertUnwindSafe(|| {
-        let mut scanner = engine.scanner();
+        let mut scanner = own.engine.scanner();
         warm_up(&mut *scanner);
         scanner
     }));
@@ -236,7 +268,7 @@ fn worker<E: Engine>(
     sealed.wait();
     if let Ok(mut scanner) = built {
         let mut buffer = vec![0; MAX_TO_ENGINE];
-        while step(socket, engine, &mut scanner, &mut buffer) {}
+        while step(own, &mut scanner, &mut buffer) {}
     }
 }
 
@@ -246,18 +278,25 @@ fn warm_up(scanner: &mut dyn Scanner) {
     let metadata =
         Metadata { path: Vec::new(), guest: String::new(), operation: Operation::Open, size: 0 };
     if let Ok(content) = Content::empty() {
-        let _ = scanner.scan(&content, &metadata, Duration::from_secs(60));
+        let _ = scanner.scan(&Request {
+            content: &content,
+            metadata: &metadata,
+            limit: Duration::from_secs(60),
+            since: Instant::now(),
+            id: 0,
+            cancelled: None,
+        });
     }
 }
 
 /// Takes and answers one message. False at the end. Whatever breaks the connection ends the
 /// process: the service has the scans, and starts another.
 fn step<'e, E: Engine>(
-    socket: BorrowedFd<'_>,
-    engine: &'e E,
+    own: &Own<'e, E>,
     scanner: &mut Box<dyn Scanner + 'e>,
     buffer: &mut [u8],
 ) -> bool {
+    let socket = own.socket;
     let received = match sys::receive(socket, buffer, true, true) {
         Ok(received) if received.length == 0 => return false,
         Ok(received) if !received.cut => received,
@@ -268,7 +307,7 @@ fn step<'e, E: Engine>(
         Ok(ToEngine::Scan(scan)) => {
             let id = scan.id;
             send(socket, ToHost::Started { id }).and_then(|()| {
-                let answer = answer(engine, scanner, received.fd, scan);
+                let answer = answer(own, scanner, received.fd, scan);
                 send(socket, ToHost::Report { id, answer })
             })
         }
@@ -285,7 +324,7 @@ fn step<'e, E: Engine>(
 
 /// Scans; a panic becomes an error and a fresh scanner.
 fn answer<'e, E: Engine>(
-    engine: &'e E,
+    own: &Own<'e, E>,
     scanner: &mut Box<dyn Scanner + 'e>,
     fd: Option<OwnedFd>,
     scan: Scan,
@@ -294,14 +333,22 @@ fn answer<'e, E: Engine>(
         return Answer::Error { reason: "the content's descriptor did not arrive".into() };
     };
     let content = Content::new(fd, scan.length);
-    let limit = Duration::from_millis(scan.limit_ms.into());
-    match catch_unwind(AssertUnwindSafe(|| scanner.scan(&content, &scan.metadata, limit))) {
+    let request = Request {
+        content: &content,
+        metadata: &scan.metadata,
+        limit: Duration::from_millis(scan.limit_ms.into()),
+        since: Instant::now(),
+        id: scan.id,
+        cancelled: Some(own.cancelled),
+    };
+    match catch_unwind(AssertUnwindSafe(|| scanner.scan(&request))) {
         Ok(Ok(outcome)) => Answer::Done(outcome),
         Ok(Err(ScanError::TimedOut)) => Answer::TimedOut,
+        Ok(Err(ScanError::Cancelled)) => Answer::Cancelled,
         Ok(Err(error)) => Answer::Error { reason: chain(&error) },
         Err(panic) => {
             let reason = format!("the engine panicked: {}", panic_text(&*panic));
-            match catch_unwind(AssertUnwindSafe(|| engine.scanner())) {
+            match catch_unwind(AssertUnwindSafe(|| own.engine.scanner())) {
                 Ok(fresh) => *scanner = fresh,
                 Err(_) => sys::exit_now(1),
             }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use seawall_engine::host::{
     ContentFd, EngineConfig, EngineEvent, EngineHandle, EngineState, Lane, Metadata, Operation,
-    ScanReport,
+    ScanId, ScanReport,
 };
 
 /// Far longer than anything here takes; a test that needs it has failed.
@@ -47,10 +47,18 @@ impl Engine {
     }
 
     pub fn send_fd(&self, content: ContentFd, timeout: Duration) -> Receiver<ScanReport> {
+        self.send_named(content, timeout).1
+    }
+
+    /// The same, with what cancels it.
+    pub fn send_named(
+        &self,
+        content: ContentFd,
+        timeout: Duration,
+    ) -> (Option<ScanId>, Receiver<ScanReport>) {
         let (tell, reply) = mpsc::channel();
         let tell = move |report| drop(tell.send(report));
-        self.handle.scan(content, metadata(), Lane::OnAccess, timeout, tell);
-        reply
+        (self.handle.scan(content, metadata(), Lane::OnAccess, timeout, tell), reply)
     }
 
     pub fn scan(&self, content: &[u8]) -> ScanReport {
