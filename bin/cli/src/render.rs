@@ -4,8 +4,8 @@
 use comfy_table::{Cell, Color, ColumnConstraint, ContentArrangement, Table};
 use seawall_client::text::printable;
 use seawall_client::{
-    Approval, DriverCounters, Engine, EngineState, Event, EventKind, Guest, GuestState, Quarantine,
-    QuarantineEntry, QuarantineState, Reload, ScanReport, Status, Verdict,
+    Approval, DriverCounters, Engine, EngineReport, EngineState, Event, EventKind, Guest,
+    GuestState, Quarantine, QuarantineEntry, QuarantineState, Reload, ScanReport, Status, Verdict,
 };
 use std::fmt::Write;
 use std::io::IsTerminal;
@@ -531,6 +531,9 @@ pub fn scan(report: &ScanReport, style: Style) -> String {
     if let Some(reason) = &report.reason {
         let _ = writeln!(out, "  {}", printable(reason));
     }
+    for engine in report.engines.iter().filter(|_| !report.cached) {
+        let _ = writeln!(out, "  {}", printable(&engine_line(engine)));
+    }
     let known = if report.cached { ", known from an earlier scan" } else { "" };
     let _ = writeln!(
         out,
@@ -540,6 +543,23 @@ pub fn scan(report: &ScanReport, style: Style) -> String {
         std::time::Duration::from_micros(report.duration_us).as_secs_f64() * 1000.0
     );
     out
+}
+
+/// What one engine did with a content, in one line.
+fn engine_line(report: &EngineReport) -> String {
+    let mut line = format!(
+        "{}: {} in {:.1} ms",
+        report.engine,
+        verdict_word(report.verdict),
+        std::time::Duration::from_micros(report.scanned_us).as_secs_f64() * 1000.0
+    );
+    if let Some(entry) = &report.allowed {
+        let _ = write!(line, ", known to be good by {entry}: no engine after it was asked");
+    }
+    if let Some(reason) = &report.reason {
+        let _ = write!(line, ", {reason}");
+    }
+    line
 }
 
 pub fn reload(reload: &Reload) -> String {

@@ -26,6 +26,8 @@ pub struct Config {
     pub guests: Vec<GuestConfig>,
     #[serde(rename = "engine")]
     pub engines: Engines,
+    #[serde(rename = "scan")]
+    pub order: ScanOrder,
     pub policy: PolicyConfig,
     pub alarm: Alarm,
     pub limits: Limits,
@@ -96,6 +98,7 @@ impl Default for Engines {
             threads: EngineConfig::threads(),
             memory_mib: EngineConfig::memory_mib(),
             scan_timeout_ms: EngineConfig::scan_timeout_ms(),
+            may_allow: false,
         }])
     }
 }
@@ -134,6 +137,9 @@ pub struct EngineConfig {
         deserialize_with = "within::<_, u32, 100, 3600000>"
     )]
     pub scan_timeout_ms: u32,
+    /// Whether it may call content good, so that the engines after it do not look.
+    #[serde(default)]
+    pub may_allow: bool,
 }
 
 impl EngineConfig {
@@ -150,6 +156,30 @@ impl EngineConfig {
     pub fn scan_timeout(&self) -> Duration {
         Duration::from_millis(self.scan_timeout_ms.into())
     }
+}
+
+/// How the engines work together.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ScanOrder {
+    pub engines: EngineOrder,
+    pub early_exit: bool,
+}
+
+impl Default for ScanOrder {
+    fn default() -> Self {
+        Self { engines: EngineOrder::InOrder, early_exit: true }
+    }
+}
+
+/// When each engine is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EngineOrder {
+    /// One after the other.
+    InOrder,
+    /// All at once.
+    SideBySide,
 }
 
 /// What the drivers are told to do.

@@ -36,6 +36,7 @@ pub fn start(host: &Arc<Host>, config: &Config) -> io::Result<()> {
         engines.push(EngineSlot {
             handle,
             scan_timeout: wanted.scan_timeout(),
+            may_allow: wanted.may_allow,
             scans: AtomicU64::new(0),
             failures: AtomicU64::new(0),
         });

@@ -28,16 +28,18 @@ pub struct Generations(Mutex<State>);
 #[derive(Debug)]
 struct State {
     current: u64,
+    /// Which engines may call content good, in order.
+    may_allow: Vec<bool>,
     /// What each engine uses now, in order; `None` before it was ready for the first time.
     engines: Vec<Option<Signatures>>,
     earlier: VecDeque<(u64, Vec<Option<Signatures>>)>,
 }
 
 impl Generations {
-    /// Begins above `start`, for `engines` engines.
-    pub fn new(start: u64, engines: usize) -> Self {
-        let engines = vec![None; engines];
-        Self(Mutex::new(State { current: start, engines, earlier: VecDeque::new() }))
+    /// Begins above `start`, for these engines: whether each may call content good.
+    pub fn new(start: u64, may_allow: Vec<bool>) -> Self {
+        let engines = vec![None; may_allow.len()];
+        Self(Mutex::new(State { current: start, may_allow, engines, earlier: VecDeque::new() }))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -71,20 +73,25 @@ impl Generations {
         } else {
             &state.earlier.iter().find(|(number, _)| *number == generation.0)?.1
         };
-        let mut hasher =
-            blake3::Hasher::new_derive_key("seawall 2026 signature sets of all engines");
-        for signatures in engines {
+        let mut hasher = blake3::Hasher::new_derive_key(
+            "seawall 2026 signature sets of all engines, and who may allow",
+        );
+        for (signatures, may_allow) in engines.iter().zip(&state.may_allow) {
             hasher.update(&(*signatures)?.0);
+            hasher.update(&[u8::from(*may_allow)]);
         }
         Some(SetDigest(*hasher.finalize().as_bytes()))
     }
 
-    /// The newest generation in which the first engines used just these signatures. `None` when
-    /// there was none: the engines that looked were never in use together.
-    pub fn of(&self, used: &[Option<Signatures>]) -> Option<Generation> {
+    /// The newest generation in which these engines used just these signatures. `None` when there was
+    /// none: the engines that looked were never in use together, or one could not look.
+    pub fn of(&self, used: &[(usize, Option<Signatures>)]) -> Option<Generation> {
         let state = self.lock();
-        let is_it =
-            |set: &[Option<Signatures>]| set.starts_with(used) && used.iter().all(Option::is_some);
+        let is_it = |set: &[Option<Signatures>]| {
+            used.iter().all(|(engine, signatures)| {
+                signatures.is_some() && set.get(*engine) == Some(signatures)
+            })
+        };
         if is_it(&state.engines) {
             return Some(Generation(state.current));
         }
@@ -120,7 +127,7 @@ mod tests {
 
     #[test]
     fn only_another_signature_set_is_a_new_generation() {
-        let generations = Generations::new(10, 2);
+        let generations = Generations::new(10, vec![false; 2]);
         assert_eq!(generations.engine_has(0, A), Some(Generation(11)));
         assert_eq!(generations.engine_has(1, A), Some(Generation(12)));
         assert_eq!(generations.engine_has(0, A), None, "a restart");
@@ -130,25 +137,27 @@ mod tests {
 
     #[test]
     fn a_scan_belongs_to_the_set_that_made_it() {
-        let generations = Generations::new(10, 2);
+        let generations = Generations::new(10, vec![false; 2]);
         generations.engine_has(0, A);
         generations.engine_has(1, A);
         generations.engine_has(0, B);
-        assert_eq!(generations.of(&[Some(B), Some(A)]), Some(Generation(13)));
-        assert_eq!(generations.of(&[Some(B)]), Some(Generation(13)), "the first one found it");
-        assert_eq!(generations.of(&[Some(A), Some(A)]), Some(Generation(12)), "queued before");
-        assert_eq!(generations.of(&[Some(A), Some(B)]), None, "never in use together");
-        assert_eq!(generations.of(&[Some(B), None]), None);
+        assert_eq!(generations.of(&[(0, Some(B)), (1, Some(A))]), Some(Generation(13)));
+        assert_eq!(generations.of(&[(0, Some(B))]), Some(Generation(13)), "the first one found it");
+        assert_eq!(generations.of(&[(1, Some(A))]), Some(Generation(13)), "the second one did");
+        let before = [(1, Some(A)), (0, Some(A))];
+        assert_eq!(generations.of(&before), Some(Generation(12)), "queued before");
+        assert_eq!(generations.of(&[(0, Some(A)), (1, Some(B))]), None, "never in use together");
+        assert_eq!(generations.of(&[(0, Some(B)), (1, None)]), None);
     }
 
     #[test]
     fn the_same_sets_have_the_same_digest_in_every_run() {
-        let one = Generations::new(10, 2);
+        let one = Generations::new(10, vec![false; 2]);
         one.engine_has(0, A);
         assert_eq!(one.set_of(one.current()), None, "an engine is not ready");
         one.engine_has(1, B);
         let digest = one.set_of(one.current()).unwrap();
-        let other = Generations::new(99, 2);
+        let other = Generations::new(99, vec![false; 2]);
         other.engine_has(1, B);
         other.engine_has(0, A);
         assert_eq!(other.set_of(other.current()), Some(digest));
@@ -157,6 +166,10 @@ mod tests {
         assert_eq!(other.set_of(Generation(other.current().0 - 1)), Some(digest), "an earlier one");
         other.engine_has(0, B);
         assert_ne!(other.set_of(other.current()), Some(digest), "the order counts");
+        let trusting = Generations::new(10, vec![true, false]);
+        trusting.engine_has(0, A);
+        trusting.engine_has(1, B);
+        assert_ne!(trusting.set_of(trusting.current()), Some(digest), "and who may allow");
         assert_eq!(other.set_of(Generation(5)), None);
     }
 

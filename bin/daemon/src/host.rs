@@ -128,6 +128,7 @@ impl Host {
         let fixed = [
             ("[service]", first.service != config.service),
             ("[[engine]]", first.engines != config.engines),
+            ("[scan]", first.order != config.order),
             ("[limits]", first.limits != config.limits),
             ("[quarantine]", first.quarantine != config.quarantine),
             ("[events]", first.events != config.events),

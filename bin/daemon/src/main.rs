@@ -219,10 +219,15 @@ fn start(config: Config) -> anyhow::Result<Arc<Host>> {
         state::State::open(&state_dir.join("state.db"), cache_entries, events.clone());
     state.keep_guests(|name| config.guests.iter().any(|guest| guest.is_named(name)));
     let budget = copy::Budget::new(config.limits.private_copies_mib << 20, state_dir.to_owned());
-    let generations =
-        generation::Generations::new(generation::start_number(state_dir), config.engines.0.len());
-    let pipeline =
-        pipeline::Pipeline::new(generations, cache_entries, state.clone(), Arc::clone(&metrics));
+    let may_allow = config.engines.0.iter().map(|engine| engine.may_allow).collect();
+    let generations = generation::Generations::new(generation::start_number(state_dir), may_allow);
+    let pipeline = pipeline::Pipeline::new(
+        generations,
+        cache_entries,
+        config.order,
+        state.clone(),
+        Arc::clone(&metrics),
+    );
     let recalling = Arc::clone(&pipeline);
     std::thread::Builder::new().name("state".into()).spawn(move || keeper.run(&recalling))?;
     let folder = state_dir.join("quarantine");

@@ -1,26 +1,31 @@
 //! From a private copy to a verdict: cache, single flight, engines.
 //!
 //! Owns the verdict cache and the flights. A flight is one scan of one content under one
-//! generation; whoever asks for the same content meanwhile waits for the same flight. Engines are
-//! asked in order; one that finds something ends the flight. Only clean and infected are
-//! remembered, and only under the generation whose engines really looked.
+//! generation; whoever asks for the same content meanwhile waits for the same flight. What the engines
+//! said so far, and what that means, is [`progress`]'s. Only clean and infected are remembered, and only
+//! under the generation whose engines really looked.
 //!
 //! ```text
-//! lookup ──hit──► answer                      report: clean ──► next engine, or end
-//!   │miss                                             infected ──► end
-//!   ▼                                                 failed ──► next engine; the end is no verdict
-//! flight there? ──yes──► wait with it         end ──► cache, answer everyone who waits
+//! lookup ──hit──► answer                      report ──► decided? ──yes──► cache, answer everyone who waits,
+//!   │miss                                                  │no             cancel what still looks
+//!   ▼                                                      ▼
+//! flight there? ──yes──► wait with it                ask the next engine, or wait for the others
 //!   │no
-//!   ▼ seal the copy, ask the first engine
+//!   ▼ seal the copy, ask the first engine, or all of them
 //! ```
 //!
 //! Nothing here waits: engines report on their supervisors' threads, answers go to outboxes that
-//! never block, and a thread of its own ends the wait of those whose time is over.
+//! never block, and a thread of its own ends the wait of those whose time is over and cancels scans that
+//! nobody waits for any more.
 
+mod progress;
+
+use crate::config::ScanOrder;
 use crate::copy::{Charge, PrivateCopy};
 use crate::generation::Generations;
 use crate::metrics::Metrics;
 use crate::state::State;
+use progress::{Progress, Reported, Step};
 use quick_cache::OptionsBuilder;
 use quick_cache::sync::Cache;
 use seawall_client::{Detection, EngineReport, Verdict};
@@ -99,7 +104,22 @@ impl Content {
     }
 }
 
-type Reply = Box<dyn FnOnce(Answer) + Send>;
+/// Whoever waits for an answer.
+pub trait Reply: Send {
+    /// Takes it. Called at most once; never waits.
+    fn answer(self: Box<Self>, answer: Answer);
+
+    /// Whether nobody wants it any more.
+    fn is_gone(&self) -> bool {
+        false
+    }
+}
+
+impl<F: FnOnce(Answer) + Send> Reply for F {
+    fn answer(self: Box<Self>, answer: Answer) {
+        self(answer);
+    }
+}
 
 /// A content that is to be scanned, and for whom.
 pub struct Request {
@@ -109,19 +129,22 @@ pub struct Request {
     pub lane: Lane,
     /// How long the answer is waited for.
     pub until: Instant,
-    pub reply: Reply,
+    pub reply: Box<dyn Reply>,
 }
 
 /// One configured engine.
 pub struct EngineSlot {
     pub handle: EngineHandle,
     pub scan_timeout: Duration,
+    /// Whether it may say that content is known to be good, which spares the engines after it.
+    pub may_allow: bool,
     pub scans: AtomicU64,
     pub failures: AtomicU64,
 }
 
 pub struct Pipeline {
     engines: OnceLock<Vec<EngineSlot>>,
+    order: ScanOrder,
     cache: Cache<(ContentHash, Generation), Known>,
     flights: Mutex<Flights>,
     pub generations: Generations,
@@ -143,35 +166,40 @@ struct Flight {
     id: u64,
     waiters: Vec<Waiter>,
     lane: Lane,
-    /// There once the copy is sealed.
-    scan: Option<Arc<Scan>>,
+    /// There once the copy is sealed; two where one was hurried.
+    scans: Vec<Arc<Scan>>,
 }
 
 struct Waiter {
     until: Instant,
-    reply: Reply,
+    reply: Box<dyn Reply>,
 }
 
 /// What the engines get.
 struct Scan {
     key: (ContentHash, Generation),
     flight: u64,
+    lane: Lane,
+    given: Arc<Given>,
+    progress: Mutex<Progress>,
+}
+
+impl Scan {
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is scanned, however often it is begun.
+struct Given {
     content: Arc<Content>,
     meta: Metadata,
 }
 
-impl Drop for Scan {
+impl Drop for Given {
     fn drop(&mut self) {
         self.content.charge.share().scans.fetch_sub(1, Relaxed);
     }
-}
-
-/// What the engines said so far.
-#[derive(Default)]
-struct Progress {
-    reports: Vec<EngineReport>,
-    signatures: Vec<Option<Signatures>>,
-    failure: Option<Finding>,
 }
 
 fn cache_of(entries: u64) -> Cache<(ContentHash, Generation), Known> {
@@ -191,11 +219,13 @@ impl Pipeline {
     pub fn new(
         generations: Generations,
         cache_entries: u64,
+        order: ScanOrder,
         state: State,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
         Arc::new(Self {
             engines: OnceLock::new(),
+            order,
             cache: cache_of(cache_entries),
             flights: Mutex::default(),
             generations,
@@ -255,7 +285,8 @@ impl Pipeline {
         Some(Answer { cached: true, ..Answer::new(finding, generation) })
     }
 
-    /// Has a content scanned, or joins a scan of it that is under way. Replies exactly once.
+    /// Has a content scanned, or joins a scan of it that is under way. Replies exactly once, unless whoever
+    /// asked is gone.
     pub fn scan(self: &Arc<Self>, request: Request) {
         let Request { hash, copy, meta, lane, until, reply } = request;
         let generation = self.generations.current();
@@ -268,10 +299,10 @@ impl Pipeline {
                     self.metrics.joined.fetch_add(1, Relaxed);
                     let flight = entry.get_mut();
                     flight.waiters.push(Waiter { until, reply });
-                    let hurry = flight.hurry(lane);
+                    let hurry = flight.hurry(lane, self.engines().len());
                     drop(flights);
                     if let Some(scan) = hurry {
-                        self.ask(0, &scan, Lane::OnAccess, Progress::default());
+                        self.go_on(&scan);
                     }
                     return;
                 }
@@ -280,17 +311,17 @@ impl Pipeline {
                     if let Some(answer) = self.known(hash, generation) {
                         drop(flights);
                         self.metrics.cache_hits.fetch_add(1, Relaxed);
-                        reply(answer);
+                        reply.answer(answer);
                         return;
                     }
                     if copy.share().scans.load(Relaxed) >= GUEST_SCANS_MAX {
                         drop(flights);
                         let why = "this guest fills its half of the engine's queue";
-                        reply(Answer::new(Finding::Error(why.into()), generation));
+                        reply.answer(Answer::new(Finding::Error(why.into()), generation));
                         return;
                     }
                     let waiters = vec![Waiter { until, reply }];
-                    entry.insert(Flight { id, waiters, lane, scan: None });
+                    entry.insert(Flight { id, waiters, lane, scans: Vec::new() });
                     flights.next_id += 1;
                     id
                 }
@@ -315,75 +346,87 @@ impl Pipeline {
             }
         };
         content.charge.share().scans.fetch_add(1, Relaxed);
-        let scan = Arc::new(Scan { key, flight: id, content, meta });
-        let lane = {
+        let given = Arc::new(Given { content, meta });
+        let scan = {
             let mut flights = self.flights();
-            // Only its own landing removes a flight.
-            let Some(flight) = flights.by_content.get_mut(&key) else { return };
-            flight.scan = Some(Arc::clone(&scan));
-            flight.lane
+            // It may have been given up meanwhile.
+            let flight = flights.by_content.get_mut(&key).filter(|flight| flight.id == id);
+            let Some(flight) = flight else { return };
+            flight.begin(key, given, self.engines().len())
         };
         self.metrics.scans.fetch_add(1, Relaxed);
-        self.ask(0, &scan, lane, Progress::default());
+        self.go_on(&scan);
     }
 
-    /// Asks the engine of that number, or ends the flight after the last one.
-    fn ask(self: &Arc<Self>, number: usize, scan: &Arc<Scan>, lane: Lane, mut progress: Progress) {
-        let Some(engine) = self.engines().get(number) else {
-            let finding = progress.failure.take().unwrap_or(if number == 0 {
-                Finding::Error("no engine is configured".into())
-            } else {
-                Finding::Clean
-            });
-            self.conclude(scan, finding, progress);
-            return;
-        };
-        engine.scans.fetch_add(1, Relaxed);
-        let (pipeline, scan_again) = (Arc::clone(self), Arc::clone(scan));
-        let reply = move |report: ScanReport| {
-            pipeline.reported(number, &scan_again, lane, progress, report);
-        };
-        engine.handle.scan(
-            scan.content.bytes.clone(),
-            scan.meta.clone(),
-            lane,
-            engine.scan_timeout,
-            reply,
-        );
-    }
-
-    fn reported(
-        self: &Arc<Self>,
-        number: usize,
-        scan: &Arc<Scan>,
-        lane: Lane,
-        mut progress: Progress,
-        report: ScanReport,
-    ) {
-        let engine = &self.engines()[number];
-        let name = engine.handle.name();
-        progress.signatures.push(report.generation);
-        let finding = finding_of(name, report.result);
-        progress.reports.push(EngineReport {
-            engine: name.to_owned(),
-            verdict: finding.verdict(),
-            queued_us: micros(report.queued),
-            scanned_us: micros(report.scanned),
-        });
-        match finding {
-            Finding::Clean => self.ask(number + 1, scan, lane, progress),
-            Finding::Infected(_) => self.conclude(scan, finding, progress),
-            failure => {
-                engine.failures.fetch_add(1, Relaxed);
-                progress.failure.get_or_insert(failure);
-                self.ask(number + 1, scan, lane, progress);
+    /// Asks engines as far as the order goes now, or ends the flight.
+    fn go_on(self: &Arc<Self>, scan: &Arc<Scan>) {
+        loop {
+            let may_allow = |number: usize| self.engines()[number].may_allow;
+            let step = scan.progress().next(self.order, may_allow);
+            match step {
+                Step::Ask(number) => self.ask(number, scan),
+                Step::Wait => return,
+                Step::End(finding) => {
+                    let (reports, used) = self.stop(scan);
+                    return self.conclude(scan, finding, reports, &used);
+                }
             }
         }
     }
 
+    fn ask(self: &Arc<Self>, number: usize, scan: &Arc<Scan>) {
+        let engine = &self.engines()[number];
+        engine.scans.fetch_add(1, Relaxed);
+        let (pipeline, scan_again) = (Arc::clone(self), Arc::clone(scan));
+        let reply = move |report: ScanReport| pipeline.reported(number, &scan_again, report);
+        let given = &scan.given;
+        let id = engine.handle.scan(
+            given.content.bytes.clone(),
+            given.meta.clone(),
+            scan.lane,
+            engine.scan_timeout,
+            reply,
+        );
+        let Some(id) = id else { return };
+        let is_late = scan.progress().asked(number, id);
+        if is_late {
+            engine.handle.cancel(id);
+        }
+    }
+
+    fn reported(self: &Arc<Self>, number: usize, scan: &Arc<Scan>, report: ScanReport) {
+        let engine = &self.engines()[number];
+        if report.result == Err(ScanError::Cancelled) {
+            return;
+        }
+        let (reported, failed) = reported_by(engine, &report);
+        if failed {
+            engine.failures.fetch_add(1, Relaxed);
+        }
+        let counts = scan.progress().reported(number, reported, report.generation);
+        if counts {
+            self.go_on(scan);
+        }
+    }
+
+    /// Ends the scan for its engines, and gives what they said.
+    fn stop(&self, scan: &Scan) -> (Vec<EngineReport>, Vec<(usize, Option<Signatures>)>) {
+        let (cancel, reports, used) = scan.progress().stop();
+        for (number, id) in cancel {
+            self.engines()[number].handle.cancel(id);
+        }
+        (reports, used)
+    }
+
     /// Remembers what the engines found, under the generation that really looked, and answers.
-    fn conclude(&self, scan: &Scan, finding: Finding, progress: Progress) {
-        let generation = self.generations.of(&progress.signatures);
+    fn conclude(
+        &self,
+        scan: &Scan,
+        finding: Finding,
+        reports: Vec<EngineReport>,
+        used: &[(usize, Option<Signatures>)],
+    ) {
+        let generation = self.generations.of(used);
         let known = match &finding {
             Finding::Clean => Some(None),
             Finding::Infected(found) => Some(Some(Arc::clone(found))),
@@ -396,11 +439,11 @@ impl Pipeline {
         // Generation 0 is older than every other: a driver remembers nothing of it.
         let generation = generation.unwrap_or_default();
         let content = match &finding {
-            Finding::Infected(_) => Some(Arc::clone(&scan.content)),
+            Finding::Infected(_) => Some(Arc::clone(&scan.given.content)),
             _ => None,
         };
-        let engines = progress.reports.into();
-        let answer = Answer { engines, content, ..Answer::new(finding, generation) };
+        let answer =
+            Answer { engines: reports.into(), content, ..Answer::new(finding, generation) };
         self.land(scan.key, scan.flight, answer);
         if let Some((known, generation)) = found
             && let Some(set) = self.generations.set_of(generation)
@@ -414,23 +457,32 @@ impl Pipeline {
             Entry::Occupied(entry) if entry.get().id == id => entry.remove(),
             _ => return,
         };
+        // Of two scans one was faster.
+        flight.scans.iter().for_each(|scan| drop(self.stop(scan)));
         for waiter in flight.waiters {
-            (waiter.reply)(answer.clone());
+            waiter.reply.answer(answer.clone());
         }
     }
 
     /// Ends the wait of those whose time is over, for as long as the service lives. The scan goes
-    /// on: its verdict is remembered.
+    /// on: its verdict is remembered. Where all who asked are gone, nobody wants it.
     pub fn sweep(&self) {
         loop {
             std::thread::sleep(SWEEP);
             let now = Instant::now();
-            let mut late = Vec::new();
-            for flight in self.flights().by_content.values_mut() {
+            let (mut late, mut unwanted) = (Vec::new(), Vec::new());
+            self.flights().by_content.retain(|_, flight| {
                 late.extend(flight.waiters.extract_if(.., |waiter| waiter.until <= now));
-            }
+                let gone = flight.waiters.extract_if(.., |waiter| waiter.reply.is_gone()).count();
+                let is_wanted = gone == 0 || !flight.waiters.is_empty();
+                if !is_wanted {
+                    unwanted.append(&mut flight.scans);
+                }
+                is_wanted
+            });
+            unwanted.iter().for_each(|scan| drop(self.stop(scan)));
             for waiter in late {
-                (waiter.reply)(Answer::new(
+                waiter.reply.answer(Answer::new(
                     Finding::TimedOut("the scan is not done in time".into()),
                     self.generations.current(),
                 ));
@@ -440,32 +492,72 @@ impl Pipeline {
 }
 
 impl Flight {
+    fn begin(
+        &mut self,
+        key: (ContentHash, Generation),
+        given: Arc<Given>,
+        engines: usize,
+    ) -> Arc<Scan> {
+        let progress = Mutex::new(Progress::new(engines));
+        let scan = Arc::new(Scan { key, flight: self.id, lane: self.lane, given, progress });
+        self.scans.push(Arc::clone(&scan));
+        scan
+    }
+
     /// Someone who holds an access waits for a scan that was queued for nobody: it is queued once
     /// more in front, and whichever ends first counts.
-    fn hurry(&mut self, lane: Lane) -> Option<Arc<Scan>> {
+    fn hurry(&mut self, lane: Lane, engines: usize) -> Option<Arc<Scan>> {
         if !matches!((self.lane, lane), (Lane::OnDemand, Lane::OnAccess)) {
             return None;
         }
         self.lane = Lane::OnAccess;
-        self.scan.clone()
+        let first = self.scans.first()?;
+        let (key, given) = (first.key, Arc::clone(&first.given));
+        Some(self.begin(key, given, engines))
     }
 }
 
-fn finding_of(engine: &str, result: Result<Outcome, ScanError>) -> Finding {
-    match result {
-        Ok(Outcome::Clean) => Finding::Clean,
+/// What an engine's report means, and whether it failed.
+fn reported_by(engine: &EngineSlot, report: &ScanReport) -> (Reported, bool) {
+    let name = engine.handle.name();
+    let (finding, allowed) = match &report.result {
+        Ok(Outcome::Clean) => (Finding::Clean, None),
+        Ok(Outcome::Allowed { name }) if engine.may_allow => (Finding::Clean, Some(name.clone())),
+        // Whoever took an engine over must not speak for the others.
+        Ok(Outcome::Allowed { .. }) => (Finding::Clean, None),
         Ok(Outcome::Infected(found)) => {
-            let found = found.into_iter().map(|detection| Detection {
-                name: detection.name,
+            let found = found.iter().map(|detection| Detection {
+                name: detection.name.clone(),
                 severity: detection.severity.to_string(),
-                family: detection.family,
-                engine: engine.to_owned(),
+                family: detection.family.clone(),
+                cleaning: detection.cleaning.map(|cleaning| cleaning.to_string()),
+                engine: name.to_owned(),
             });
-            Finding::Infected(Arc::new(found.collect()))
+            (Finding::Infected(Arc::new(found.collect())), None)
         }
-        Err(error @ ScanError::TimedOut) => Finding::TimedOut(format!("engine {engine}: {error}")),
-        Err(error) => Finding::Error(format!("engine {engine}: {error}")),
-    }
+        Err(error @ ScanError::TimedOut) => {
+            (Finding::TimedOut(format!("engine {name}: {error}")), None)
+        }
+        Err(error) => (Finding::Error(format!("engine {name}: {error}")), None),
+    };
+    let reason = match &finding {
+        Finding::Error(why) | Finding::TimedOut(why) => Some(why.clone()),
+        _ => None,
+    };
+    let failed = reason.is_some();
+    let told = EngineReport {
+        engine: name.to_owned(),
+        verdict: finding.verdict(),
+        detections: match &finding {
+            Finding::Infected(found) => found.to_vec(),
+            _ => Vec::new(),
+        },
+        allowed,
+        reason,
+        queued_us: micros(report.queued),
+        scanned_us: micros(report.scanned),
+    };
+    (Reported { finding, told }, failed)
 }
 
 fn micros(duration: Duration) -> u64 {

@@ -357,6 +357,15 @@ pub struct EngineReport {
     pub engine: String,
     /// What it found.
     pub verdict: Verdict,
+    /// What it detected.
+    #[serde(default)]
+    pub detections: Vec<Detection>,
+    /// The entry of its list by which the content is known to be good: engines after it did not look.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allowed: Option<String>,
+    /// Why it has no verdict.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     /// How long the content waited for it, in microseconds.
     pub queued_us: u64,
     /// How long it looked, in microseconds.
@@ -372,6 +381,9 @@ pub struct Detection {
     pub severity: String,
     /// The malware family, where the signature names one.
     pub family: Option<String>,
+    /// What would rid the file of it, where the signature says so: `delete`, or `cut N bytes at OFFSET`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cleaning: Option<String>,
     /// The engine that found it.
     pub engine: String,
 }

@@ -1,6 +1,6 @@
 //! An engine that misbehaves when the content says so, to test what surrounds an engine.
 //!
-//! `seawall-engine-fault [--rules FILE]`. Content that starts with `SEAWALL-FAULT ` and
+//! `seawall-engine-fault [--rules FILE | --as NAME]`. Content that starts with `SEAWALL-FAULT ` and
 //!
 //! | word | does |
 //! |---|---|
@@ -13,9 +13,15 @@
 //! | `escape` | tries to leave the sandbox; infected with `escaped` when anything works |
 //! | `read` | sleeps 1.5 s, then reads the whole content |
 //! | `keep` | reads the whole content, sleeps 1.5 s, then looks at all of it |
+//! | `until-cancelled` | works until it is cancelled |
+//! | `gives-up` | says that it was cancelled |
+//! | `left` | infected with `left`, after 200 ms and with the time used as the family |
+//! | `found=NAME` | infected with NAME |
+//! | `allow=ENTRY` | known to be good by ENTRY |
+//! | `slow-allow=ENTRY` | the same after 300 ms |
 //! | `seen` | infected with `seen`, path, guest and size as the engine got them |
 //!
-//! All other content is clean. FILE stands for a signature set: its first 32 bytes are the
+//! All other content is clean. `NAME:WORD,NAME:WORD` gives each of several engines its own word. FILE stands for a signature set: its first 32 bytes are the
 //! generation, each line that holds `broken` is an error.
 
 use std::fs::File;
@@ -35,6 +41,7 @@ fn main() -> ExitCode {
 }
 
 struct Fault {
+    name: String,
     generation: Generation,
     diagnostics: Vec<Diagnostic>,
 }
@@ -43,8 +50,12 @@ impl Fault {
     fn load() -> Result<Self, Vec<Diagnostic>> {
         let mut generation = Generation([0; 32]);
         let mut diagnostics = Vec::new();
+        let mut name = String::new();
         let mut arguments = std::env::args_os().skip(1);
-        if arguments.next().is_some_and(|one| one == "--rules") {
+        let first = arguments.next().unwrap_or_default();
+        if first == "--as" {
+            name = arguments.next().unwrap_or_default().to_string_lossy().into_owned();
+        } else if first == "--rules" {
             let path = PathBuf::from(arguments.next().unwrap_or_default());
             let text = std::fs::read(&path).map_err(|error| {
                 vec![Diagnostic::error("fault-read", format!("{}: {error}", path.display()))]
@@ -61,7 +72,7 @@ impl Fault {
                 }
             }
         }
-        Ok(Self { generation, diagnostics })
+        Ok(Self { name, generation, diagnostics })
     }
 }
 
@@ -78,21 +89,29 @@ impl Engine for Fault {
     }
 
     fn scanner(&self) -> Box<dyn Scanner + '_> {
-        Box::new(FaultScanner)
+        Box::new(FaultScanner { name: &self.name })
     }
 }
 
-struct FaultScanner;
+struct FaultScanner<'a> {
+    name: &'a str,
+}
 
-impl Scanner for FaultScanner {
+impl Scanner for FaultScanner<'_> {
     fn scan(&mut self, request: &Request<'_>) -> Result<Outcome, ScanError> {
         let Request { content, metadata, .. } = request;
         let mut head = [0; 64];
         let length = content.read_at(0, &mut head)?;
         let Some(order) = head[..length].strip_prefix(MARK) else { return Ok(Outcome::Clean) };
         let end = order.iter().position(|byte| byte.is_ascii_whitespace() || *byte == 0);
-        let order = String::from_utf8_lossy(&order[..end.unwrap_or(order.len())]);
-        match order.split_once('=').unwrap_or((&order, "")) {
+        let orders = String::from_utf8_lossy(&order[..end.unwrap_or(order.len())]);
+        let own = format!("{}:", self.name);
+        let order = orders.split(',').find_map(|order| match order.strip_prefix(&own) {
+            Some(word) => Some(word),
+            None => (!order.contains(':')).then_some(order),
+        });
+        let Some(order) = order else { return Ok(Outcome::Clean) };
+        match order.split_once('=').unwrap_or((order, "")) {
             ("sleep", millis) => {
                 thread::sleep(Duration::from_millis(millis.parse().unwrap_or(0)));
                 Ok(Outcome::Clean)
@@ -108,6 +127,11 @@ impl Scanner for FaultScanner {
                 thread::sleep(Duration::from_millis(200));
                 let used = request.limit - request.left();
                 Ok(found("left", Some(used.as_millis().to_string())))
+            }
+            ("found", name) => Ok(Outcome::Infected(vec![Detection::new(name)])),
+            ("slow-allow", name) => {
+                thread::sleep(Duration::from_millis(300));
+                Ok(Outcome::Allowed { name: name.to_owned() })
             }
             ("allow", name) => Ok(Outcome::Allowed { name: name.to_owned() }),
             ("crash", _) => std::process::abort(),

@@ -2,7 +2,7 @@
 
 use super::{Api, fault};
 use crate::copy::{CopyError, PrivateCopy};
-use crate::pipeline::{Answer, Finding, Request};
+use crate::pipeline::{Answer, Finding, Reply, Request};
 use axum::Json;
 use axum::body::{Body, BodyDataStream};
 use axum::extract::{Query, State};
@@ -133,6 +133,19 @@ async fn store(mut copy: PrivateCopy, piece: Vec<u8>) -> Result<PrivateCopy, Res
     }
 }
 
+/// Whoever asked; it may hang up.
+struct Caller(oneshot::Sender<Answer>);
+
+impl Reply for Caller {
+    fn answer(self: Box<Self>, answer: Answer) {
+        drop(self.0.send(answer));
+    }
+
+    fn is_gone(&self) -> bool {
+        self.0.is_closed()
+    }
+}
+
 async fn ask(api: &Api, hash: ContentHash, copy: PrivateCopy) -> Option<Answer> {
     let (reply, answer) = oneshot::channel();
     let meta = Metadata {
@@ -147,8 +160,7 @@ async fn ask(api: &Api, hash: ContentHash, copy: PrivateCopy) -> Option<Answer> 
         meta,
         lane: Lane::OnDemand,
         until: Instant::now() + PATIENCE,
-        // The caller may have hung up.
-        reply: Box::new(move |answer| drop(reply.send(answer))),
+        reply: Box::new(Caller(reply)),
     });
     answer.await.ok()
 }

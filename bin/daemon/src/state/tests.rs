@@ -1,4 +1,5 @@
 use super::*;
+use crate::config::ScanOrder;
 use crate::events::store::Retention;
 use crate::generation::Generations;
 use seawall_client::{Detection, EventKind};
@@ -20,8 +21,9 @@ impl Run {
         let (state, keeper) = State::open(&folder.join("state.db"), most, events.clone());
         static STARTS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
         let start = STARTS.fetch_add(1000, std::sync::atomic::Ordering::Relaxed);
-        let generations = Generations::new(start, 1);
-        let pipeline = Pipeline::new(generations, MOST, state.clone(), Arc::default());
+        let generations = Generations::new(start, vec![false]);
+        let pipeline =
+            Pipeline::new(generations, MOST, ScanOrder::default(), state.clone(), Arc::default());
         let of_keeper = Arc::clone(&pipeline);
         std::thread::spawn(move || keeper.run(&of_keeper));
         Self { state, pipeline, events }
@@ -61,6 +63,7 @@ fn infected() -> Known {
         name: "Bad".into(),
         severity: "high".into(),
         family: None,
+        cleaning: None,
         engine: "first".into(),
     }]))
 }

@@ -97,6 +97,10 @@ pub struct Setup {
 pub enum Engine {
     Yara,
     Fault,
+    /// Three that obey `one:WORD,two:WORD,three:WORD`; the first may call content good.
+    Three,
+    /// The same, and none may.
+    ThreeWithoutTrust,
 }
 
 impl Default for Setup {
@@ -350,16 +354,31 @@ fn write_config(folder: &Path, setup: &Setup, port: u16) -> PathBuf {
         text += &format!("tcp_listen = \"127.0.0.1:{port}\"\n");
     }
     text += &setup.more.replace("{dir}", &dir.to_string());
-    let command = match setup.engine {
+    let fault = program("seawall-engine-fault").display().to_string();
+    let engine = |name: &str, command: &str, more: &str| {
+        format!(
+            "\n[[engine]]\nname = \"{name}\"\ncommand = [{command}]\nmemory_mib = 1024\n{more}\n"
+        )
+    };
+    const SHORT: &str = "scan_timeout_ms = 3000";
+    match setup.engine {
         Engine::Yara => {
             let program = program("seawall-engine-yara");
-            format!("[\"{}\", \"--rules\", \"{dir}/rules\"]", program.display())
+            let command = format!("\"{}\", \"--rules\", \"{dir}/rules\"", program.display());
+            text += &engine("first", &command, "");
         }
-        Engine::Fault => format!("[\"{}\"]", program("seawall-engine-fault").display()),
-    };
-    text += &format!("\n[[engine]]\nname = \"first\"\ncommand = {command}\nmemory_mib = 1024\n");
-    if setup.engine == Engine::Fault {
-        text += "scan_timeout_ms = 3000\n";
+        Engine::Fault => text += &engine("first", &format!("\"{fault}\""), SHORT),
+        Engine::Three | Engine::ThreeWithoutTrust => {
+            for name in ["one", "two", "three"] {
+                let command = format!("\"{fault}\", \"--as\", \"{name}\"");
+                let may = if name == "one" && setup.engine == Engine::Three {
+                    "may_allow = true\n"
+                } else {
+                    ""
+                };
+                text += &engine(name, &command, &format!("{may}{SHORT}"));
+            }
+        }
     }
     for guest in &setup.guests {
         text += &format!(
