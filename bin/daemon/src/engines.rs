@@ -1,6 +1,7 @@
 //! The configured engines: started, listened to, reloaded, reported.
 
 use crate::config::Config;
+use crate::generation::Loaded;
 use crate::host::Host;
 use crate::metrics::resources;
 use crate::pipeline::{ENGINE_QUEUE, EngineSlot};
@@ -53,7 +54,10 @@ impl Host {
             EngineEvent::State(HandleState::Ready { description }) => {
                 {
                     let _telling = self.telling();
-                    let new = self.pipeline.engine_has(number, description.generation);
+                    let new = self.pipeline.engine_has(
+                        number,
+                        Loaded { signatures: description.generation, by_name: description.by_name },
+                    );
                     if let Some(new) = new {
                         self.broadcast(&ToGuest::Generation(new));
                     }

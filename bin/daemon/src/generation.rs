@@ -22,6 +22,14 @@ const GAP: u64 = 1 << 20;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SetDigest(pub [u8; 32]);
 
+/// What one engine has loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Loaded {
+    pub signatures: Signatures,
+    /// Whether a verdict depends on path and guest besides the content.
+    pub by_name: bool,
+}
+
 #[derive(Debug)]
 pub struct Generations(Mutex<State>);
 
@@ -31,8 +39,18 @@ struct State {
     /// Which engines may call content good, in order.
     may_allow: Vec<bool>,
     /// What each engine uses now, in order; `None` before it was ready for the first time.
-    engines: Vec<Option<Signatures>>,
-    earlier: VecDeque<(u64, Vec<Option<Signatures>>)>,
+    engines: Vec<Option<Loaded>>,
+    earlier: VecDeque<(u64, Vec<Option<Loaded>>)>,
+}
+
+impl State {
+    fn engines_of(&self, generation: Generation) -> Option<&[Option<Loaded>]> {
+        if self.current == generation.0 {
+            return Some(&self.engines);
+        }
+        let earlier = self.earlier.iter().find(|(number, _)| *number == generation.0);
+        earlier.map(|(_, engines)| engines.as_slice())
+    }
 }
 
 impl Generations {
@@ -51,15 +69,15 @@ impl Generations {
     }
 
     /// An engine takes scans with these signatures. Gives the new generation when that is news.
-    pub fn engine_has(&self, engine: usize, signatures: Signatures) -> Option<Generation> {
+    pub fn engine_has(&self, engine: usize, loaded: Loaded) -> Option<Generation> {
         let mut state = self.lock();
-        if state.engines[engine] == Some(signatures) {
+        if state.engines[engine] == Some(loaded) {
             return None;
         }
         let before = (state.current, state.engines.clone());
         state.earlier.push_front(before);
         state.earlier.truncate(REMEMBERED);
-        state.engines[engine] = Some(signatures);
+        state.engines[engine] = Some(loaded);
         state.current += 1;
         Some(Generation(state.current))
     }
@@ -68,28 +86,32 @@ impl Generations {
     /// generation is long gone.
     pub fn set_of(&self, generation: Generation) -> Option<SetDigest> {
         let state = self.lock();
-        let engines = if state.current == generation.0 {
-            &state.engines
-        } else {
-            &state.earlier.iter().find(|(number, _)| *number == generation.0)?.1
-        };
+        let engines = state.engines_of(generation)?;
         let mut hasher = blake3::Hasher::new_derive_key(
             "seawall 2026 signature sets of all engines, and who may allow",
         );
-        for (signatures, may_allow) in engines.iter().zip(&state.may_allow) {
-            hasher.update(&(*signatures)?.0);
+        for (loaded, may_allow) in engines.iter().zip(&state.may_allow) {
+            hasher.update(&(*loaded)?.signatures.0);
             hasher.update(&[u8::from(*may_allow)]);
         }
         Some(SetDigest(*hasher.finalize().as_bytes()))
+    }
+
+    /// Whether a verdict of this generation depends on path and guest besides the content.
+    pub fn is_by_name(&self, generation: Generation) -> bool {
+        let state = self.lock();
+        let engines = state.engines_of(generation);
+        engines.is_some_and(|engines| engines.iter().flatten().any(|loaded| loaded.by_name))
     }
 
     /// The newest generation in which these engines used just these signatures. `None` when there was
     /// none: the engines that looked were never in use together, or one could not look.
     pub fn of(&self, used: &[(usize, Option<Signatures>)]) -> Option<Generation> {
         let state = self.lock();
-        let is_it = |set: &[Option<Signatures>]| {
+        let is_it = |set: &[Option<Loaded>]| {
             used.iter().all(|(engine, signatures)| {
-                signatures.is_some() && set.get(*engine) == Some(signatures)
+                let known = set.get(*engine).copied().flatten().map(|loaded| loaded.signatures);
+                signatures.is_some() && known == *signatures
             })
         };
         if is_it(&state.engines) {
@@ -125,22 +147,35 @@ mod tests {
     const A: Signatures = Signatures([1; 32]);
     const B: Signatures = Signatures([2; 32]);
 
+    fn has(signatures: Signatures) -> Loaded {
+        Loaded { signatures, by_name: false }
+    }
+
+    #[test]
+    fn one_engine_that_looks_at_names_makes_the_whole_generation_one_of_names() {
+        let generations = Generations::new(10, vec![false; 2]);
+        let before = generations.engine_has(0, has(A)).unwrap();
+        let after = generations.engine_has(1, Loaded { signatures: B, by_name: true }).unwrap();
+        assert!(!generations.is_by_name(before) && generations.is_by_name(after));
+        assert!(!generations.is_by_name(Generation(5)));
+    }
+
     #[test]
     fn only_another_signature_set_is_a_new_generation() {
         let generations = Generations::new(10, vec![false; 2]);
-        assert_eq!(generations.engine_has(0, A), Some(Generation(11)));
-        assert_eq!(generations.engine_has(1, A), Some(Generation(12)));
-        assert_eq!(generations.engine_has(0, A), None, "a restart");
-        assert_eq!(generations.engine_has(0, B), Some(Generation(13)));
+        assert_eq!(generations.engine_has(0, has(A)), Some(Generation(11)));
+        assert_eq!(generations.engine_has(1, has(A)), Some(Generation(12)));
+        assert_eq!(generations.engine_has(0, has(A)), None, "a restart");
+        assert_eq!(generations.engine_has(0, has(B)), Some(Generation(13)));
         assert_eq!(generations.current(), Generation(13));
     }
 
     #[test]
     fn a_scan_belongs_to_the_set_that_made_it() {
         let generations = Generations::new(10, vec![false; 2]);
-        generations.engine_has(0, A);
-        generations.engine_has(1, A);
-        generations.engine_has(0, B);
+        generations.engine_has(0, has(A));
+        generations.engine_has(1, has(A));
+        generations.engine_has(0, has(B));
         assert_eq!(generations.of(&[(0, Some(B)), (1, Some(A))]), Some(Generation(13)));
         assert_eq!(generations.of(&[(0, Some(B))]), Some(Generation(13)), "the first one found it");
         assert_eq!(generations.of(&[(1, Some(A))]), Some(Generation(13)), "the second one did");
@@ -153,22 +188,22 @@ mod tests {
     #[test]
     fn the_same_sets_have_the_same_digest_in_every_run() {
         let one = Generations::new(10, vec![false; 2]);
-        one.engine_has(0, A);
+        one.engine_has(0, has(A));
         assert_eq!(one.set_of(one.current()), None, "an engine is not ready");
-        one.engine_has(1, B);
+        one.engine_has(1, has(B));
         let digest = one.set_of(one.current()).unwrap();
         let other = Generations::new(99, vec![false; 2]);
-        other.engine_has(1, B);
-        other.engine_has(0, A);
+        other.engine_has(1, has(B));
+        other.engine_has(0, has(A));
         assert_eq!(other.set_of(other.current()), Some(digest));
-        other.engine_has(1, A);
+        other.engine_has(1, has(A));
         assert_ne!(other.set_of(other.current()), Some(digest));
         assert_eq!(other.set_of(Generation(other.current().0 - 1)), Some(digest), "an earlier one");
-        other.engine_has(0, B);
+        other.engine_has(0, has(B));
         assert_ne!(other.set_of(other.current()), Some(digest), "the order counts");
         let trusting = Generations::new(10, vec![true, false]);
-        trusting.engine_has(0, A);
-        trusting.engine_has(1, B);
+        trusting.engine_has(0, has(A));
+        trusting.engine_has(1, has(B));
         assert_ne!(trusting.set_of(trusting.current()), Some(digest), "and who may allow");
         assert_eq!(other.set_of(Generation(5)), None);
     }

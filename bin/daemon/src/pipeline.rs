@@ -22,7 +22,7 @@ mod progress;
 
 use crate::config::ScanOrder;
 use crate::copy::{Charge, PrivateCopy};
-use crate::generation::Generations;
+use crate::generation::{Generations, Loaded};
 use crate::metrics::Metrics;
 use crate::state::State;
 use progress::{Progress, Reported, Step};
@@ -145,7 +145,7 @@ pub struct EngineSlot {
 pub struct Pipeline {
     engines: OnceLock<Vec<EngineSlot>>,
     order: ScanOrder,
-    cache: Cache<(ContentHash, Generation), Known>,
+    cache: Cache<Key, Known>,
     flights: Mutex<Flights>,
     pub generations: Generations,
     state: State,
@@ -157,7 +157,7 @@ pub type Known = Option<Arc<Vec<Detection>>>;
 
 #[derive(Default)]
 struct Flights {
-    by_content: HashMap<(ContentHash, Generation), Flight>,
+    by_content: HashMap<Key, Flight>,
     next_id: u64,
 }
 
@@ -177,7 +177,7 @@ struct Waiter {
 
 /// What the engines get.
 struct Scan {
-    key: (ContentHash, Generation),
+    key: Key,
     flight: u64,
     lane: Lane,
     given: Arc<Given>,
@@ -193,7 +193,27 @@ impl Scan {
 /// What is scanned, however often it is begun.
 struct Given {
     content: Arc<Content>,
+    named: Named,
+}
+
+/// What the engines are told of the file, and whether the verdict is for that name alone.
+struct Named {
     meta: Metadata,
+    by_name: bool,
+}
+
+/// Where a verdict is kept: the content's hash, or that of content and name; and the generation.
+type Key = (ContentHash, Generation);
+
+/// The hash of a content together with what rules may ask of its file.
+fn named(hash: ContentHash, meta: &Metadata) -> ContentHash {
+    let mut hasher = blake3::Hasher::new_derive_key("seawall 2026 content with path and guest");
+    hasher.update(&hash.0);
+    for part in [meta.guest.as_bytes(), &meta.path] {
+        hasher.update(&(part.len() as u64).to_le_bytes());
+        hasher.update(part);
+    }
+    ContentHash(*hasher.finalize().as_bytes())
 }
 
 impl Drop for Given {
@@ -202,7 +222,7 @@ impl Drop for Given {
     }
 }
 
-fn cache_of(entries: u64) -> Cache<(ContentHash, Generation), Known> {
+fn cache_of(entries: u64) -> Cache<Key, Known> {
     let options = OptionsBuilder::new()
         .estimated_items_capacity(usize::try_from(entries).unwrap_or(usize::MAX))
         .weight_capacity(entries)
@@ -249,8 +269,8 @@ impl Pipeline {
 
     /// An engine takes scans with these signatures. Gives the new generation when that is news;
     /// no verdict of an earlier one is asked for again.
-    pub fn engine_has(&self, engine: usize, signatures: Signatures) -> Option<Generation> {
-        let new = self.generations.engine_has(engine, signatures)?;
+    pub fn engine_has(&self, engine: usize, loaded: Loaded) -> Option<Generation> {
+        let new = self.generations.engine_has(engine, loaded)?;
         self.cache.clear();
         if let Some(set) = self.generations.set_of(new) {
             self.state.in_use(set, new);
@@ -270,9 +290,17 @@ impl Pipeline {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Where the verdict on a content that is called so is kept, and whether its name is part of that.
+    fn key(&self, hash: ContentHash, meta: &Metadata) -> (Key, bool) {
+        let generation = self.generations.current();
+        let by_name = self.generations.is_by_name(generation);
+        ((if by_name { named(hash, meta) } else { hash }, generation), by_name)
+    }
+
     /// The verdict, if it is known.
-    pub fn lookup(&self, hash: ContentHash) -> Option<Answer> {
-        let answer = self.known(hash, self.generations.current())?;
+    pub fn lookup(&self, hash: ContentHash, meta: &Metadata) -> Option<Answer> {
+        let ((hash, generation), _) = self.key(hash, meta);
+        let answer = self.known(hash, generation)?;
         self.metrics.cache_hits.fetch_add(1, Relaxed);
         Some(answer)
     }
@@ -288,9 +316,14 @@ impl Pipeline {
     /// Has a content scanned, or joins a scan of it that is under way. Replies exactly once, unless whoever
     /// asked is gone.
     pub fn scan(self: &Arc<Self>, request: Request) {
-        let Request { hash, copy, meta, lane, until, reply } = request;
-        let generation = self.generations.current();
-        let key = (hash, generation);
+        let Request { hash, copy, mut meta, lane, until, reply } = request;
+        let (key, by_name) = self.key(hash, &meta);
+        let (hash, generation) = key;
+        if !by_name {
+            // The verdict is remembered for the content, whatever any guest calls it: no engine may be
+            // moved by a name that a guest made up.
+            meta.path = Vec::new();
+        }
         let id = {
             let mut flights = self.flights();
             let id = flights.next_id;
@@ -327,16 +360,10 @@ impl Pipeline {
                 }
             }
         };
-        self.take_off(key, id, copy, meta);
+        self.take_off(key, id, copy, Named { meta, by_name });
     }
 
-    fn take_off(
-        self: &Arc<Self>,
-        key: (ContentHash, Generation),
-        id: u64,
-        copy: PrivateCopy,
-        meta: Metadata,
-    ) {
+    fn take_off(self: &Arc<Self>, key: Key, id: u64, copy: PrivateCopy, named: Named) {
         let content = match Content::seal(copy) {
             Ok(sealed) => sealed,
             Err(error) => {
@@ -346,7 +373,7 @@ impl Pipeline {
             }
         };
         content.charge.share().scans.fetch_add(1, Relaxed);
-        let given = Arc::new(Given { content, meta });
+        let given = Arc::new(Given { content, named });
         let scan = {
             let mut flights = self.flights();
             // It may have been given up meanwhile.
@@ -382,7 +409,7 @@ impl Pipeline {
         let given = &scan.given;
         let id = engine.handle.scan(
             given.content.bytes.clone(),
-            given.meta.clone(),
+            given.named.meta.clone(),
             scan.lane,
             engine.scan_timeout,
             reply,
@@ -427,6 +454,9 @@ impl Pipeline {
         used: &[(usize, Option<Signatures>)],
     ) {
         let generation = self.generations.of(used);
+        // Between the question and the report another set may have come, which looks at names or does not.
+        let by_name = scan.given.named.by_name;
+        let generation = generation.filter(|one| self.generations.is_by_name(*one) == by_name);
         let known = match &finding {
             Finding::Clean => Some(None),
             Finding::Infected(found) => Some(Some(Arc::clone(found))),
@@ -452,7 +482,7 @@ impl Pipeline {
         }
     }
 
-    fn land(&self, key: (ContentHash, Generation), id: u64, answer: Answer) {
+    fn land(&self, key: Key, id: u64, answer: Answer) {
         let flight = match self.flights().by_content.entry(key) {
             Entry::Occupied(entry) if entry.get().id == id => entry.remove(),
             _ => return,
@@ -492,12 +522,7 @@ impl Pipeline {
 }
 
 impl Flight {
-    fn begin(
-        &mut self,
-        key: (ContentHash, Generation),
-        given: Arc<Given>,
-        engines: usize,
-    ) -> Arc<Scan> {
+    fn begin(&mut self, key: Key, given: Arc<Given>, engines: usize) -> Arc<Scan> {
         let progress = Mutex::new(Progress::new(engines));
         let scan = Arc::new(Scan { key, flight: self.id, lane: self.lane, given, progress });
         self.scans.push(Arc::clone(&scan));

@@ -6,6 +6,7 @@ mod common;
 
 use common::{Engine, Service, Setup, block_on, seawall, wait_for};
 use seawall_client::{ScanReport, Verdict};
+use seawall_proto::VerdictKind;
 use std::time::{Duration, Instant};
 
 fn service(scan: &str) -> Service {
@@ -127,4 +128,31 @@ fn a_trust_that_is_taken_back_takes_its_verdicts_along() {
     service.restart("TERM");
     let report = scan(&service, orders);
     assert_eq!((report.verdict, report.cached), (Verdict::Infected, false));
+}
+
+/// A rule that asks for the name is answered for each name; one that does not, once for all.
+#[test]
+fn verdicts_are_kept_by_name_only_where_rules_ask_for_it() {
+    let service = Service::start(Setup { engine: Engine::Yara, ..Setup::default() });
+    let ends = |name: &str| service.scan(name, b"some content");
+    assert!(!ends("/srv/a.exe").cached && ends("/srv/b.txt").cached);
+    let rule = "rule Program { condition: extension == \".exe\" and guest != \"g2\" }\n";
+    std::fs::write(service.path("rules/name.yar"), rule).unwrap();
+    let output = seawall(&service, &["reload"]);
+    assert!(output.status.success(), "{output:?}");
+    let told = |report: ScanReport| (report.verdict, report.cached);
+    assert_eq!(told(ends("/srv/a.exe")), (Verdict::Infected, false));
+    assert_eq!(told(ends("/srv/b.txt")), (Verdict::Clean, false));
+    assert_eq!(told(ends("/srv/a.exe")), (Verdict::Infected, true));
+    assert_eq!(told(ends("/srv/b.txt")), (Verdict::Clean, true));
+    // The guest is part of it, and the driver's path is what counts.
+    let mut first = service.driver("g1");
+    let mut second = service.driver("g2");
+    assert_eq!(first.scan_as("/x.exe", b"some content").kind, VerdictKind::Infected);
+    assert_eq!(first.scan_as("/x", b"some content").kind, VerdictKind::Clean);
+    assert_eq!(second.scan_as("/x.exe", b"some content").kind, VerdictKind::Clean);
+    std::fs::remove_file(service.path("rules/name.yar")).unwrap();
+    assert!(seawall(&service, &["reload"]).status.success());
+    assert_eq!(ends("/srv/a.exe").verdict, Verdict::Clean);
+    assert!(ends("/srv/b.txt").cached, "once for all again");
 }

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use seawall_engine::runtime::{Engine, Request, ScanError, Scanner};
-use seawall_engine::{Cleaning, Description, Detection, Outcome};
-use yara_x::{MetaValue, Rule};
+use seawall_engine::{Description, Detection, Metadata, Outcome};
 
+use crate::meta;
 use crate::rules::RuleSet;
 
 /// yara-x counts whole seconds, and a limit of n ends a scan between n - 1 and n seconds after its
@@ -34,6 +34,7 @@ impl Engine for Yara {
             name: "yara-x".into(),
             version: yara_x::VERSION.into(),
             generation: self.set.generation,
+            by_name: self.set.by_name(),
             rules: self.set.count,
             diagnostics: self.set.diagnostics.clone(),
             omitted: 0,
@@ -44,56 +45,61 @@ impl Engine for Yara {
         let mut scanner = yara_x::Scanner::new(&self.set.rules);
         // One match decides; later ones of a pattern whose number no rule asks for are not counted.
         scanner.fast_scan(true);
-        Box::new(YaraScanner { scanner })
+        Box::new(YaraScanner { scanner, set: &self.set })
     }
 }
 
 /// One worker's scanner, reused: a new one costs half a millisecond.
 struct YaraScanner<'r> {
     scanner: yara_x::Scanner<'r>,
+    set: &'r RuleSet,
 }
 
 impl Scanner for YaraScanner<'_> {
     fn scan(&mut self, request: &Request<'_>) -> Result<Outcome, ScanError> {
         self.scanner.set_timeout(own_limit(request.limit));
+        self.set_variables(request.metadata)?;
         let results = self.scanner.scan(request.content.bytes()?).map_err(|error| match error {
             yara_x::errors::ScanError::Timeout => ScanError::TimedOut,
             other => ScanError::Failed { reason: other.to_string() },
         })?;
         let detections: Vec<Detection> =
-            results.matching_rules().map(|rule| detection(&rule)).collect();
+            results.matching_rules().map(|rule| meta::detection(&rule)).collect();
         Ok(if detections.is_empty() { Outcome::Clean } else { Outcome::Infected(detections) })
+    }
+}
+
+impl YaraScanner<'_> {
+    /// Tells the rules what they ask of the file. Bytes that are no UTF-8 become U+FFFD.
+    fn set_variables(&mut self, metadata: &Metadata) -> Result<(), ScanError> {
+        if self.set.variables.is_empty() {
+            return Ok(());
+        }
+        let path = String::from_utf8_lossy(&metadata.path).into_owned();
+        let name = path.rsplit('/').next().unwrap_or_default().to_owned();
+        let dot = name.rfind('.').filter(|dot| *dot > 0);
+        let extension = dot.map(|dot| name[dot..].to_owned()).unwrap_or_default();
+        for variable in &self.set.variables {
+            let set = match *variable {
+                "path" | "filepath" => self.scanner.set_global(variable, path.as_str()),
+                "name" | "filename" => self.scanner.set_global(variable, name.as_str()),
+                "extension" => self.scanner.set_global(variable, extension.as_str()),
+                "guest" => self.scanner.set_global(variable, metadata.guest.as_str()),
+                "size" => {
+                    let size = i64::try_from(metadata.size).unwrap_or(i64::MAX);
+                    self.scanner.set_global(variable, size)
+                }
+                _ => continue,
+            };
+            set.map_err(|error| ScanError::Failed { reason: error.to_string() })?;
+        }
+        Ok(())
     }
 }
 
 /// The largest whole number of seconds that ends before the hard limit.
 fn own_limit(hard: Duration) -> Duration {
     if hard < SHORTEST_LIMIT { FOREVER } else { Duration::from_secs((hard - HEAD_START).as_secs()) }
-}
-
-fn detection(rule: &Rule<'_, '_>) -> Detection {
-    let mut found = Detection::new(rule.identifier());
-    let first = rule.patterns().filter_map(|pattern| pattern.matches().next());
-    let first = first.map(|found| found.range()).min_by_key(|range| range.start);
-    found.offset = first.as_ref().map(|range| range.start as u64);
-    for (key, value) in rule.metadata() {
-        match (key, value) {
-            // An unknown word was reported when the rules were loaded.
-            ("severity", MetaValue::String(word)) => {
-                found.severity = word.parse().unwrap_or(found.severity);
-            }
-            ("family", MetaValue::String(name)) => found.family = Some(name.to_owned()),
-            ("cleaning", MetaValue::String("delete")) => found.cleaning = Some(Cleaning::Delete),
-            ("cleaning", MetaValue::String("cut")) => {
-                found.cleaning = first.as_ref().map(|range| Cleaning::Cut {
-                    offset: range.start as u64,
-                    length: range.len() as u64,
-                });
-            }
-            _ => {}
-        }
-    }
-    found
 }
 
 #[cfg(test)]

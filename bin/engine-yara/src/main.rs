@@ -5,6 +5,7 @@
 //! only `--check` makes sense.
 
 mod engine;
+mod meta;
 mod rules;
 
 use std::io::{self, Write};

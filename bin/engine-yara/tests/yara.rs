@@ -8,8 +8,8 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use seawall_engine::host::{
-    ContentFd, Detection, EngineConfig, EngineHandle, EngineState, Lane, Metadata, Operation,
-    Outcome, ScanError, ScanReport, Severity,
+    Cleaning, ContentFd, Detection, EngineConfig, EngineHandle, EngineState, Lane, Metadata,
+    Operation, Outcome, ScanError, ScanReport, Severity,
 };
 
 const LONG: Duration = Duration::from_secs(60);
@@ -196,7 +196,7 @@ fn check_prints_what_is_wrong_and_its_status_tells() {
     let (text, status) = check(bad.path());
     let file = bad.path().join("bad.yar").display().to_string();
     let golden = format!(
-        "{file}:3:5: error[E009]: unknown identifier `nothing_known`: this identifier has not been \
+        "{file}:3:5: error[E009]: rule bad: unknown identifier `nothing_known`: this identifier has not been \
          declared\n"
     );
     let (first, rest) = text.split_once('\n').unwrap();
@@ -225,4 +225,68 @@ fn started_by_hand_it_says_what_it_is_for() {
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8(output.stderr).unwrap();
     assert!(text.contains("started by the service"), "{text}");
+}
+
+#[test]
+fn rules_see_the_file_s_name_guest_and_size() {
+    let rule = |name: &str, condition: &str| format!("rule {name} {{ condition: {condition} }}\n");
+    let text = [
+        rule("Path", "path == \"/srv/a.b.exe\" and filepath == path"),
+        rule("Name", "name == \"a.b.exe\" and filename == name"),
+        rule("Extension", "extension == \".exe\""),
+        rule("Guest", "guest == \"g7\""),
+        rule("Size", "size == 12345 and filesize == 3"),
+        rule("Unknown", "filetype == \"\" and owner == \"\""),
+    ];
+    let folder = rules(&[("a.yar", &text.concat())]);
+    let engine = start(folder.path());
+    let scan_as = |path: &[u8], guest: &str| {
+        let (tell, reply) = mpsc::channel();
+        let guest = guest.to_owned();
+        let metadata =
+            Metadata { path: path.to_vec(), guest, operation: Operation::Open, size: 12_345 };
+        let content = ContentFd::sealed(b"abc").unwrap();
+        engine.scan(content, metadata, Lane::OnAccess, LONG, move |report| drop(tell.send(report)));
+        names(reply.recv_timeout(LONG).unwrap().result)
+    };
+    let all = ["Path", "Name", "Extension", "Guest", "Size", "Unknown"];
+    assert_eq!(scan_as(b"/srv/a.b.exe", "g7"), all);
+    assert_eq!(
+        scan_as(b"/srv/.hidden", "g8"),
+        ["Size", "Unknown"],
+        "nothing is left of the last scan"
+    );
+    assert_eq!(scan_as(b"/srv/\xff.exe", ""), ["Extension", "Size", "Unknown"]);
+    let EngineState::Ready { description } = engine.state() else { panic!("it is ready") };
+    assert!(description.by_name);
+}
+
+#[test]
+fn tags_and_metadata_become_severity_family_and_cleaning() {
+    let text = r#"
+        rule Plain { condition: true }
+        rule Word { meta: severity = "low" score = 95 condition: true }
+        rule Score { meta: score = 95 malware_family = "Worm" condition: true }
+        rule Tagged : apt CRITICAL { condition: true }
+        rule Gone { meta: cleaning = "delete" condition: true }
+        rule Cut { meta: cleaning = "cut" strings: $a = "evil" condition: $a }"#;
+    let folder = rules(&[("a.yar", text)]);
+    let engine = start(folder.path());
+    let Ok(Outcome::Infected(found)) = scan(&engine, b"some evil bytes") else {
+        panic!("infected")
+    };
+    let told: Vec<_> =
+        found.iter().map(|one| (one.severity, one.family.as_deref(), one.cleaning)).collect();
+    let cut = Some(Cleaning::Cut { offset: 5, length: 4 });
+    assert_eq!(
+        told,
+        [
+            (Severity::High, None, None),
+            (Severity::Low, None, None),
+            (Severity::Critical, Some("Worm"), None),
+            (Severity::Critical, None, None),
+            (Severity::High, None, Some(Cleaning::Delete)),
+            (Severity::High, None, cut),
+        ]
+    );
 }

@@ -26,6 +26,7 @@
 //!             name: "word".into(),
 //!             version: "1".into(),
 //!             generation: Generation([0; 32]),
+//!             by_name: false,
 //!             rules: 1,
 //!             diagnostics: Vec::new(),
 //!             omitted: 0,

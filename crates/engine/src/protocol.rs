@@ -355,6 +355,7 @@ mod tests {
             name: "yara".into(),
             version: "1.22".into(),
             generation: Generation([7; 32]),
+            by_name: false,
             rules: 300,
             diagnostics: vec![Diagnostic {
                 level: Level::Warning,

@@ -256,6 +256,9 @@ pub struct Description {
     pub version: String,
     /// Digest of the signatures in use.
     pub generation: Generation,
+    /// Whether a verdict depends on path or guest besides the content. Then it is remembered for that name
+    /// alone, and what a guest calls a file moves the engine.
+    pub by_name: bool,
     /// Signatures in use.
     pub rules: u32,
     /// What could not be loaded, and what else is worth knowing.

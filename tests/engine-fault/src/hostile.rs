@@ -108,6 +108,7 @@ impl Hostile {
             name: "hostile".into(),
             version: "1".into(),
             generation: Generation([9; 32]),
+            by_name: false,
             rules: 0,
             diagnostics,
             omitted: 0,

@@ -82,6 +82,7 @@ impl Engine for Fault {
             name: "fault".into(),
             version: env!("CARGO_PKG_VERSION").into(),
             generation: self.generation,
+            by_name: false,
             rules: 1,
             diagnostics: self.diagnostics.clone(),
             omitted: 0,

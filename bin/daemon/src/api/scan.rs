@@ -28,7 +28,7 @@ const PIECE: usize = 256 * 1024;
 /// What the caller says of the content.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 pub struct ScanQuery {
-    /// A name for the report; engines do not see it.
+    /// A name for the report, and for rules that ask for the file's name.
     #[serde(default)]
     name: String,
 }
@@ -52,9 +52,15 @@ pub async fn scan(State(api): State<Api>, Query(query): Query<ScanQuery>, body: 
     };
     let since = Instant::now();
     let (size, hash) = (copy.len(), copy.hash());
-    let answer = match api.host.pipeline.lookup(hash) {
+    let meta = Metadata {
+        path: query.name.clone().into_bytes(),
+        guest: String::new(),
+        operation: Operation::OnDemand,
+        size,
+    };
+    let answer = match api.host.pipeline.lookup(hash, &meta) {
         Some(answer) => answer,
-        None => match ask(&api, hash, copy).await {
+        None => match ask(&api, hash, meta, copy).await {
             Some(answer) => answer,
             None => {
                 let message = "the service ends; scan again when it is back";
@@ -146,14 +152,8 @@ impl Reply for Caller {
     }
 }
 
-async fn ask(api: &Api, hash: ContentHash, copy: PrivateCopy) -> Option<Answer> {
+async fn ask(api: &Api, hash: ContentHash, meta: Metadata, copy: PrivateCopy) -> Option<Answer> {
     let (reply, answer) = oneshot::channel();
-    let meta = Metadata {
-        path: Vec::new(),
-        guest: String::new(),
-        operation: Operation::OnDemand,
-        size: copy.len(),
-    };
     api.host.pipeline.scan(Request {
         hash,
         copy,

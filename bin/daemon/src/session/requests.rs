@@ -219,7 +219,18 @@ impl Requests {
         let Open { mut asked, until, copy, slots, .. } = open;
         asked.size = copy.len();
         let hash = copy.hash();
-        if let Some(mut answer) = self.session.host.pipeline.lookup(hash) {
+        let (operation, lane) = match asked.operation {
+            Operation::Open => (seawall_engine::Operation::Open, Lane::OnAccess),
+            Operation::Exec => (seawall_engine::Operation::Exec, Lane::OnAccess),
+            Operation::Background => (seawall_engine::Operation::Rescan, Lane::OnDemand),
+        };
+        let meta = Metadata {
+            path: asked.file.path.to_vec(),
+            guest: self.session.guest.name().to_owned(),
+            operation,
+            size: asked.size,
+        };
+        if let Some(mut answer) = self.session.host.pipeline.lookup(hash, &meta) {
             if matches!(answer.finding, Finding::Infected(_)) {
                 // It may go to quarantine; without the copy it is denied all the same.
                 answer.content = Sealed::seal(copy).ok();
@@ -233,19 +244,6 @@ impl Requests {
         if slots > 0 {
             self.session.outbox.push(&ToGuest::Copied { id: asked.id, slots });
         }
-        let (operation, lane) = match asked.operation {
-            Operation::Open => (seawall_engine::Operation::Open, Lane::OnAccess),
-            Operation::Exec => (seawall_engine::Operation::Exec, Lane::OnAccess),
-            Operation::Background => (seawall_engine::Operation::Rescan, Lane::OnDemand),
-        };
-        // No path: the verdict is remembered for the content, whatever any guest calls it, so no
-        // engine may be moved by a name that a guest made up.
-        let meta = Metadata {
-            path: Vec::new(),
-            guest: self.session.guest.name().to_owned(),
-            operation,
-            size: asked.size,
-        };
         let session = Arc::clone(&self.session);
         let reply = move |answer: Answer| session.answer(&asked, Some(hash), &answer);
         self.session.host.pipeline.scan(Request {

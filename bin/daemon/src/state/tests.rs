@@ -1,9 +1,9 @@
 use super::*;
 use crate::config::ScanOrder;
 use crate::events::store::Retention;
-use crate::generation::Generations;
+use crate::generation::{Generations, Loaded};
 use seawall_client::{Detection, EventKind};
-use seawall_engine::Generation as Signatures;
+use seawall_engine::{Generation as Signatures, Metadata, Operation};
 
 const MOST: u64 = 10_000;
 
@@ -36,7 +36,8 @@ impl Run {
     }
 
     fn engine_has(&self, signatures: u8) {
-        self.pipeline.engine_has(0, Signatures([signatures; 32]));
+        let signatures = Signatures([signatures; 32]);
+        self.pipeline.engine_has(0, Loaded { signatures, by_name: false });
         self.flush();
     }
 
@@ -50,8 +51,13 @@ impl Run {
     }
 
     fn knows(&self, n: u64) -> Option<seawall_client::Verdict> {
-        self.pipeline.lookup(hash(n)).map(|answer| answer.finding.verdict())
+        self.pipeline.lookup(hash(n), &nameless()).map(|answer| answer.finding.verdict())
     }
+}
+
+fn nameless() -> Metadata {
+    let (path, guest) = Default::default();
+    Metadata { path, guest, operation: Operation::Open, size: 0 }
 }
 
 fn hash(n: u64) -> ContentHash {
@@ -84,7 +90,7 @@ fn verdicts_of_the_same_signatures_are_known_after_a_restart_and_no_others() {
 
     let run = Run::with(folder.path(), 1);
     assert_eq!((run.knows(1), run.knows(2), run.knows(3)), (Some(Clean), Some(Infected), None));
-    let answer = run.pipeline.lookup(hash(2)).unwrap();
+    let answer = run.pipeline.lookup(hash(2), &nameless()).unwrap();
     assert_eq!(answer.generation, run.pipeline.generations.current());
     let run = Run::with(folder.path(), 2);
     assert_eq!((run.knows(1), run.pipeline.cached_verdicts()), (None, 0));

@@ -532,8 +532,20 @@ impl Driver {
 
     /// Asks for a verdict on `content` and waits for it.
     pub fn scan(&mut self, content: &[u8]) -> Verdict {
+        self.scan_of(None, content)
+    }
+
+    /// The same of a file with this path.
+    pub fn scan_as(&mut self, path: &str, content: &[u8]) -> Verdict {
+        self.scan_of(Some(path), content)
+    }
+
+    fn scan_of(&mut self, path: Option<&str>, content: &[u8]) -> Verdict {
         let (slots, refs) = self.fill(content);
-        let request = self.request(refs, true);
+        let mut request = self.request(refs, true);
+        if let Some(path) = path {
+            request.file.path = serde_bytes::ByteBuf::from(path.as_bytes().to_vec());
+        }
         let id = request.id;
         self.say(ToHost::ScanRequest(request));
         let verdict = self.verdict(id);

@@ -22,7 +22,8 @@ use self::flow::{Flow, Job};
 use self::supervisor::{Command, Supervisor};
 pub use crate::content::{ContentFd, ContentWriter};
 pub use crate::report::{
-    Description, Detection, Diagnostic, Generation, Level, Metadata, Operation, Outcome, Severity,
+    Cleaning, Description, Detection, Diagnostic, Generation, Level, Metadata, Operation, Outcome,
+    Severity,
 };
 use crate::sys;
 
