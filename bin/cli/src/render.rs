@@ -238,6 +238,21 @@ pub fn status(status: &Status, style: Style) -> String {
     if done.events_dropped > 0 {
         let _ = writeln!(out, "Events left out of the log: {}", done.events_dropped);
     }
+    let policy = &status.policy;
+    let _ = writeln!(
+        out,
+        "Policy: infected files: {}; without a verdict: open {}, exec {}; files up to {} on access; {}",
+        printable(&policy.infected),
+        printable(&policy.fail_mode_open),
+        printable(&policy.fail_mode_exec),
+        bytes(policy.whole_file_limit_bytes),
+        match policy.exclude_paths.as_slice() {
+            [] => "nothing excluded".to_owned(),
+            paths => format!("excluded: {}", printable(&paths.join(", "))),
+        }
+    );
+    let kept = &status.quarantine;
+    let _ = writeln!(out, "Quarantine: {} of {}", bytes(kept.used_bytes), bytes(kept.most_bytes));
     let (copies, own) = (&status.private_copies, &status.resources);
     let _ = writeln!(
         out,
@@ -323,7 +338,8 @@ fn guest_row(guest: &Guest) -> Vec<Cell> {
         GuestState::Unprotected => Cell::new("unprotected").fg(Color::Red),
         GuestState::NeverSeen => Cell::new("never seen"),
     };
-    let session = guest.session.as_ref();
+    // What a driver said before it fell silent is not how things are.
+    let session = guest.session.as_ref().filter(|_| guest.state == GuestState::Protected);
     let of_session = |text: Option<String>| Cell::new(text.unwrap_or_else(|| "-".into()));
     vec![
         Cell::new(printable(&guest.name)),

@@ -19,8 +19,8 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use quarantine as files;
 use seawall_client::{
-    EngineState, Event, EventKind, Fault, Guest, GuestCounts, GuestState, PrivateCopies, Reload,
-    ReloadedEngine, Session, Status,
+    EngineState, Event, EventKind, Fault, Guest, GuestCounts, GuestState, PrivateCopies,
+    QuarantineUse, Reload, ReloadedEngine, Session, Status,
 };
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
@@ -129,6 +129,7 @@ async fn status(State(api): State<Api>) -> Json<Status> {
     }
     // What it did not take is lost; what the service does for guests goes on.
     problems.extend(host.events.problem().into_iter().chain(host.state.problem()));
+    let (used, most) = host.quarantine.usage();
     Json(Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         healthy: problems.is_empty(),
@@ -144,6 +145,8 @@ async fn status(State(api): State<Api>) -> Json<Status> {
             memory_limit_bytes: host.budget.limit(),
             spooled_bytes: host.budget.spooled(),
         },
+        quarantine: QuarantineUse { used_bytes: used, most_bytes: most },
+        policy: host.config().policy.shown(),
         resources: metrics::resources(std::process::id()).unwrap_or_default(),
     })
 }

@@ -8,6 +8,8 @@ mod error;
 pub use error::ConfigError;
 
 use crate::events::store::Retention;
+use seawall_client::PolicyInForce;
+use seawall_client::text::escape;
 use seawall_proto::{FailMode, Policy};
 use serde::{Deserialize, Deserializer, Serialize, de};
 use std::collections::HashSet;
@@ -210,6 +212,22 @@ impl PolicyConfig {
     /// The largest file that is scanned on access, in bytes.
     pub fn whole_file_limit(&self) -> u64 {
         self.whole_file_limit_mib << 20
+    }
+
+    /// As `status` tells it, in the words of the file.
+    pub fn shown(&self) -> PolicyInForce {
+        let word = |value: Result<toml::Value, toml::ser::Error>| {
+            let value = value.ok();
+            value.as_ref().and_then(toml::Value::as_str).unwrap_or_default().to_owned()
+        };
+        let excluded = self.exclude_paths.iter();
+        PolicyInForce {
+            infected: word(toml::Value::try_from(self.action.infected)),
+            fail_mode_open: word(toml::Value::try_from(self.fail_mode.open)),
+            fail_mode_exec: word(toml::Value::try_from(self.fail_mode.exec)),
+            whole_file_limit_bytes: self.whole_file_limit(),
+            exclude_paths: excluded.map(|path| escape(path.0.as_bytes())).collect(),
+        }
     }
 
     /// As the drivers get it.

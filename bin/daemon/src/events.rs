@@ -181,6 +181,12 @@ impl Events {
         Reader::open(&self.0.path, filter)
     }
 
+    /// Whether any event that is written is about a guest of this name. Reads the disk.
+    pub fn knows_guest(&self, name: &str) -> Result<bool, DatabaseError> {
+        let filter = Filter { guest: Some(name.to_owned()), ..Filter::default() };
+        Ok(!self.read(filter)?.page(0, 1)?.is_empty())
+    }
+
     /// All that come from now on.
     pub fn follow(&self) -> broadcast::Receiver<Arc<Line>> {
         self.0.shared.followers.subscribe()

@@ -14,6 +14,9 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+/// Why a session of a guest ends that was taken out of the configuration.
+const NOT_CONFIGURED: &str = "the guest is no longer configured";
+
 /// Connections of one guest that are not a session yet. One more ends the oldest: whoever holds
 /// them open without a word cannot keep the driver out.
 const HALF_OPEN_MAX: usize = 8;
@@ -109,7 +112,7 @@ impl Guest {
             before.end("a new session of the same guest takes its place");
         }
         if self.is_removed() {
-            session.end("the guest is no longer configured");
+            session.end(NOT_CONFIGURED);
         }
     }
 
@@ -121,11 +124,11 @@ impl Guest {
         }
     }
 
-    /// The guest is no longer configured: its session ends and its listener stops.
-    pub fn remove(&self) {
+    /// Its session ends for this reason, and its listener stops.
+    pub fn remove(&self, why: &str) {
         self.removed.store(true, Relaxed);
         if let Some(session) = self.session() {
-            session.end("the guest is no longer configured");
+            session.end(why);
         }
         if let Some(socket) = self.channel.lock().unwrap_or_else(PoisonError::into_inner).take() {
             socket.end();
@@ -183,7 +186,7 @@ impl Guests {
         let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let (stay, go): (Vec<_>, Vec<_>) =
             all.drain(..).partition(|guest| wanted.contains(&guest.config));
-        go.iter().for_each(|guest| guest.remove());
+        go.iter().for_each(|guest| guest.remove(NOT_CONFIGURED));
         let mut new = Vec::new();
         for config in wanted {
             let guest = stay.iter().find(|guest| guest.config == *config).cloned();

@@ -280,7 +280,7 @@ fn start(config: Config) -> anyhow::Result<Arc<Host>> {
 fn stop(host: &Host) {
     tracing::info!("the service ends");
     for guest in host.guests.all() {
-        guest.remove();
+        guest.remove("the service stops");
         for socket in guest.config.socket.iter().chain(&guest.config.serial_socket) {
             // The next start replaces it if this fails.
             let _ = std::fs::remove_file(socket.get_ref().as_path());

@@ -78,6 +78,10 @@ fn a_restart_keeps_verdicts_and_events() {
             std::thread::sleep(Duration::from_millis(500));
         }
         service.restart(signal);
+        if signal == "TERM" {
+            let ended = service.wait_event(EventKind::SessionEnded, "g1");
+            assert_eq!(ended.reason.as_deref(), Some("the service stops"));
+        }
         assert_eq!(recalled(&service), 2, "after {signal}");
         let mut driver = service.driver("g2");
         let infected = driver.scan(&eicar());
@@ -531,6 +535,14 @@ fn the_command_line_has_the_same_filters() {
     let time = |text: &str| text.parse::<jiff::Timestamp>().unwrap();
     let ago = time(&event.time) - time(event.occurred.as_deref().unwrap());
     assert!((89..=91).contains(&ago.as_secs()), "a report waits for its session: {ago}");
+    let status = String::from_utf8(seawall(&service, &["status"]).stdout).unwrap();
+    for line in [
+        "Policy: infected files: deny; without a verdict: open open, exec closed-if-user-writable; \
+         files up to 256.0 MiB on access; nothing excluded",
+        "Quarantine: 0 B of 10.0 GiB",
+    ] {
+        assert!(status.contains(line), "{status}");
+    }
     let shown = seawall(&service, &["events", "--kind", "unscanned"]);
     let shown = String::from_utf8(shown.stdout).unwrap();
     let told = format!("(pid 4, user 1000) after 5.0 s at {}", event.occurred.as_ref().unwrap());
@@ -550,6 +562,7 @@ fn the_command_line_has_the_same_filters() {
 
     for (arguments, what) in [
         (&["events", "--kind", "x"][..], "`x` is no kind of event; docs/events.md lists them"),
+        (&["events", "--guest", "nobody"], "no guest of this name is configured"),
         (&["events", "--verdict", "x"], "it is one of clean, infected, error, timed_out"),
         (&["events", "--since", "1h", "--until", "2h"], "`since` is not before `until`"),
     ] {

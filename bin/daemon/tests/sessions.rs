@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Connection, PATIENCE, Service, Setup, wait_for};
+use common::{Connection, PATIENCE, Service, Setup, seawall, wait_for};
 use seawall_client::{EventKind, GuestState};
 use seawall_proto::frame::Decoder;
 use seawall_proto::noise::{HANDSHAKE_LEN, Initiator, Opener, Sealer};
@@ -124,6 +124,12 @@ fn a_lost_heartbeat_is_an_alarm_and_the_next_one_its_end() {
     }
     assert_eq!(state(), GuestState::Protected);
     assert!(service.events().iter().all(|event| event.kind != EventKind::GuestUnprotected));
+    let row = || {
+        let output = seawall(&service, &["guests"]);
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.lines().find(|line| line.starts_with(" g1 ")).expect("its row").to_owned()
+    };
+    assert!(row().contains("unix"), "{}", row());
 
     let begin = Instant::now();
     let event = service.wait_event(EventKind::GuestUnprotected, "g1");
@@ -132,6 +138,7 @@ fn a_lost_heartbeat_is_an_alarm_and_the_next_one_its_end() {
     service.wait_log("ERROR");
     assert_eq!(state(), GuestState::Unprotected);
     assert!(!service.status().healthy);
+    assert!(!row().contains("unix"), "what it said before is not how things are: {}", row());
     driver.heartbeat();
     service.wait_event(EventKind::GuestProtected, "g1");
 

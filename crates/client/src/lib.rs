@@ -25,9 +25,10 @@ pub use client::{Client, ClientError, Lines, Pieces};
 pub use event::{Event, EventKind, EventsQuery};
 pub use types::{
     Approval, Counters, Coverage, Detection, Diagnostic, Driver, DriverCounters, Engine,
-    EngineReport, EngineState, Fault, Guest, GuestCounts, GuestState, LinkKind, PrivateCopies,
-    Quarantine, QuarantineAttributes, QuarantineEntry, QuarantineState, Reload, ReloadedEngine,
-    Resources, RestoreRequest, ScanReport, Session, Status, Uncovered, Verdict, VerdictCounts,
+    EngineReport, EngineState, Fault, Guest, GuestCounts, GuestState, LinkKind, PolicyInForce,
+    PrivateCopies, Quarantine, QuarantineAttributes, QuarantineEntry, QuarantineState,
+    QuarantineUse, Reload, ReloadedEngine, Resources, RestoreRequest, ScanReport, Session, Status,
+    Uncovered, Verdict, VerdictCounts,
 };
 
 /// Where the service listens unless configured otherwise.

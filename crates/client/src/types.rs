@@ -40,8 +40,36 @@ pub struct Status {
     pub cached_verdicts: u64,
     /// Copies of guests' content that wait for their scan.
     pub private_copies: PrivateCopies,
+    /// How full the quarantine is.
+    pub quarantine: QuarantineUse,
+    /// What the drivers are told to do.
+    pub policy: PolicyInForce,
     /// What the service itself costs, without its engines.
     pub resources: Resources,
+}
+
+/// How full the quarantine is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct QuarantineUse {
+    /// Bytes on disk.
+    pub used_bytes: u64,
+    /// The most bytes on disk.
+    pub most_bytes: u64,
+}
+
+/// What the drivers are told to do, in the words of the configuration.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PolicyInForce {
+    /// What is done with an infected file: `deny` or `quarantine`.
+    pub infected: String,
+    /// What an open gets that no verdict decided.
+    pub fail_mode_open: String,
+    /// The same for an exec.
+    pub fail_mode_exec: String,
+    /// A larger file is let through on access and scanned in the background, in bytes.
+    pub whole_file_limit_bytes: u64,
+    /// Path prefixes that are not scanned.
+    pub exclude_paths: Vec<String>,
 }
 
 /// How many guests are in each state.

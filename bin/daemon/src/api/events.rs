@@ -42,12 +42,29 @@ pub async fn events_of(State(api): State<Api>, Query(query): Query<EventsQuery>)
         Ok(filter) => filter,
         Err(error) => return fault(StatusCode::BAD_REQUEST, "wrong-filter", error.to_string()),
     };
+    let guest = filter
+        .guest
+        .clone()
+        .filter(|name| !api.host.config().guests.iter().any(|guest| guest.is_named(name)));
     // Before the disk is read: what comes meanwhile is in one or the other.
     let coming = query.follow.then(|| api.host.events.follow());
     let events = api.host.events.clone();
-    let begun = tokio::task::spawn_blocking(move || Stream::begin(events, filter, &query)).await;
+    let begin = move || {
+        // One that was taken out of the configuration still has its past.
+        let is_known = match &guest {
+            Some(name) => events.knows_guest(name)?,
+            None => true,
+        };
+        if is_known { Stream::begin(events, filter, &query).map(Some) } else { Ok(None) }
+    };
+    let begun = tokio::task::spawn_blocking(begin).await;
     let stream = match begun {
-        Ok(Ok(stream)) => stream,
+        Ok(Ok(Some(stream))) => stream,
+        Ok(Ok(None)) => {
+            let message = "no guest of this name is configured, and no event is about one; \
+                           `seawall guests` lists them";
+            return fault(StatusCode::BAD_REQUEST, "no-such-guest", message);
+        }
         Ok(Err(error)) => {
             let message =
                 format!("the events cannot be read: {error}; the service's log says more");
