@@ -24,6 +24,9 @@ const PACKAGES: &[(&str, &str)] = &[
     ("lz4", "/usr/bin/lz4"),
     ("util-linux", "/usr/bin/setpriv"),
     ("strace", "/usr/bin/strace"),
+    // The tests build an engine in C.
+    ("gcc", "/usr/bin/cc"),
+    ("libc6-dev", "/usr/include/stdio.h"),
 ];
 
 const VSOCK_DEVICE: &str = "vhost-device-vsock";
