@@ -1,0 +1,71 @@
+//! The guide's example in Rust, under a real handle.
+#![allow(clippy::unwrap_used)]
+
+use std::path::PathBuf;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use seawall_engine::host::{ContentFd, EngineConfig, EngineEvent, EngineHandle, EngineState, Lane};
+use seawall_engine::{Detection, Metadata, Operation, Outcome};
+
+/// Far longer than anything here takes; a test that needs it has failed.
+const LONG: Duration = Duration::from_secs(60);
+
+/// `cargo test` builds the examples before it runs the tests.
+fn example() -> PathBuf {
+    let own = std::env::current_exe().unwrap();
+    let path = own.parent().unwrap().parent().unwrap().join("examples/word");
+    assert!(path.exists(), "not built: cargo build --release -p seawall-engine --examples");
+    path
+}
+
+fn config(argument: &str) -> EngineConfig {
+    EngineConfig::new("word", vec![example().to_str().unwrap().into(), argument.into()])
+}
+
+fn ready(word: &str) -> EngineHandle {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("word");
+    std::fs::write(&file, word).unwrap();
+    let handle = EngineHandle::start(config(file.to_str().unwrap()), |_| ()).unwrap();
+    assert!(handle.wait_ready(LONG), "{:?}", handle.state());
+    handle
+}
+
+fn scan(handle: &EngineHandle, content: &[u8]) -> Outcome {
+    let metadata =
+        Metadata { path: Vec::new(), guest: "g".into(), operation: Operation::Open, size: 0 };
+    let (tell, reply) = mpsc::channel();
+    let tell = move |report| drop(tell.send(report));
+    handle.scan(ContentFd::sealed(content).unwrap(), metadata, Lane::OnAccess, LONG, tell);
+    reply.recv_timeout(LONG).unwrap().result.unwrap()
+}
+
+#[test]
+fn the_word_is_found_with_its_offset_and_all_else_is_clean() {
+    let handle = ready("evil\n");
+    let found = Detection { offset: Some(5), ..Detection::new("Word") };
+    assert_eq!(scan(&handle, b"some evil words"), Outcome::Infected(vec![found]));
+    assert_eq!(scan(&handle, b"some words"), Outcome::Clean);
+    assert_eq!(scan(&handle, b""), Outcome::Clean);
+}
+
+#[test]
+fn another_word_is_another_generation() {
+    assert_ne!(ready("evil").generation(), ready("good").generation());
+}
+
+#[test]
+fn a_missing_file_is_a_reason() {
+    let (tell, events) = mpsc::channel();
+    let tell = move |event| drop(tell.send(event));
+    let _handle = EngineHandle::start(config("/nonexistent"), tell).unwrap();
+    loop {
+        if let EngineEvent::State(EngineState::Failed { diagnostics }) =
+            events.recv_timeout(LONG).unwrap()
+        {
+            assert!(diagnostics[0].to_string().contains("/nonexistent: No such file"));
+            return;
+        }
+    }
+}
