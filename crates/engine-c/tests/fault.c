@@ -2,6 +2,7 @@
  *
  * fault [LOAD]: LOAD says what is wrong with the table or with load; see main and load. */
 #define _GNU_SOURCE
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -95,19 +96,24 @@ static int details(struct seawall_report *report)
     return SEAWALL_INFECTED;
 }
 
+/* What was refused, and with which error. Most functions here are called for the first time, so the
+ * lazily bound ones are looked up now. */
 static int escape(struct seawall_report *report)
 {
-    char text[64];
-    int file, file_error, exec_error;
-    void *page;
-    errno = 0;
-    file = open("/etc/passwd", O_RDONLY);
-    file_error = errno;
-    errno = 0;
-    page = mmap(NULL, 4096, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    exec_error = errno;
-    snprintf(text, sizeof text, "%d %s %d %s", file, strerrorname_np(file_error),
-             page == MAP_FAILED, strerrorname_np(exec_error));
+    char text[128];
+    int errors[3] = {0};
+    void *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (page == MAP_FAILED)
+        return seawall_report_error(report, "no memory");
+    if (open("/etc/passwd", O_RDONLY) == -1)
+        errors[0] = errno;
+    if (mmap(NULL, 4096, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) == MAP_FAILED)
+        errors[1] = errno;
+    if (mprotect(page, 4096, PROT_READ | PROT_EXEC) == -1)
+        errors[2] = errno;
+    snprintf(text, sizeof text, "open %s, mmap %s, mprotect %s, dlopen %s",
+             strerrorname_np(errors[0]), strerrorname_np(errors[1]), strerrorname_np(errors[2]),
+             dlopen("libresolv.so.2", RTLD_NOW) == NULL ? "NULL" : "works");
     return tell(report, "escape", text);
 }
 

@@ -65,6 +65,8 @@ pub fn compile(source: &str) -> PathBuf {
         .arg(own(source))
         .arg(library())
         .args(LIBRARIES)
+        // Symbols are looked up at their first use, many of them inside the sandbox.
+        .arg("-Wl,-z,lazy")
         .arg("-o")
         .arg(&new)
         .output()
