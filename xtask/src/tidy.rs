@@ -99,8 +99,10 @@ fn check_directions() -> anyhow::Result<Vec<String>> {
     Ok(wrong)
 }
 
-/// A word in backquotes or a link's target that looks like a path of this repository has to be one.
+/// A word in backquotes or a link's target that looks like a path of this repository has to be one, from
+/// its root or from the document's folder.
 fn check_mentions(document: &str, text: &str, files: &[String]) -> Vec<String> {
+    let folder = document.rsplit_once('/').map_or("", |(folder, _)| folder);
     let quoted = text.split('`').skip(1).step_by(2);
     let linked = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
     let mut wrong = Vec::new();
@@ -124,6 +126,9 @@ fn check_mentions(document: &str, text: &str, files: &[String]) -> Vec<String> {
                 && !path.contains(|c: char| c.is_whitespace() || c == ':');
         let is_there = files.iter().any(|file| {
             file == path
+                || file
+                    .strip_prefix(folder)
+                    .is_some_and(|rest| rest.strip_prefix('/') == Some(path))
                 || file.starts_with(&format!("{path}/"))
                 || !path.contains('/') && file.ends_with(&format!("/{path}"))
         });
@@ -172,6 +177,9 @@ mod tests {
         );
         assert_eq!(check_mentions("X", "see `lab/src/gone.rs`", &files).len(), 1);
         assert_eq!(check_mentions("X", "see [it](docs/gone.md)", &files).len(), 1);
+        let files = ["docs/decisions/a.md".to_owned()];
+        assert!(check_mentions("docs/X.md", "see [it](decisions/a.md)", &files).is_empty());
+        assert_eq!(check_mentions("X.md", "see [it](decisions/a.md)", &files).len(), 1);
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! The guide's example in Rust, under a real handle.
 #![allow(clippy::unwrap_used)]
 
-use std::path::PathBuf;
-use std::sync::mpsc;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{OnceLock, mpsc};
 use std::time::Duration;
 
 use seawall_engine::host::{ContentFd, EngineConfig, EngineEvent, EngineHandle, EngineState, Lane};
@@ -11,12 +12,21 @@ use seawall_engine::{Detection, Metadata, Operation, Outcome};
 /// Far longer than anything here takes; a test that needs it has failed.
 const LONG: Duration = Duration::from_secs(60);
 
-/// `cargo test` builds the examples before it runs the tests.
-fn example() -> PathBuf {
-    let own = std::env::current_exe().unwrap();
-    let path = own.parent().unwrap().parent().unwrap().join("examples/word");
-    assert!(path.exists(), "not built: cargo build --release -p seawall-engine --examples");
-    path
+/// The example, built now: `cargo test --test word` alone would leave an old one.
+fn example() -> &'static Path {
+    static EXAMPLE: OnceLock<PathBuf> = OnceLock::new();
+    EXAMPLE.get_or_init(|| {
+        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
+        let output = Command::new(env!("CARGO"))
+            .args(["build", "--release", "--locked", "--example", "word", "--manifest-path"])
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"))
+            .arg("--target-dir")
+            .arg(target)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        target.join("release/examples/word")
+    })
 }
 
 fn config(argument: &str) -> EngineConfig {
