@@ -157,11 +157,16 @@ void seawall_description_name(struct seawall_description *description, const cha
 // Sets the engine's version, at most 256 bytes; the rest is cut.
 void seawall_description_version(struct seawall_description *description, const char *version);
 
-// Sets the generation: a digest of all that a verdict depends on besides the content, that is of the
+// Sets the generation: a digest of all that a verdict depends on besides the file, that is of the
 // signatures and of the engine's own version. The service remembers verdicts under it, so two processes
 // with the same one must give the same verdicts. digest points to 32 bytes. Required.
 void seawall_description_generation(struct seawall_description *description,
                                     const uint8_t *digest);
+
+// Sets whether a verdict depends on path or guest besides the content. Then it is remembered for that name
+// alone, and a guest that calls a file otherwise can change it. False when never called.
+void seawall_description_by_name(struct seawall_description *description,
+                                 bool by_name);
 
 // Sets how many signatures are in use. For people.
 void seawall_description_signatures(struct seawall_description *description, uint32_t count);

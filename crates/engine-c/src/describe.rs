@@ -26,6 +26,7 @@ impl Description {
             name: String::new(),
             version: String::new(),
             generation: Generation([0; 32]),
+            by_name: false,
             rules: 0,
             diagnostics: Vec::new(),
             omitted: 0,
@@ -97,7 +98,7 @@ pub unsafe extern "C" fn seawall_description_version(
     unsafe { with_mut(description, (), |description| description.value.version = text(version)) }
 }
 
-/// Sets the generation: a digest of all that a verdict depends on besides the content, that is of the
+/// Sets the generation: a digest of all that a verdict depends on besides the file, that is of the
 /// signatures and of the engine's own version. The service remembers verdicts under it, so two processes
 /// with the same one must give the same verdicts. digest points to 32 bytes. Required.
 #[unsafe(no_mangle)]
@@ -111,6 +112,14 @@ pub unsafe extern "C" fn seawall_description_generation(
     unsafe {
         with_mut(description, (), |description| description.generation = digest.map(Generation));
     }
+}
+
+/// Sets whether a verdict depends on path or guest besides the content. Then it is remembered for that name
+/// alone, and a guest that calls a file otherwise can change it. False when never called.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn seawall_description_by_name(description: *mut Description, by_name: bool) {
+    // SAFETY: as the header says.
+    unsafe { with_mut(description, (), |description| description.value.by_name = by_name) }
 }
 
 /// Sets how many signatures are in use. For people.

@@ -94,6 +94,7 @@ fn a_description_arrives() {
     let EngineState::Ready { description } = engine.handle.state() else { panic!() };
     assert_eq!((&*description.name, &*description.version), ("fault\u{fffd}", ""));
     assert_eq!(description.generation.0, [7; 32]);
+    assert!(description.by_name);
     // Two threads, not strict, 256 MiB.
     assert_eq!(description.rules, 2056);
     let half = description.diagnostics.last().unwrap();

@@ -42,6 +42,7 @@ static int load(void *context, const struct seawall_start *start,
         seawall_description_generation(description, digest);
     else
         seawall_description_generation(description, NULL);
+    seawall_description_by_name(description, true);
     seawall_description_signatures(
         description, seawall_start_threads(start) * 1000 + seawall_start_is_strict(start) * 100 +
                          (uint32_t)(seawall_start_memory(start) >> 20) % 100);
@@ -145,6 +146,7 @@ static int nulls(struct seawall_report *report)
     seawall_description_name(NULL, "x");
     seawall_description_version(NULL, "x");
     seawall_description_generation(NULL, NULL);
+    seawall_description_by_name(NULL, true);
     seawall_description_signatures(NULL, 0);
     seawall_description_diagnostic(NULL, 0, NULL, NULL, NULL, 0, 0);
     return wrong == 0 ? SEAWALL_CLEAN : seawall_report_error(report, "NULL is not nothing");

@@ -29,6 +29,7 @@ impl Engine for Word {
             version: "1".into(),
             // A digest of all that verdicts depend on.
             generation: Generation(blake3::hash(&self.0).into()),
+            by_name: false,
             rules: 1,
             diagnostics: Vec::new(),
             omitted: 0,

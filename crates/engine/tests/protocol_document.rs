@@ -95,6 +95,7 @@ fn to_host() -> Vec<ToHost> {
         name: "word".into(),
         version: "1".into(),
         generation: Generation([7; 32]),
+        by_name: true,
         rules: 300,
         diagnostics: Vec::new(),
         omitted: 0,
