@@ -12,28 +12,27 @@
 //! journal, and says what is due. [`scan_all`] opens and sends that, which may take minutes or wait for a
 //! disk. Where more was let through than the journal holds, it goes through all files of the mount.
 
+mod queue;
+
+pub use queue::{Queue, Shown};
+
 use crate::driver::{Driver, Job, Purpose, Subject};
 use crate::event::wait_readable;
 use crate::file::{Look, open_handle};
 use crate::journal::{Added, Exposed, Journal, Record};
 use crate::walk::{Step, Walk};
 use crate::{scan, truth};
+use queue::{IDLE, Wanted};
 use seawall_fanotify::{Event, EventKind, FileHandle, process};
 use seawall_proto::{ExposureReason, Notice};
-use std::collections::{HashMap, VecDeque};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-/// How long after its close a file is scanned, in milliseconds: its times are settled then, and it
-/// can be marked clean.
-const AFTER_CLOSE_MS: u64 = 100;
-/// A file that is written again and again is scanned at most this often, in milliseconds.
-const SAME_FILE_MS: u64 = 10_000;
 /// Types of file systems that end with their boot (statfs(2)): tmpfs and ramfs.
 const IN_MEMORY: [u64; 2] = [0x0102_1994, 0x8584_58f6];
 /// An exposure whose scan came to nothing is tried again after this, in milliseconds; then after twice as
@@ -42,8 +41,6 @@ const RETRY_MS: u64 = 10_000;
 /// From the end of one walk over all files of mounts to the next, in milliseconds: whoever can have many
 /// files let through must not keep the disks busy for ever.
 const WALK_PAUSE_MS: u64 = 3_600_000;
-/// Files found held by writers that wait to be noted. One more is scanned at its close all the same.
-const WRITTEN_MAX: usize = 1024;
 /// After a boot a file system may take this long to be mounted, in milliseconds; what was let through
 /// on it is given up then.
 const MOUNTED_MS: u64 = 600_000;
@@ -55,172 +52,6 @@ const SYNC_MS: u64 = 1_000;
 const AT_ONCE: usize = 4;
 /// A file system that is not found is looked for so often before what was let through on it is given up.
 const LOOKS: u8 = 3;
-/// How often the queue is looked at while files wait in it, and while none does.
-const TICK: Duration = Duration::from_millis(50);
-const IDLE: Duration = Duration::from_millis(250);
-/// How many closed files wait at most. One more is scanned when it is opened.
-const CLOSED_MAX: usize = 4096;
-
-/// What other threads leave for [`work`].
-#[derive(Debug, Default)]
-pub struct Queue {
-    inner: Mutex<Inner>,
-    added: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct Inner {
-    /// Files that were closed after writing, and when each is due.
-    closed: HashMap<FileHandle, u64>,
-    scanned: HashMap<FileHandle, u64>,
-    settled: Vec<Exposed>,
-    /// Records whose file is gone.
-    gone: Vec<Exposed>,
-    written: Vec<FileHandle>,
-    judged: Vec<FileHandle>,
-    /// What is to be scanned now, and how much of that is being sent.
-    wanted: VecDeque<Wanted>,
-    sending: usize,
-    sent_now: Option<FileHandle>,
-    /// A walk has come to its end; how much it could not look at.
-    walked: Option<u64>,
-    shown: Shown,
-}
-
-/// What is to be scanned.
-#[derive(Debug)]
-enum Wanted {
-    File {
-        handle: FileHandle,
-        purpose: Purpose,
-        /// Not while somebody writes it.
-        unwritten: bool,
-    },
-    /// All files of these mounts: `st_dev` and path.
-    Walk(Vec<(u64, PathBuf)>),
-}
-
-/// What `status` and the heartbeat show of the journal.
-#[derive(Debug, Clone, Default)]
-pub struct Shown {
-    /// Files that wait.
-    pub files: u64,
-    /// Of these, files that wait for whoever writes them.
-    pub written: u64,
-    /// Files that were deleted before their scan, since the worker's start.
-    pub unknown: u64,
-    /// Mounts of which all files are to be scanned; an empty name for all.
-    pub mounts: Vec<Vec<u8>>,
-    /// Why the journal does not outlast the driver, when it does not.
-    pub in_memory: Option<String>,
-}
-
-impl Queue {
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Until something may be due: soon while files wait or scans are under way, else when something is
-    /// added, and now and then for the exposures.
-    fn wait(&self, busy: bool) {
-        let inner = self.lock();
-        let soon = busy || !inner.closed.is_empty();
-        let waited = self.added.wait_timeout(inner, if soon { TICK } else { IDLE });
-        drop(waited.unwrap_or_else(PoisonError::into_inner));
-    }
-
-    fn add_closed(&self, handle: FileHandle, now_ms: u64) {
-        let mut inner = self.lock();
-        if inner.closed.len() >= CLOSED_MAX {
-            return;
-        }
-        let again = inner.scanned.get(&handle).map_or(0, |at| at + SAME_FILE_MS);
-        let first = inner.closed.is_empty();
-        inner.closed.insert(handle, (now_ms + AFTER_CLOSE_MS).max(again));
-        if first {
-            self.added.notify_all();
-        }
-    }
-
-    fn take_closed(&self, now_ms: u64) -> Option<FileHandle> {
-        let mut inner = self.lock();
-        let next = inner.closed.iter().find(|(_, at)| **at <= now_ms).map(|(handle, _)| *handle)?;
-        inner.closed.remove(&next);
-        inner.scanned.retain(|_, at| *at + SAME_FILE_MS > now_ms);
-        if inner.scanned.len() < CLOSED_MAX {
-            inner.scanned.insert(next, now_ms);
-        }
-        Some(next)
-    }
-
-    /// A scan for which nobody waited has its verdict. Never waits.
-    pub fn done(&self, purpose: Purpose) {
-        if let Purpose::Exposure(exposed) = purpose {
-            self.lock().settled.push(exposed);
-        }
-        self.wake();
-    }
-
-    /// This file was found infected. Never waits.
-    pub fn judged(&self, handle: FileHandle) {
-        let mut inner = self.lock();
-        if inner.judged.len() < WRITTEN_MAX {
-            inner.judged.push(handle);
-        }
-    }
-
-    /// There may be something to do.
-    pub fn wake(&self) {
-        self.added.notify_all();
-    }
-
-    fn want(&self, wanted: Wanted) {
-        self.lock().wanted.push_back(wanted);
-        self.wake();
-    }
-
-    fn sent(&self) {
-        let mut inner = self.lock();
-        inner.sending -= 1;
-        inner.sent_now = None;
-        drop(inner);
-        self.wake();
-    }
-
-    /// How many scans are begun and not in a session yet.
-    fn sending(&self) -> usize {
-        let inner = self.lock();
-        let files = inner.wanted.iter().filter(|wanted| matches!(wanted, Wanted::File { .. }));
-        inner.sending + files.count()
-    }
-
-    /// Takes what is wanted; waits for a moment where nothing is.
-    fn next_wanted(&self, wait: Duration) -> Option<Wanted> {
-        let mut inner = self.lock();
-        if inner.wanted.is_empty() {
-            inner = self.added.wait_timeout(inner, wait).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        let wanted = inner.wanted.pop_front()?;
-        if let Wanted::File { handle, .. } = &wanted {
-            inner.sending += 1;
-            inner.sent_now = Some(*handle);
-        }
-        Some(wanted)
-    }
-
-    /// A file was found clean while somebody had it open for writing. Never waits.
-    pub fn add_written(&self, handle: FileHandle) {
-        let mut inner = self.lock();
-        if inner.written.len() < WRITTEN_MAX {
-            inner.written.push(handle);
-        }
-    }
-
-    /// What to show.
-    pub fn shown(&self) -> Shown {
-        self.lock().shown.clone()
-    }
-}
 
 /// Takes close-after-write events for ever.
 pub fn watch_closes(driver: &Driver) {
@@ -779,28 +610,4 @@ fn boot_id() -> [u8; 16] {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let digest = blake3::hash(text.as_bytes());
     digest.as_bytes()[..16].try_into().unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn handle() -> FileHandle {
-        let file = tempfile::tempfile_in("/dev/shm").unwrap();
-        FileHandle::of(file.as_fd(), 1).unwrap()
-    }
-
-    #[test]
-    fn a_file_written_again_and_again_is_scanned_once_in_a_while() {
-        let (queue, file) = (Queue::default(), handle());
-        queue.add_closed(file, 1_000);
-        assert_eq!(queue.take_closed(1_000), None, "its times are not settled yet");
-        assert_eq!(queue.take_closed(1_000 + AFTER_CLOSE_MS), Some(file));
-        for now_ms in [1_200, 1_300, 5_000] {
-            queue.add_closed(file, now_ms);
-        }
-        assert_eq!(queue.take_closed(6_000), None);
-        assert_eq!(queue.take_closed(1_100 + SAME_FILE_MS), Some(file));
-        assert_eq!(queue.take_closed(60_000), None);
-    }
 }
