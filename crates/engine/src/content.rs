@@ -156,6 +156,11 @@ impl Content {
         self.length == 0
     }
 
+    /// The descriptor itself, to be handed on: it can only be read.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
     /// The whole content: in place when it is sealed, else a copy made at the first call.
     pub fn bytes(&self) -> Result<&[u8], ContentError> {
         if self.bytes.get().is_none() {

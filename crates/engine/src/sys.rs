@@ -429,6 +429,43 @@ pub(crate) fn prepare_child(command: &mut Command, keep: BorrowedFd<'_>) {
     }
 }
 
+/// Gives the child `listener` as descriptor 3 and nothing else above standard error, and lets it die with
+/// this thread. `enter` runs last in it. This process must have one thread: `enter` may allocate. Number 3 must
+/// be in use here, so that the standard library's own pipe to the child has another.
+pub(crate) fn prepare_helper(
+    command: &mut Command,
+    listener: BorrowedFd<'_>,
+    mut enter: impl FnMut() -> io::Result<()> + Send + Sync + 'static,
+) {
+    let listener = listener.as_raw_fd();
+    // SAFETY: the process has one thread, so no lock is held that the closure could wait for.
+    unsafe {
+        command.pre_exec(move || {
+            check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
+            libc::syscall(
+                libc::SYS_close_range,
+                3u32,
+                u32::MAX,
+                libc::CLOSE_RANGE_CLOEXEC as libc::c_int,
+            );
+            // With equal numbers dup2(2) does nothing, and the mark stays.
+            if listener == 3 {
+                check(libc::fcntl(3, libc::F_SETFD, 0))?;
+            } else {
+                check(libc::dup2(listener, 3))?;
+            }
+            enter()
+        });
+    }
+}
+
+/// Another descriptor of the same file, with the lowest free number from 3 on.
+pub(crate) fn duplicate(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // SAFETY: F_DUPFD_CLOEXEC touches no memory.
+    let fd = check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 3) })?;
+    Ok(owned(fd))
+}
+
 /// Die when the parent does; no core dump; no ptrace or /proc access by the same user.
 pub(crate) fn harden_process() -> io::Result<()> {
     // SAFETY: these prctl calls take no pointers.

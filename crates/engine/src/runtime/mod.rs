@@ -15,6 +15,7 @@
 //! started and no executable memory be made, so a [`Scanner`] starts what it needs when it is built
 //! or in its first scan, which is one of empty content before the sandbox.
 
+mod helper;
 mod sandbox;
 
 use std::any::Any;
@@ -27,6 +28,7 @@ use std::sync::{Arc, Barrier, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+pub use helper::{HelperFolders, start_helper};
 pub use sandbox::SandboxError;
 
 use crate::FD_VARIABLE;
@@ -46,6 +48,12 @@ pub trait Engine: Send + Sync {
     /// A scanner for one worker thread. Called on that thread, before the sandbox; called again
     /// inside it when a scan has panicked.
     fn scanner(&self) -> Box<dyn Scanner + '_>;
+
+    /// Sockets made while it loaded that scans talk through: sendmsg(2) and recvmsg(2) are allowed on
+    /// these, and on no others.
+    fn sockets(&self) -> Vec<BorrowedFd<'_>> {
+        Vec::new()
+    }
 }
 
 /// What one worker scans with, one content after the other.
@@ -93,6 +101,13 @@ pub enum ScanError {
     /// The content could not be read.
     #[error(transparent)]
     Content(#[from] ContentError),
+    /// The engine cannot go on: its process ends, another one takes its place, and the scan is tried once
+    /// more there.
+    #[error("{reason}")]
+    Broken {
+        /// For the log.
+        reason: String,
+    },
     /// Anything else.
     #[error("{reason}")]
     Failed {
@@ -237,7 +252,7 @@ fn work<E: Engine>(
                 give_up(socket, StartError::Refused(refused));
             }
         }
-        if let Err(error) = sandbox::enter_filter(socket, threads) {
+        if let Err(error) = sandbox::enter_filter(socket, &own.engine.sockets(), threads) {
             give_up(socket, error.into());
         }
         if send(socket, ToHost::Ready(description)).is_err() {
@@ -345,6 +360,10 @@ fn answer<'e, E: Engine>(
         Ok(Ok(outcome)) => Answer::Done(outcome),
         Ok(Err(ScanError::TimedOut)) => Answer::TimedOut,
         Ok(Err(ScanError::Cancelled)) => Answer::Cancelled,
+        Ok(Err(ScanError::Broken { reason })) => {
+            eprintln!("{reason}");
+            sys::exit_now(1)
+        }
         Ok(Err(error)) => Answer::Error { reason: chain(&error) },
         Err(panic) => {
             let reason = format!("the engine panicked: {}", panic_text(&*panic));

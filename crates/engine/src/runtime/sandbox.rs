@@ -66,20 +66,34 @@ pub(super) fn enter_landlock() -> Result<Option<Diagnostic>, SandboxError> {
 }
 
 /// Second layer, for every thread of the process, when nothing more is to be started.
-pub(super) fn enter_filter(socket: BorrowedFd<'_>, threads: u32) -> Result<(), SandboxError> {
+pub(super) fn enter_filter(
+    socket: BorrowedFd<'_>,
+    others: &[BorrowedFd<'_>],
+    threads: u32,
+) -> Result<(), SandboxError> {
     // Standard streams, the socket, one content per worker, and as many again for what a library
     // opened while it loaded.
-    sys::limit_descriptors(16 + 2 * u64::from(threads))?;
-    let filter: seccompiler::BpfProgram = filter(socket)?.try_into()?;
+    let own = others.iter().map(|socket| socket.as_raw_fd()).max().unwrap_or(0);
+    let own = u64::try_from(own).unwrap_or(0);
+    sys::limit_descriptors(16 + own + 2 * u64::from(threads))?;
+    let filter: seccompiler::BpfProgram = filter(socket, others)?.try_into()?;
     seccompiler::apply_filter_all_threads(&filter)?;
     Ok(())
 }
 
 /// The allow list.
-fn filter(socket: BorrowedFd<'_>) -> Result<SeccompFilter, BackendError> {
+fn filter(
+    socket: BorrowedFd<'_>,
+    others: &[BorrowedFd<'_>],
+) -> Result<SeccompFilter, BackendError> {
     let mut rules: Vec<(i64, Vec<SeccompRule>)> =
         ALWAYS.iter().map(|&number| (number, Vec::new())).collect();
-    let socket = socket.as_raw_fd() as u64;
+    let sockets = || {
+        let all = std::iter::once(&socket).chain(others);
+        let rule =
+            |one: &BorrowedFd<'_>| SeccompRule::new(vec![equals(0, one.as_raw_fd() as u64)?]);
+        all.map(rule).collect::<Result<Vec<_>, _>>()
+    };
     let pid = u64::from(std::process::id());
     let exec = libc::PROT_EXEC as u64;
     // A shared mapping would be memory that RLIMIT_DATA does not count. MAP_TYPE also holds
@@ -92,8 +106,8 @@ fn filter(socket: BorrowedFd<'_>) -> Result<SeccompFilter, BackendError> {
         (libc::SYS_mmap, vec![SeccompRule::new(private.into())?]),
         // No new executable memory: rules are compiled and scanners built before the sandbox.
         (libc::SYS_mprotect, vec![SeccompRule::new(vec![masked(2, exec, 0)?])?]),
-        (libc::SYS_sendmsg, vec![SeccompRule::new(vec![equals(0, socket)?])?]),
-        (libc::SYS_recvmsg, vec![SeccompRule::new(vec![equals(0, socket)?])?]),
+        (libc::SYS_sendmsg, sockets()?),
+        (libc::SYS_recvmsg, sockets()?),
         (libc::SYS_write, vec![SeccompRule::new(vec![equals(0, libc::STDERR_FILENO as u64)?])?]),
         // What glibc says before it ends the process.
         (libc::SYS_writev, vec![SeccompRule::new(vec![equals(0, libc::STDERR_FILENO as u64)?])?]),
@@ -194,7 +208,7 @@ mod tests {
         }
         let (socket, other) = sys::seqpacket_pair().unwrap();
         let landlock = enter_landlock().unwrap().is_none().then(landlocked).unwrap_or_default();
-        enter_filter(socket.as_fd(), 1).unwrap();
+        enter_filter(socket.as_fd(), &[], 1).unwrap();
         let wrong = [landlock, refused(other.as_raw_fd()), allowed()].concat();
         if wrong.is_empty() {
             eprintln!("all as told");

@@ -1,0 +1,175 @@
+//! A clamd of our own: its configuration, its private folder, its start and its end.
+
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::time::Duration;
+
+use seawall_engine::runtime::{HelperFolders, start_helper};
+
+use crate::Arguments;
+use crate::session::Session;
+
+/// Names of private folders begin with this; the number of the engine's process follows.
+const FOLDER: &str = "seawall-clamav-";
+/// clamd takes no larger content, in MiB: it counts in 31 bits.
+pub const CONTENT_MAX_MIB: u64 = 2047;
+/// Seconds for which clamd waits for the next command of a session: for ever, as far as it goes.
+const FOR_EVER: u32 = 2_000_000;
+
+/// A running clamd. It dies with the thread that started it, and so with this process.
+pub struct Clamd {
+    child: Child,
+    folder: PathBuf,
+    socket: PathBuf,
+}
+
+impl Clamd {
+    /// Starts it; it loads its database in the background.
+    pub fn start(arguments: &Arguments, threads: u32) -> io::Result<Self> {
+        remove_leftovers(&arguments.temporary);
+        let folder = tempfile::Builder::new()
+            .prefix(&format!("{FOLDER}{}-", std::process::id()))
+            .permissions(fs::Permissions::from_mode(0o700))
+            .tempdir_in(&arguments.temporary)?
+            .keep();
+        let (socket, config) = (folder.join("socket"), folder.join("clamd.conf"));
+        let unpacked = folder.join("unpacked");
+        fs::create_dir(&unpacked)?;
+        fs::write(&config, configuration(arguments, threads, &folder, &unpacked, &socket))?;
+        let listener = UnixListener::bind(&socket)?;
+        let program =
+            [arguments.clamd.display().to_string(), format!("--config-file={}", config.display())];
+        let folders = HelperFolders {
+            read: vec![arguments.database.clone(), arguments.clamd.clone()],
+            write: vec![folder.clone()],
+        };
+        let child = start_helper(&program, listener.as_fd(), folders)?;
+        Ok(Self { child, folder, socket })
+    }
+
+    /// A session; its first answer comes when the database is loaded.
+    pub fn session(&self) -> io::Result<Session> {
+        Session::connect(&self.socket)
+    }
+
+    /// Fails when it has ended, with the last words of its log.
+    pub fn check(&mut self) -> io::Result<()> {
+        match self.child.try_wait()? {
+            None => Ok(()),
+            Some(status) => {
+                let log = self.log();
+                let words: Vec<_> = log.lines().rev().take(3).collect();
+                let words: Vec<_> = words.into_iter().rev().collect();
+                Err(io::Error::other(format!("clamd ended ({status}): {}", words.join("; "))))
+            }
+        }
+    }
+
+    /// How many signatures it says to have loaded.
+    pub fn signatures(&self) -> Option<u32> {
+        let log = self.log();
+        let after = log.split_once("Loaded ")?.1;
+        after.split_once(" signatures")?.0.trim().parse().ok()
+    }
+
+    fn log(&self) -> String {
+        fs::read(self.folder.join("log")).map_or_else(
+            |error| format!("its log cannot be read: {error}"),
+            |bytes| String::from_utf8_lossy(&bytes).into_owned(),
+        )
+    }
+}
+
+impl Drop for Clamd {
+    fn drop(&mut self) {
+        // Not once the sandbox is entered: then the process ends, and clamd with it.
+        let _ended = self.child.kill();
+        let _reaped = self.child.wait();
+        let _removed = fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// Folders of engines that are gone: an engine in its sandbox can remove nothing.
+fn remove_leftovers(temporary: &Path) {
+    let entries = fs::read_dir(temporary).into_iter().flatten().flatten();
+    for entry in entries {
+        let name = entry.file_name();
+        let number = name.to_str().and_then(|name| name.strip_prefix(FOLDER));
+        let pid = number.and_then(|number| number.split('-').next()?.parse::<u32>().ok());
+        let is_gone = pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists());
+        let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        if is_gone && is_folder {
+            let _removed = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// clamd.conf(5). What goes beyond a limit is told and never taken for clean; there is no reload in place.
+fn configuration(
+    arguments: &Arguments,
+    threads: u32,
+    folder: &Path,
+    unpacked: &Path,
+    socket: &Path,
+) -> String {
+    let (folder, unpacked) = (folder.display(), unpacked.display());
+    format!(
+        "Foreground yes\n\
+         LocalSocket {socket}\n\
+         DatabaseDirectory {database}\n\
+         TemporaryDirectory {unpacked}\n\
+         LogFile {folder}/log\n\
+         LogFileMaxSize 1M\n\
+         SelfCheck 0\n\
+         MaxThreads {threads}\n\
+         MaxQueue {queue}\n\
+         AlertExceedsMax yes\n\
+         MaxScanTime {forever}000\n\
+         MaxScanSize {scan_size}M\n\
+         MaxFileSize {file_size}M\n\
+         MaxRecursion {recursion}\n\
+         MaxFiles {files}\n\
+         CommandReadTimeout {forever}\n\
+         ReadTimeout {forever}\n\
+         IdleTimeout {forever}\n",
+        socket = socket.display(),
+        database = arguments.database.display(),
+        threads = threads.max(2) + 2,
+        queue = 4 * (threads + 2),
+        forever = FOR_EVER,
+        scan_size = arguments.scan_size,
+        file_size = CONTENT_MAX_MIB,
+        recursion = arguments.recursion,
+        files = arguments.files,
+    )
+}
+
+/// Digest of all signature files: names and bytes.
+///
+/// # Errors
+/// A file cannot be read, or there is none.
+pub fn digest(database: &Path) -> io::Result<[u8; 32]> {
+    let mut files: Vec<_> =
+        fs::read_dir(database)?.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>()?;
+    files.retain(|path| path.is_file());
+    files.sort();
+    if files.is_empty() {
+        return Err(io::Error::other("there is no file with signatures"));
+    }
+    let mut hasher = blake3::Hasher::new();
+    for path in files {
+        let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+        hasher.update(&(name.len() as u64).to_le_bytes()).update(name);
+        hasher.update(&fs::metadata(&path)?.len().to_le_bytes());
+        hasher.update_reader(fs::File::open(&path)?)?;
+    }
+    Ok(*hasher.finalize().as_bytes())
+}
+
+/// How long to wait between two looks at a clamd that loads.
+pub const LOOK: Duration = Duration::from_millis(100);

@@ -1,0 +1,280 @@
+//! The engine as the service runs it, with Debian's clamd and signatures of one line.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::Command;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use seawall_engine::host::{
+    ContentFd, EngineConfig, EngineHandle, EngineState, Lane, Metadata, Operation, Outcome,
+    ScanError, ScanReport,
+};
+
+const LONG: Duration = Duration::from_secs(60);
+const WORD: &[u8] = b"seawall-clamav-test-word";
+
+/// A folder with one signature, which finds [`WORD`].
+fn database() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let hex: String = WORD.iter().map(|byte| format!("{byte:02x}")).collect();
+    fs::write(folder.path().join("test.ndb"), format!("Test.Seawall.Word-1:0:*:{hex}\n")).unwrap();
+    folder
+}
+
+struct Engine {
+    handle: EngineHandle,
+    temporary: tempfile::TempDir,
+}
+
+fn start_with(database: &Path, more: &[&str]) -> Engine {
+    let temporary = tempfile::tempdir().unwrap();
+    let mut command = vec![env!("CARGO_BIN_EXE_seawall-engine-clamav").to_owned()];
+    for word in ["--database", database.to_str().unwrap(), "--temporary"] {
+        command.push(word.to_owned());
+    }
+    command.push(temporary.path().to_str().unwrap().to_owned());
+    command.extend(more.iter().map(|word| (*word).to_owned()));
+    let config = EngineConfig { threads: 2, ..EngineConfig::new("clamav", command) };
+    Engine { handle: EngineHandle::start(config, |_| ()).unwrap(), temporary }
+}
+
+fn start(database: &Path) -> Engine {
+    let engine = start_with(database, &[]);
+    assert!(engine.handle.wait_ready(LONG), "{:?}", engine.handle.state());
+    engine
+}
+
+impl Engine {
+    fn send(&self, content: &[u8], limit: Duration) -> mpsc::Receiver<ScanReport> {
+        let (tell, reply) = mpsc::channel();
+        let metadata =
+            Metadata { path: Vec::new(), guest: "g".into(), operation: Operation::Open, size: 0 };
+        let content = ContentFd::sealed(content).unwrap();
+        let told = move |report| drop(tell.send(report));
+        self.handle.scan(content, metadata, Lane::OnAccess, limit, told);
+        reply
+    }
+
+    fn scan(&self, content: &[u8]) -> Result<Outcome, ScanError> {
+        self.send(content, LONG).recv_timeout(LONG).unwrap().result
+    }
+
+    fn names(&self, content: &[u8]) -> Vec<String> {
+        match self.scan(content).unwrap() {
+            Outcome::Infected(found) => found.into_iter().map(|one| one.name).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The process id of its clamd.
+    fn clamd(&self) -> u32 {
+        let engine = self.handle.status().pid.unwrap();
+        let children = format!("/proc/{engine}/task/{engine}/children");
+        fs::read_to_string(children).unwrap().trim().parse().unwrap()
+    }
+}
+
+fn gzip(content: &[u8]) -> Vec<u8> {
+    use std::process::Stdio;
+    let mut gzip = Command::new("gzip")
+        .arg("-c")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = gzip.stdin.take().unwrap();
+    let content = content.to_vec();
+    let writer = std::thread::spawn(move || input.write_all(&content));
+    let output = gzip.wait_with_output().unwrap();
+    writer.join().unwrap().unwrap();
+    output.stdout
+}
+
+#[test]
+fn what_the_signatures_name_is_found_also_in_archives() {
+    let database = database();
+    let engine = start(database.path());
+    let mut content = vec![b'.'; 100_000];
+    content.extend_from_slice(WORD);
+    let name = ["Test.Seawall.Word-1.UNOFFICIAL"];
+    assert_eq!(engine.names(WORD), name);
+    assert_eq!(engine.names(&content), name);
+    assert_eq!(engine.names(&gzip(&content)), name, "unpacked");
+    assert_eq!(engine.scan(b""), Ok(Outcome::Clean));
+    assert_eq!(engine.scan(b"harmless"), Ok(Outcome::Clean));
+    let EngineState::Ready { description } = engine.handle.state() else { panic!("ready") };
+    assert_eq!((description.name.as_str(), description.rules), ("clamav", 1));
+    assert!(description.version.starts_with("1."), "{}", description.version);
+    // Many at a time on few sessions: each gets its own answer.
+    let all: Vec<_> =
+        (0..60).map(|n| (n, engine.send(if n % 3 == 0 { WORD } else { b"clean" }, LONG))).collect();
+    for (n, reply) in all {
+        let infected = matches!(reply.recv_timeout(LONG).unwrap().result, Ok(Outcome::Infected(_)));
+        assert_eq!(infected, n % 3 == 0, "{n}");
+    }
+    assert_eq!(engine.handle.status().restarts, 0);
+}
+
+#[test]
+fn content_beyond_a_limit_is_an_error_and_never_clean() {
+    let database = database();
+    let engine = start_with(database.path(), &["--scan-size", "1", "--recursion", "3"]);
+    assert!(engine.handle.wait_ready(LONG), "{:?}", engine.handle.state());
+    // Two MiB of what does not compress to nothing, in an archive.
+    let mut noise = Vec::new();
+    let mut state = 1_u64;
+    while noise.len() < 2 << 20 {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        noise.extend_from_slice(&state.to_le_bytes());
+    }
+    noise.extend_from_slice(WORD);
+    let bomb = gzip(&noise);
+    let mut deep = WORD.to_vec();
+    (0..6).for_each(|_| deep = gzip(&deep));
+    for content in [bomb, deep] {
+        match engine.scan(&content) {
+            Err(ScanError::Failed { reason }) => {
+                assert!(reason.contains("not all of it was looked at"), "{reason}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(engine.scan(b"harmless"), Ok(Outcome::Clean));
+}
+
+#[test]
+fn clamd_killed_in_the_midst_costs_no_scan_and_nothing_is_left_behind() {
+    let database = database();
+    let engine = start(database.path());
+    let big = vec![b'.'; 40 << 20];
+    let first = engine.clamd();
+    let under_way = engine.send(&big, LONG);
+    std::thread::sleep(Duration::from_millis(20));
+    assert!(Command::new("kill").args(["-9", &first.to_string()]).status().unwrap().success());
+    assert_eq!(under_way.recv_timeout(LONG).unwrap().result, Ok(Outcome::Clean), "scanned anew");
+    assert_eq!(engine.names(WORD).len(), 1);
+    let second = engine.clamd();
+    assert_ne!(first, second);
+    let folders = fs::read_dir(engine.temporary.path()).unwrap().count();
+    assert_eq!(folders, 1, "the folder of the first was removed");
+    let pid = engine.handle.status().pid.unwrap();
+    drop(engine.handle);
+    let gone = |pid: u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.is_empty() || stat.contains(") Z ")
+    };
+    let until = Instant::now() + Duration::from_secs(10);
+    while !(gone(pid) && gone(second)) {
+        assert!(Instant::now() < until, "clamd outlives its engine");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn a_stopped_clamd_is_killed_at_the_limit_and_replaced() {
+    let database = database();
+    let engine = start(database.path());
+    let clamd = engine.clamd().to_string();
+    assert!(Command::new("kill").args(["-STOP", &clamd]).status().unwrap().success());
+    let report =
+        engine.send(b"some content", Duration::from_millis(500)).recv_timeout(LONG).unwrap();
+    assert_eq!(report.result, Err(ScanError::TimedOut));
+    assert_eq!(engine.names(WORD).len(), 1, "the next one answers");
+}
+
+#[test]
+fn clamd_lives_in_a_sandbox() {
+    let database = database();
+    let engine = start(database.path());
+    let clamd = engine.clamd();
+    let status = fs::read_to_string(format!("/proc/{clamd}/status")).unwrap();
+    for wanted in ["NoNewPrivs:\t1", "Seccomp:\t2", "CapEff:\t0000000000000000"] {
+        assert!(status.contains(wanted), "{wanted} is missing in\n{status}");
+    }
+    let limits = fs::read_to_string(format!("/proc/{clamd}/limits")).unwrap();
+    let data = limits.lines().find(|line| line.starts_with("Max data size")).unwrap();
+    assert!(data.contains(&(2048_u64 << 20).to_string()), "{data}");
+}
+
+/// What stands for clamd tries to get out; it tells in its log, which ends up in the refusal.
+#[test]
+fn what_stands_in_for_clamd_cannot_reach_out() {
+    let database = database();
+    let stand_in = database.path().join("stand-in");
+    let script = "#!/bin/sh\n\
+        folder=$(dirname \"${1#--config-file=}\")\n\
+        { cat /etc/passwd && echo READ; (echo x >/etc/seawall-was-here) && echo WROTE; \
+        (echo x >/tmp/seawall-was-here) && echo WROTE; \
+        perl -MSocket -e 'socket(S, PF_UNIX, SOCK_STREAM, 0) or exit 1' && echo SOCKET; \
+        perl -MSocket -e 'exit 0' && echo PERL; \
+        (echo x >\"$folder/own\") && echo OWN-FOLDER; } >\"$folder/log\" 2>/dev/null\n\
+        exit 3\n";
+    fs::write(&stand_in, script).unwrap();
+    fs::set_permissions(&stand_in, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let engine = start_with(database.path(), &["--clamd", stand_in.to_str().unwrap()]);
+    let until = Instant::now() + LONG;
+    let reason = loop {
+        if let EngineState::Failed { diagnostics } = engine.handle.state() {
+            break diagnostics[0].reason.clone();
+        }
+        assert!(Instant::now() < until);
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert!(reason.contains("clamd ended (exit status: 3): PERL; OWN-FOLDER"), "{reason}");
+    for escape in ["READ", "WROTE", "SOCKET"] {
+        assert!(!reason.contains(escape), "{reason}");
+    }
+}
+
+#[test]
+fn a_broken_database_is_told_in_clamd_s_words() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text) in [("broken.ndb", "this is no signature\n"), ("empty.hdb", "")] {
+        for entry in fs::read_dir(folder.path()).unwrap() {
+            fs::remove_file(entry.unwrap().path()).unwrap();
+        }
+        fs::write(folder.path().join(name), text).unwrap();
+        let engine = start_with(folder.path(), &[]);
+        let until = Instant::now() + LONG;
+        loop {
+            match engine.handle.state() {
+                EngineState::Failed { diagnostics } => {
+                    let told = diagnostics[0].to_string();
+                    assert!(
+                        told.contains("clamav-start") && told.contains("clamd ended"),
+                        "{told}"
+                    );
+                    break;
+                }
+                EngineState::Ready { description } => panic!("ready with {name}: {description:?}"),
+                _ => assert!(Instant::now() < until, "{:?}", engine.handle.state()),
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    let gone = start_with(Path::new("/nonexistent/clamav"), &[]);
+    assert!(!gone.handle.wait_ready(Duration::from_secs(3)));
+}
+
+/// Debian's test files: the payload in every container that ClamAV knows, found with one line.
+#[test]
+fn every_test_file_of_debian_is_found() {
+    let folder = Path::new("/usr/share/clamav-testfiles");
+    let files: Vec<_> = fs::read_dir(folder).unwrap().map(|one| one.unwrap().path()).collect();
+    assert!(files.len() > 40, "{}", files.len());
+    let database = tempfile::tempdir().unwrap();
+    let line = "aa15bcf478d165efd2065190eb473bcb:544:Clamav.Test.File-6\n";
+    fs::write(database.path().join("test.hdb"), line).unwrap();
+    let engine = start(database.path());
+    let missed: Vec<_> = files
+        .iter()
+        .filter(|file| {
+            let content = fs::read(file).unwrap();
+            engine.names(&content).is_empty()
+        })
+        .collect();
+    assert!(missed.is_empty(), "{missed:#?}");
+}
