@@ -60,6 +60,10 @@ pub struct Binaries {
     pub cli: PathBuf,
     /// The YARA engine.
     pub engine_yara: PathBuf,
+    /// The ClamAV engine.
+    pub engine_clamav: PathBuf,
+    /// The hash-list engine.
+    pub engine_hash: PathBuf,
 }
 
 impl Binaries {
@@ -75,6 +79,8 @@ impl Binaries {
             daemon: host.join("seawalld"),
             cli: host.join("seawall"),
             engine_yara: host.join("seawall-engine-yara"),
+            engine_clamav: host.join("seawall-engine-clamav"),
+            engine_hash: host.join("seawall-engine-hash"),
         }
     }
 
@@ -84,7 +90,8 @@ impl Binaries {
             all.push(&self.agent);
         }
         if need.host {
-            all.extend([self.daemon.as_path(), &self.cli, &self.engine_yara]);
+            all.extend([self.daemon.as_path(), &self.cli]);
+            all.extend([self.engine_yara.as_path(), &self.engine_clamav, &self.engine_hash]);
         }
         all
     }
@@ -112,6 +119,10 @@ pub fn ensure_binaries(need: Need) -> anyhow::Result<Binaries> {
                 "seawall-cli",
                 "--package",
                 "seawall-engine-yara",
+                "--package",
+                "seawall-engine-clamav",
+                "--package",
+                "seawall-engine-hash",
             ];
             cargo(&host, false)?;
         }

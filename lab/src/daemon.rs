@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 use toml::{Table, Value};
 
 use crate::net::HOST;
-use crate::options::Link;
+use crate::options::{Engine, Link};
 use crate::process::{Background, Process, tail};
 use crate::qemu::SERVICE_PORT;
 use crate::state::{LabState, Store};
@@ -33,8 +33,14 @@ pub fn write_config(state: &LabState, overlay: &str) -> anyhow::Result<()> {
     });
     let tcp =
         if state.link == Link::Tcp { format!("{HOST}:{SERVICE_PORT}") } else { String::new() };
-    let mut config =
-        base_config(&state.api_socket, &state.service_dir, &state.rules, guests.collect(), &tcp);
+    let engines = state.engines.iter().map(|kind| engine(*kind, &state.rules, &state.signatures));
+    let mut config = base_config(
+        &state.api_socket,
+        &state.service_dir,
+        engines.collect(),
+        guests.collect(),
+        &tcp,
+    );
     let overlay: Table = overlay.parse().context("LabOptions::config is no valid TOML")?;
     lay_over(&mut config, overlay);
     fs::create_dir_all(&state.service_dir)?;
@@ -45,7 +51,7 @@ pub fn write_config(state: &LabState, overlay: &str) -> anyhow::Result<()> {
 pub fn base_config(
     api_socket: &Path,
     service_dir: &Path,
-    rules: &Path,
+    engines: Vec<Value>,
     guests: Vec<Value>,
     tcp: &str,
 ) -> Table {
@@ -53,15 +59,26 @@ pub fn base_config(
     service.insert("api_socket".into(), text(api_socket));
     service.insert("state_dir".into(), text(service_dir));
     service.insert("tcp_listen".into(), tcp.into());
-    let mut engine = Table::new();
-    engine.insert("name".into(), "yara".into());
-    let command = ["seawall-engine-yara".into(), "--rules".into(), text(rules)];
-    engine.insert("command".into(), Value::Array(command.to_vec()));
     let mut config = Table::new();
     config.insert("service".into(), service.into());
-    config.insert("engine".into(), Value::Array(vec![engine.into()]));
+    config.insert("engine".into(), Value::Array(engines));
     config.insert("guest".into(), Value::Array(guests));
     config
+}
+
+/// An engine's section.
+pub fn engine(kind: Engine, rules: &Path, signatures: &Path) -> Value {
+    let (program, option, folder) = match kind {
+        Engine::Yara => ("seawall-engine-yara", "--rules", rules.to_owned()),
+        Engine::Clamav => ("seawall-engine-clamav", "--database", signatures.join("clamav")),
+        Engine::Hash => ("seawall-engine-hash", "--lists", signatures.join("hash")),
+    };
+    let mut engine = Table::new();
+    engine.insert("name".into(), kind.as_str().into());
+    let command = vec![program.into(), option.into(), text(&folder)];
+    engine.insert("command".into(), Value::Array(command));
+    engine.insert("may_allow".into(), Value::Boolean(kind == Engine::Hash));
+    Value::Table(engine)
 }
 
 fn text(path: &Path) -> Value {

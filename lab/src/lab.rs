@@ -90,6 +90,7 @@ impl Lab {
         if options.rules.is_none() {
             rules::write_rules(&state.rules)?;
         }
+        rules::write_signatures(&state.signatures)?;
         daemon::write_config(&state, &options.config)?;
         for guest in &state.guests {
             qemu::make_disks(guest)?;

@@ -43,7 +43,7 @@ pub use debian::ensure_image as ensure_debian_image;
 pub use guest::{Command, FileError, Guest, Output, Running};
 pub use lab::Lab;
 pub use native::{Native, NativeOptions};
-pub use options::{Image, Kernel, LabOptions, Link};
+pub use options::{Engine, Image, Kernel, LabOptions, Link};
 pub use paths::{cache_dir, labs_dir, workspace};
 pub use process::Process;
 pub use rules::{eicar, write_rules};

@@ -11,6 +11,7 @@ use anyhow::{Context, bail, ensure};
 use toml::{Table, Value};
 
 use crate::binaries::{Need, ensure_binaries};
+use crate::options::Engine;
 use crate::process::{Background, Process, run_tool, tail};
 use crate::{daemon, rules};
 
@@ -85,8 +86,14 @@ impl Native {
         guest.insert("socket".into(), self.folder.join("link").display().to_string().into());
         let service = self.folder.join("service");
         fs::create_dir_all(&service)?;
-        let mut config =
-            daemon::base_config(&self.api_socket, &service, &rules, vec![Value::Table(guest)], "");
+        let yara = daemon::engine(Engine::Yara, &rules, Path::new(""));
+        let mut config = daemon::base_config(
+            &self.api_socket,
+            &service,
+            vec![yara],
+            vec![Value::Table(guest)],
+            "",
+        );
         daemon::lay_over(
             &mut config,
             options.config.parse().context("NativeOptions::config is no valid TOML")?,

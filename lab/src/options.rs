@@ -54,6 +54,18 @@ words! {
 }
 
 words! {
+    /// What scans.
+    Engine {
+        /// YARA-X with the lab's rules.
+        Yara = "yara",
+        /// clamd with the lab's signatures.
+        Clamav = "clamav",
+        /// The lab's hash lists.
+        Hash = "hash",
+    }
+}
+
+words! {
     /// The guest's kernel, by Debian's series.
     Kernel {
         /// Debian 12's own.
@@ -103,6 +115,8 @@ pub struct LabOptions {
     pub config: String,
     /// Rules for the engine; a generated folder when absent.
     pub rules: Option<PathBuf>,
+    /// The engines, in the order in which they decide.
+    pub engines: Vec<Engine>,
     /// Memory of each guest in MiB; 512, or 1024 for debian, when absent.
     pub memory_mib: Option<u32>,
     /// Words added to the guests' kernel command line.
@@ -124,6 +138,7 @@ impl Default for LabOptions {
             keep: true,
             config: String::new(),
             rules: None,
+            engines: vec![Engine::Yara],
             memory_mib: None,
             kernel_arguments: String::new(),
         }

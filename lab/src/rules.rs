@@ -34,6 +34,18 @@ pub fn write_rules(folder: &Path) -> anyhow::Result<()> {
     Ok(fs::write(folder.join("harmless.yar"), rules.join("\n"))?)
 }
 
+/// Writes what the other engines need: ClamAV's signature and a list of hashes, each for EICAR.
+pub fn write_signatures(folder: &Path) -> anyhow::Result<()> {
+    let (clamav, hash) = (folder.join("clamav"), folder.join("hash"));
+    fs::create_dir_all(&clamav)?;
+    fs::create_dir_all(&hash)?;
+    // Of the whole file: MD5, size, name.
+    let line = "44d88612fea8a8f36de82e1278abb02f:68:Eicar-Test-Signature\n";
+    fs::write(clamav.join("lab.hdb"), line)?;
+    let line = "275a021bbfb6489e54d471899f7db9d1663fc695ec2fe2a2c4538aabf651fd0f  Eicar\n";
+    Ok(fs::write(hash.join("lab.sha256"), line)?)
+}
+
 #[cfg(test)]
 mod tests {
     #[test]

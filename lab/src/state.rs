@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-use crate::options::{Image, Kernel, LabOptions, Link};
+use crate::options::{Engine, Image, Kernel, LabOptions, Link};
 use crate::paths;
 use crate::process::Process;
 
@@ -59,6 +59,10 @@ pub struct LabState {
     pub daemon_log: PathBuf,
     /// The engine's rules.
     pub rules: PathBuf,
+    /// The engines, in the order in which they decide.
+    pub engines: Vec<Engine>,
+    /// Signatures of the others: `clamav` and `hash` in it.
+    pub signatures: PathBuf,
     /// The guests in order.
     pub guests: Vec<GuestState>,
 }
@@ -136,6 +140,8 @@ impl LabState {
             service_dir,
             daemon_log: state_dir.join("seawalld.log"),
             rules: options.rules.clone().unwrap_or_else(|| state_dir.join("rules")),
+            engines: options.engines.clone(),
+            signatures: state_dir.join("signatures"),
             guests: (1..=options.guests)
                 .map(|index| GuestState::plan(options, index, &state_dir, &run_dir))
                 .collect(),

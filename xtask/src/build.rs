@@ -12,6 +12,8 @@ pub fn run() -> anyhow::Result<ExitCode> {
         &binaries.daemon,
         &binaries.cli,
         &binaries.engine_yara,
+        &binaries.engine_clamav,
+        &binaries.engine_hash,
         &binaries.lab_guest,
     ];
     for path in all {

@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use clap::{Subcommand, ValueEnum};
 use nix::sys::signal::{SigSet, Signal};
 use seawall_lab::wire::AgentPart;
-use seawall_lab::{Guest, Image, Kernel, Lab, LabOptions, Link, Native, NativeOptions};
+use seawall_lab::{Engine, Guest, Image, Kernel, Lab, LabOptions, Link, Native, NativeOptions};
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -118,9 +118,12 @@ struct Up {
     /// Do not run the service
     #[arg(long)]
     no_daemon: bool,
-    /// Rules for the engine instead of the lab's own
+    /// Rules for the YARA engine instead of the lab's own
     #[arg(long)]
     rules: Option<PathBuf>,
+    /// The engines in the order in which they decide: yara, clamav, hash
+    #[arg(long, value_name = "ENGINES", value_delimiter = ',', default_value = "yara")]
+    engines: Vec<Engine>,
     /// TOML file laid over the service's generated configuration
     #[arg(long)]
     config: Option<PathBuf>,
@@ -232,6 +235,7 @@ fn start(name: &str, up: Up) -> anyhow::Result<()> {
         keep: true,
         config,
         rules: up.rules,
+        engines: up.engines,
         memory_mib: up.memory,
     })?;
     let state = lab.state()?;
@@ -331,6 +335,7 @@ fn paths(lab: &Lab, json: bool) -> anyhow::Result<()> {
     line("events", &state.events);
     line("quarantine", &state.quarantine);
     line("rules", &state.rules);
+    line("signatures", &state.signatures);
     for guest in &state.guests {
         println!("{:<16} {}", guest.name, guest.address);
         if state.region {
