@@ -1,0 +1,125 @@
+//! Asking the lists about content.
+
+use std::time::Duration;
+
+use seawall_engine::content::ContentError;
+use seawall_engine::runtime::{Engine, Request, ScanError, Scanner};
+use seawall_engine::{Cleaning, Description, Detection, Outcome};
+
+use crate::digest::{Digest, Hashers};
+use crate::format::Verdict;
+use crate::lists::Lists;
+use crate::set::Hit;
+
+/// Bytes hashed at a time: they stay in a core's cache while each digest takes them.
+const PIECE: usize = 64 << 10;
+/// Bytes after which a scan looks whether it is to end.
+const LOOK: usize = 1 << 20;
+/// What a scan's end stays before the hard limit: the report still has to travel.
+const HEAD_START: Duration = Duration::from_millis(100);
+
+/// Lists as an engine.
+pub struct Hash {
+    lists: Lists,
+}
+
+impl Hash {
+    /// Takes the lists.
+    pub fn new(lists: Lists) -> Self {
+        Self { lists }
+    }
+}
+
+impl Engine for Hash {
+    fn describe(&self) -> Description {
+        let (diagnostics, omitted) = self.lists.report.diagnostics();
+        Description {
+            name: "hash".into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            generation: self.lists.generation,
+            rules: u32::try_from(self.lists.count).unwrap_or(u32::MAX),
+            diagnostics,
+            omitted,
+        }
+    }
+
+    fn scanner(&self) -> Box<dyn Scanner + '_> {
+        Box::new(HashScanner { lists: &self.lists })
+    }
+}
+
+struct HashScanner<'l> {
+    lists: &'l Lists,
+}
+
+impl Scanner for HashScanner<'_> {
+    fn scan(&mut self, request: &Request<'_>) -> Result<Outcome, ScanError> {
+        let size = request.content.len();
+        let wanted = self.lists.wanted(size);
+        if wanted == [false; 3] {
+            return Ok(Outcome::Clean);
+        }
+        let digests = digests(request, wanted)?;
+        let hits = self.lists.find(&digests, size).map_err(|error| ScanError::Failed {
+            reason: format!("cannot read the compiled list: {error}"),
+        })?;
+        Ok(judge(hits))
+    }
+}
+
+/// Hashes the content where it lies, or piece by piece where it cannot lie in memory.
+fn digests(request: &Request<'_>, wanted: [bool; 3]) -> Result<Vec<Digest>, ScanError> {
+    let mut hashers = Hashers::new(wanted);
+    match request.content.bytes() {
+        Ok(bytes) => {
+            for part in bytes.chunks(LOOK) {
+                may_go_on(request)?;
+                part.chunks(PIECE).for_each(|piece| hashers.update(piece));
+            }
+        }
+        Err(ContentError::Memory { .. }) => {
+            let mut buffer = vec![0; LOOK];
+            let mut at = 0;
+            while at < request.content.len() {
+                may_go_on(request)?;
+                let count = request.content.read_at(at, &mut buffer)?;
+                buffer[..count].chunks(PIECE).for_each(|piece| hashers.update(piece));
+                at += count as u64;
+            }
+        }
+        Err(other) => return Err(other.into()),
+    }
+    Ok(hashers.finish())
+}
+
+fn may_go_on(request: &Request<'_>) -> Result<(), ScanError> {
+    if request.is_cancelled() {
+        return Err(ScanError::Cancelled);
+    }
+    // Of a short limit half is kept for the work.
+    if request.left() < HEAD_START.min(request.limit / 2) {
+        return Err(ScanError::TimedOut);
+    }
+    Ok(())
+}
+
+/// What is allowed is not denied: that is how a list corrects another one.
+fn judge(hits: Vec<Hit>) -> Outcome {
+    let mut detections: Vec<Detection> = Vec::new();
+    for hit in hits {
+        match hit.verdict {
+            Verdict::Allowed => return Outcome::Allowed { name: hit.name },
+            Verdict::Denied => {
+                if detections.iter().all(|one| one.name != hit.name) {
+                    detections.push(Detection {
+                        severity: hit.severity,
+                        family: hit.family,
+                        cleaning: Some(Cleaning::Delete),
+                        ..Detection::new(hit.name)
+                    });
+                }
+            }
+        }
+    }
+    if detections.is_empty() { Outcome::Clean } else { Outcome::Infected(detections) }
+}
