@@ -374,3 +374,7 @@ impl Sizes {
         self.any || self.bits.get(word).is_some_and(|word| word & bit != 0)
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
