@@ -9,6 +9,7 @@
 //! changed in place while it is in use, only replaced; a record that no longer is what the index
 //! says is an error of that scan, not a clean one.
 
+use std::cmp::Ordering;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
@@ -24,6 +25,8 @@ use crate::parse::readable;
 
 /// Bytes read from a file at a time while it is loaded.
 const PIECE: usize = 2 << 20;
+/// Records that are read at once rather than searched.
+const FEW: usize = 8;
 /// Entries that a search is narrowed to, on average, as a power of two.
 const NARROW: u32 = 3;
 
@@ -122,13 +125,39 @@ impl Set {
         if first == end {
             return Ok(());
         }
+        if end - first <= FEW {
+            return self.find_among(index, digest, size, (first, end), hits);
+        }
         for size in [size, ANY_SIZE] {
             self.find_sized(index, digest, size, (first, end), hits)?;
         }
         Ok(())
     }
 
-    /// The records with exactly this digest and size, among those whose eight first bytes agree.
+    /// Looks through few records whose eight first bytes agree, which is nearly always one: a read
+    /// costs far more than a search in memory.
+    fn find_among(
+        &self,
+        index: &Index,
+        digest: &Digest,
+        size: u64,
+        (first, end): (usize, usize),
+        hits: &mut Vec<Hit>,
+    ) -> io::Result<()> {
+        let length = record_length(index.kind);
+        let mut buffer = [0; FEW * LONGEST_RECORD];
+        let records = &mut buffer[..(end - first) * length];
+        self.file.read_exact_at(records, index.place + (first * length) as u64)?;
+        for record in records.chunks_exact(length) {
+            let tail = self.checked(record, digest.key())?;
+            if record.starts_with(digest.bytes()) && [size, ANY_SIZE].contains(&tail.size) {
+                hits.push(self.hit(digest, &tail)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Searches among many records for those with exactly this digest and size.
     fn find_sized(
         &self,
         index: &Index,
@@ -140,35 +169,33 @@ impl Set {
         let wanted = (digest.bytes(), size);
         let mut buffer = [0; LONGEST_RECORD];
         let record = &mut buffer[..record_length(index.kind)];
+        let mut read = |at: usize| {
+            self.file.read_exact_at(record, index.place + (at * record.len()) as u64)?;
+            let tail = self.checked(record, digest.key())?;
+            let order = (&record[..index.kind.length()], tail.size).cmp(&wanted);
+            Ok::<_, io::Error>((order, tail))
+        };
         let mut high = end;
         while low < high {
             let middle = low.midpoint(high);
-            let tail = self.read_record(index, middle, digest.key(), record)?;
-            if (&record[..index.kind.length()], tail.size) < wanted {
+            if read(middle)?.0 == Ordering::Less {
                 low = middle + 1;
             } else {
                 high = middle;
             }
         }
+        // One that allows and one that denies.
         for at in low..end.min(low + 2) {
-            let tail = self.read_record(index, at, digest.key(), record)?;
-            if (&record[..index.kind.length()], tail.size) != wanted {
-                break;
+            match read(at)? {
+                (Ordering::Equal, tail) => hits.push(self.hit(digest, &tail)?),
+                _ => break,
             }
-            hits.push(self.hit(digest, &tail)?);
         }
         Ok(())
     }
 
-    /// Reads record `at`, whose digest begins with `key`.
-    fn read_record(
-        &self,
-        index: &Index,
-        at: usize,
-        key: u64,
-        record: &mut [u8],
-    ) -> io::Result<Tail> {
-        self.file.read_exact_at(record, index.place + at as u64 * record.len() as u64)?;
+    /// What a record says that was read anew and whose digest should begin with `key`.
+    fn checked(&self, record: &[u8], key: u64) -> io::Result<Tail> {
         Tail::decode(record)
             .filter(|tail| {
                 crate::digest::key(record) == key
