@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use seawall_engine::host::{
     ContentFd, EngineConfig, EngineHandle, EngineState, Lane, Metadata, Operation, Outcome,
@@ -244,6 +244,35 @@ fn spooled_content_larger_than_the_memory_is_answered() {
     let spooled = ContentFd::from_spool(file, content.len() as u64).unwrap();
     assert!(matches!(scan_fd(&engine, spooled), Ok(Outcome::Infected(_))));
     assert_eq!(engine.status().restarts, 0);
+}
+
+/// Lists that do not fit are refused with a word, and fit once they are compiled.
+#[test]
+fn lists_larger_than_the_memory_are_refused_until_they_are_compiled() {
+    let lines = |number: u32| format!("{}\n", md5(&number.to_le_bytes()));
+    let sources = folder(&[("a.md5", &(0..1_000_000).map(lines).collect::<String>())]);
+    let start = |folder: &Path| {
+        let command = vec![PROGRAM.into(), "--lists".into(), folder.display().to_string()];
+        let config = EngineConfig { memory_mib: 48, ..EngineConfig::new("hash", command) };
+        EngineHandle::start(config, |_| ()).unwrap()
+    };
+    let engine = start(sources.path());
+    let since = Instant::now();
+    let diagnostics = loop {
+        match engine.state() {
+            EngineState::Failed { diagnostics } => break diagnostics,
+            other => assert!(since.elapsed() < LONG, "{other:?}"),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    assert_eq!(diagnostics[0].code, "hash-memory", "{diagnostics:?}");
+    let compiled = folder(&[]);
+    assert_eq!(run_compile(sources.path(), &compiled.path().join("a.swhash")).1, 0);
+    let engine = start(compiled.path());
+    assert!(engine.wait_ready(LONG), "{:?}", engine.state());
+    assert_eq!(description(&engine).rules, 1_000_000);
+    assert!(said(&engine, &999_999u32.to_le_bytes()).starts_with("Hash.MD5."));
+    assert_eq!(said(&engine, &1_000_000u32.to_le_bytes()), "clean");
 }
 
 #[test]
