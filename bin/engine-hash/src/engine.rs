@@ -37,6 +37,7 @@ impl Engine for Hash {
             name: "hash".into(),
             version: env!("CARGO_PKG_VERSION").into(),
             generation: self.lists.generation,
+            by_name: false,
             rules: u32::try_from(self.lists.count).unwrap_or(u32::MAX),
             diagnostics,
             omitted,
