@@ -30,8 +30,15 @@ struct Engine {
 }
 
 fn start_with(database: &Path, more: &[&str]) -> Engine {
+    start_in(&[], database, more)
+}
+
+/// The same with `before` in front of the command; `{tmp}` in it is the temporary folder.
+fn start_in(before: &[&str], database: &Path, more: &[&str]) -> Engine {
     let temporary = tempfile::tempdir().unwrap();
-    let mut command = vec![env!("CARGO_BIN_EXE_seawall-engine-clamav").to_owned()];
+    let shown = temporary.path().to_str().unwrap();
+    let mut command: Vec<_> = before.iter().map(|word| word.replace("{tmp}", shown)).collect();
+    command.push(env!("CARGO_BIN_EXE_seawall-engine-clamav").to_owned());
     for word in ["--database", database.to_str().unwrap(), "--temporary"] {
         command.push(word.to_owned());
     }
@@ -143,6 +150,20 @@ fn content_beyond_a_limit_is_an_error_and_never_clean() {
         }
     }
     assert_eq!(engine.scan(b"harmless"), Ok(Outcome::Clean));
+}
+
+/// Where there is no room to unpack, nobody has looked at what is inside.
+#[test]
+fn a_full_temporary_folder_is_an_error_and_never_clean() {
+    let database = database();
+    let script = "mount -t tmpfs -o size=1m none {tmp} && exec \"$@\"";
+    let engine = start_in(&["unshare", "--mount", "sh", "-c", script, "sh"], database.path(), &[]);
+    assert!(engine.handle.wait_ready(LONG), "{:?}", engine.handle.state());
+    let mut large = vec![b'.'; 8 << 20];
+    large.extend_from_slice(WORD);
+    let report = engine.scan(&gzip(&large));
+    assert!(matches!(report, Err(ScanError::Failed { .. })), "{report:?}");
+    assert_eq!(engine.names(WORD).len(), 1, "it goes on");
 }
 
 #[test]
