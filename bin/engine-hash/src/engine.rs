@@ -16,7 +16,7 @@ const PIECE: usize = 64 << 10;
 /// Bytes after which a scan looks whether it is to end.
 const LOOK: usize = 1 << 20;
 /// What a scan's end stays before the hard limit: the report still has to travel.
-const HEAD_START: Duration = Duration::from_millis(100);
+const HEAD_START: Duration = Duration::from_millis(200);
 
 /// Lists as an engine.
 pub struct Hash {

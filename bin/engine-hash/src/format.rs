@@ -47,6 +47,8 @@ pub const HEADER: usize = 80;
 const CHECKED: usize = 48;
 /// Most bytes of list names.
 pub const MOST_LISTS: u64 = 16 << 20;
+/// Bytes kept of a list's name, from its end: with a line behind it, it still fits a report.
+const LONGEST_LIST: usize = 240;
 /// Stands for any size.
 pub const ANY_SIZE: u64 = u64::MAX;
 /// Bytes of a record after its digest.
@@ -309,7 +311,7 @@ pub fn decode_lists(mut bytes: &[u8]) -> Option<Vec<String>> {
     let mut lists = Vec::new();
     while let Some((length, rest)) = bytes.split_first_chunk::<2>() {
         let (list, rest) = rest.split_at_checked(usize::from(u16::from_be_bytes(*length)))?;
-        lists.push(readable(list));
+        lists.push(readable(&list[list.len().saturating_sub(LONGEST_LIST)..]));
         bytes = rest;
     }
     bytes.is_empty().then_some(lists)

@@ -23,7 +23,8 @@ use seawall_engine_hash::report::Report;
 Empty lines and lines that begin with # say nothing. Hidden files are left out.
 
 A list allows content when its name ends in .fp or .sfp or begins with `allow`, or when it lies in \
-    a folder named `allow`; every other list denies. What one list allows, no other denies.
+    a folder named `allow`; every other list denies. What one list allows, no other denies; that engines \
+    after this one are spared it as well takes `may_allow = true` in seawalld.toml.
 
 Exit status: 0 = ended by the service, or all lists are good; \
     1 = could not start, or --check or --compile found an error; 2 = wrong arguments."

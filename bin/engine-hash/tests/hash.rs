@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use seawall_engine::host::{
     ContentFd, EngineConfig, EngineHandle, EngineState, Lane, Metadata, Operation, Outcome,
-    ScanError, Severity,
+    ScanError, ScanReport, Severity,
 };
 use seawall_engine::{Cleaning, Description, Detection, Diagnostic};
 use seawall_engine_hash::digest::{Digest, Hashers, Kind};
+use seawall_engine_hash::lists::Lists;
 
 const LONG: Duration = Duration::from_secs(60);
 const PROGRAM: &str = env!("CARGO_BIN_EXE_seawall-engine-hash");
@@ -67,11 +68,13 @@ fn description(engine: &EngineHandle) -> Description {
     }
 }
 
+fn metadata() -> Metadata {
+    Metadata { path: Vec::new(), guest: "g1".into(), operation: Operation::Open, size: 0 }
+}
+
 fn scan_fd(handle: &EngineHandle, content: ContentFd) -> Result<Outcome, ScanError> {
     let (tell, reply) = mpsc::channel();
-    let metadata =
-        Metadata { path: Vec::new(), guest: "g1".into(), operation: Operation::Open, size: 0 };
-    handle.scan(content, metadata, Lane::OnAccess, LONG, move |report| drop(tell.send(report)));
+    handle.scan(content, metadata(), Lane::OnAccess, LONG, move |report| drop(tell.send(report)));
     reply.recv_timeout(LONG).unwrap().result
 }
 
@@ -246,6 +249,41 @@ fn spooled_content_larger_than_the_memory_is_answered() {
     assert_eq!(engine.status().restarts, 0);
 }
 
+/// Both ways in which content is hashed, in place and as it is read, look for it.
+#[test]
+fn a_scan_ends_when_it_is_cancelled_or_late_and_the_process_stays() {
+    let lists = folder(&[("a.txt", &format!("{}\n{}\n", md5(b"x"), sha256(b"x")))]);
+    let engine = start(lists.path());
+    let file = tempfile::tempfile().unwrap();
+    // Holes: seconds to hash, nothing to write. Larger than what the process may copy.
+    file.set_len(16 << 30).unwrap();
+    let spooled = ContentFd::from_spool(file, 16 << 30).unwrap();
+    let sealed = ContentFd::sealed(&vec![7; 512 << 20]).unwrap();
+    for content in [spooled, sealed] {
+        let (tell, reply) = mpsc::channel();
+        let late = tell.clone();
+        let limit = Duration::from_millis(400);
+        let since = Instant::now();
+        let send = |limit, tell: mpsc::Sender<_>| {
+            let tell = move |report: ScanReport| drop(tell.send(report.result));
+            engine.scan(content.clone(), metadata(), Lane::OnAccess, limit, tell).unwrap()
+        };
+        send(limit, late);
+        assert_eq!(reply.recv_timeout(LONG).unwrap(), Err(ScanError::TimedOut));
+        assert!(since.elapsed() < limit, "gave up itself, after {:?}", since.elapsed());
+        let id = send(LONG, tell);
+        while engine.status().in_flight == 0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+        let since = Instant::now();
+        engine.cancel(id);
+        assert_eq!(reply.recv_timeout(LONG).unwrap(), Err(ScanError::Cancelled));
+        assert!(since.elapsed() < limit, "{:?}", since.elapsed());
+    }
+    assert_eq!(engine.status().restarts, 0);
+}
+
 /// Lists that do not fit are refused with a word, and fit once they are compiled.
 #[test]
 fn lists_larger_than_the_memory_are_refused_until_they_are_compiled() {
@@ -314,6 +352,8 @@ fn wrong_lines_are_named_and_the_others_are_used() {
     let many: Vec<_> = diagnostics.iter().filter(|one| one.file.ends_with("g.txt")).collect();
     assert_eq!(many.len(), 17);
     assert_eq!(many[16].reason, "984 more wrong lines");
+    let refused = Lists::load(lists.path(), true).map(drop).unwrap_err();
+    assert_eq!(refused.errors(), 1007);
 }
 
 #[test]

@@ -190,6 +190,17 @@ fn a_hit_says_all_that_the_list_said() {
     );
 }
 
+#[test]
+fn of_a_long_list_name_the_end_and_the_line_stay() {
+    let mut builder = Builder::new();
+    builder.list(format!("{}/allow.md5", "é".repeat(300)));
+    builder.add(&entry(made(Kind::Md5, 1), None, ""), Verdict::Allowed, u32::MAX).unwrap();
+    let set = load(&compiled(builder)).unwrap();
+    let name = &names(&set, &made(Kind::Md5, 1), 1)[0];
+    assert!(name.ends_with("é/allow.md5:4294967295"), "{name}");
+    assert!(name.len() <= seawall_engine::report::MAX_NAME);
+}
+
 /// The layout is a promise to files that were written before.
 #[test]
 fn golden_bytes() {
