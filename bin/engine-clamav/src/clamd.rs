@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -14,8 +14,12 @@ use seawall_engine::runtime::{HelperFolders, start_helper};
 use crate::Arguments;
 use crate::session::Session;
 
-/// Names of private folders begin with this; the number of the engine's process follows.
+/// clamd gives a scan up after this, in milliseconds; the service's limit comes before.
+const SCAN_MS: u32 = 3_600_000;
+/// Names of private folders begin with this.
 const FOLDER: &str = "seawall-clamav-";
+/// A file in it that its engine holds locked.
+const LOCK: &str = "in-use";
 /// clamd takes no larger content, in MiB: it counts in 31 bits.
 pub const CONTENT_MAX_MIB: u64 = 2047;
 /// Seconds for which clamd waits for the next command of a session: for ever, as far as it goes.
@@ -26,6 +30,8 @@ pub struct Clamd {
     child: Child,
     folder: PathBuf,
     socket: PathBuf,
+    /// Held as long as the folder is in use.
+    _lock: fs::File,
 }
 
 impl Clamd {
@@ -33,10 +39,12 @@ impl Clamd {
     pub fn start(arguments: &Arguments, threads: u32) -> io::Result<Self> {
         remove_leftovers(&arguments.temporary);
         let folder = tempfile::Builder::new()
-            .prefix(&format!("{FOLDER}{}-", std::process::id()))
+            .prefix(FOLDER)
             .permissions(fs::Permissions::from_mode(0o700))
             .tempdir_in(&arguments.temporary)?
             .keep();
+        let lock = fs::File::create(folder.join(LOCK))?;
+        lock.lock()?;
         let (socket, config) = (folder.join("socket"), folder.join("clamd.conf"));
         let unpacked = folder.join("unpacked");
         fs::create_dir(&unpacked)?;
@@ -49,7 +57,7 @@ impl Clamd {
             write: vec![folder.clone()],
         };
         let child = start_helper(&program, listener.as_fd(), folders)?;
-        Ok(Self { child, folder, socket })
+        Ok(Self { child, folder, socket, _lock: lock })
     }
 
     /// A session; its first answer comes when the database is loaded.
@@ -68,6 +76,11 @@ impl Clamd {
                 Err(io::Error::other(format!("clamd ended ({status}): {}", words.join("; "))))
             }
         }
+    }
+
+    /// Its private folder.
+    pub fn folder(&self) -> io::Result<OwnedFd> {
+        Ok(fs::File::open(&self.folder)?.into())
     }
 
     /// How many signatures it says to have loaded.
@@ -99,9 +112,12 @@ fn remove_leftovers(temporary: &Path) {
     let entries = fs::read_dir(temporary).into_iter().flatten().flatten();
     for entry in entries {
         let name = entry.file_name();
-        let number = name.to_str().and_then(|name| name.strip_prefix(FOLDER));
-        let pid = number.and_then(|number| number.split('-').next()?.parse::<u32>().ok());
-        let is_gone = pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists());
+        if !name.as_encoded_bytes().starts_with(FOLDER.as_bytes()) {
+            continue;
+        }
+        let lock = fs::File::open(entry.path().join(LOCK));
+        // One without a lock file is just being made.
+        let is_gone = lock.is_ok_and(|lock| lock.try_lock().is_ok());
         let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
         if is_gone && is_folder {
             let _removed = fs::remove_dir_all(entry.path());
@@ -109,7 +125,9 @@ fn remove_leftovers(temporary: &Path) {
     }
 }
 
-/// clamd.conf(5). What goes beyond a limit is told and never taken for clean; there is no reload in place.
+/// clamd.conf(5). What goes beyond a limit is told and never taken for clean, and limits that say nothing
+/// are as high as the largest content. clamd's own memory of clean files goes by MD5, which can be forged:
+/// it is off. There is no reload in place.
 fn configuration(
     arguments: &Arguments,
     threads: u32,
@@ -129,7 +147,14 @@ fn configuration(
          MaxThreads {threads}\n\
          MaxQueue {queue}\n\
          AlertExceedsMax yes\n\
-         MaxScanTime {forever}000\n\
+         DisableCache yes\n\
+         MaxScanTime {scan_ms}\n\
+         MaxEmbeddedPE {file_size}M\n\
+         MaxHTMLNormalize {file_size}M\n\
+         MaxHTMLNoTags {file_size}M\n\
+         MaxScriptNormalize {file_size}M\n\
+         MaxZipTypeRcg {file_size}M\n\
+         PCREMaxFileSize {file_size}M\n\
          MaxScanSize {scan_size}M\n\
          MaxFileSize {file_size}M\n\
          MaxRecursion {recursion}\n\
@@ -142,6 +167,7 @@ fn configuration(
         threads = threads.max(2) + 2,
         queue = 4 * (threads + 2),
         forever = FOR_EVER,
+        scan_ms = SCAN_MS,
         scan_size = arguments.scan_size,
         file_size = CONTENT_MAX_MIB,
         recursion = arguments.recursion,
@@ -149,11 +175,11 @@ fn configuration(
     )
 }
 
-/// Digest of all signature files: names and bytes.
+/// Digest of `more` and of all signature files: names and bytes.
 ///
 /// # Errors
 /// A file cannot be read, or there is none.
-pub fn digest(database: &Path) -> io::Result<[u8; 32]> {
+pub fn digest(database: &Path, more: &[&str]) -> io::Result<[u8; 32]> {
     let mut files: Vec<_> =
         fs::read_dir(database)?.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>()?;
     files.retain(|path| path.is_file());
@@ -162,6 +188,9 @@ pub fn digest(database: &Path) -> io::Result<[u8; 32]> {
         return Err(io::Error::other("there is no file with signatures"));
     }
     let mut hasher = blake3::Hasher::new();
+    for text in more {
+        hasher.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
+    }
     for path in files {
         let name = path.file_name().unwrap_or_default().as_encoded_bytes();
         hasher.update(&(name.len() as u64).to_le_bytes()).update(name);

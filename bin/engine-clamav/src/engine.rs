@@ -1,7 +1,7 @@
 //! clamd's answers as an engine's reports.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,10 +13,14 @@ use crate::clamd::{CONTENT_MAX_MIB, Clamd, digest};
 use crate::session::{Answer, Session};
 
 /// What clamd calls content of which it has not looked at everything.
+/// Bytes that must be free where clamd unpacks.
+const ROOM: u64 = 64 << 20;
 const BEYOND: &str = "Heuristics.Limits.Exceeded";
 
 /// A clamd that is loaded, and a session for each worker.
 pub struct Clamav {
+    /// Where clamd unpacks.
+    folder: OwnedFd,
     sockets: Vec<Arc<UnixStream>>,
     /// Those that no worker has taken.
     sessions: Mutex<Vec<Session>>,
@@ -36,7 +40,7 @@ impl Clamav {
     }
 
     fn try_load(arguments: &Arguments, start: &Start) -> io::Result<Self> {
-        let generation = Generation(digest(&arguments.database)?);
+        let before = digest(&arguments.database, &[])?;
         let mut clamd = Clamd::start(arguments, start.threads)?;
         let (mut sockets, mut sessions) = (Vec::new(), Vec::new());
         let mut version = String::new();
@@ -55,9 +59,16 @@ impl Clamav {
             sockets.push(session.socket());
             sessions.push(session);
         }
-        if digest(&arguments.database)? != generation.0 {
+        if digest(&arguments.database, &[])? != before {
             return Err(io::Error::other("the signatures changed while they were loaded"));
         }
+        // What clamd can unpack, and how far it goes, is part of what it finds.
+        let limits =
+            [arguments.scan_size, arguments.recursion, arguments.files].map(|n| n.to_string());
+        let mut more = vec![env!("CARGO_PKG_VERSION"), version.as_str()];
+        more.extend(limits.iter().map(String::as_str));
+        let generation = Generation(digest(&arguments.database, &more)?);
+        let folder = clamd.folder()?;
         let version = version.strip_prefix("ClamAV ").unwrap_or(&version).to_owned();
         let description = Description {
             name: "clamav".into(),
@@ -68,7 +79,7 @@ impl Clamav {
             diagnostics: Vec::new(),
             omitted: 0,
         };
-        Ok(Self { sockets, sessions: Mutex::new(sessions), description, _clamd: clamd })
+        Ok(Self { folder, sockets, sessions: Mutex::new(sessions), description, _clamd: clamd })
     }
 }
 
@@ -79,7 +90,7 @@ impl Engine for Clamav {
 
     fn scanner(&self) -> Box<dyn Scanner + '_> {
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-        Box::new(Worker { session: sessions.pop() })
+        Box::new(Worker { session: sessions.pop(), folder: self.folder.as_fd() })
     }
 
     fn sockets(&self) -> Vec<BorrowedFd<'_>> {
@@ -88,12 +99,20 @@ impl Engine for Clamav {
 }
 
 /// One worker and its session.
-struct Worker {
+struct Worker<'a> {
+    folder: BorrowedFd<'a>,
     /// None after a panic: the session may be in the midst of an answer.
     session: Option<Session>,
 }
 
-impl Scanner for Worker {
+impl Worker<'_> {
+    /// Whether there is room to unpack. Without it clamd takes some archives for what it could write of them.
+    fn has_room(&self) -> bool {
+        rustix::fs::fstatvfs(self.folder).is_ok_and(|space| space.f_bavail * space.f_frsize > ROOM)
+    }
+}
+
+impl Scanner for Worker<'_> {
     fn scan(&mut self, request: &Request<'_>) -> Result<Outcome, ScanError> {
         let broken = |reason: String| ScanError::Broken { reason };
         if request.content.is_empty() {
@@ -103,12 +122,19 @@ impl Scanner for Worker {
             let reason = format!("larger than clamd takes ({CONTENT_MAX_MIB} MiB)");
             return Err(ScanError::Failed { reason });
         }
+        if request.is_cancelled() {
+            return Err(ScanError::Cancelled);
+        }
+        let had_room = self.has_room();
+        // clamd cannot be told to stop. Its answer is waited for, so that the service counts what it holds
+        // and ends what takes too long.
         let session = self.session.as_mut().ok_or_else(|| broken("no session is left".into()))?;
-        let go_on = || {
-            if request.is_cancelled() { Err(io::ErrorKind::Interrupted.into()) } else { Ok(()) }
-        };
-        match session.scan(request.content.descriptor(), go_on) {
-            Ok(Answer::Clean) => Ok(Outcome::Clean),
+        match session.scan(request.content.descriptor(), || Ok(())) {
+            Ok(Answer::Clean) if had_room && self.has_room() => Ok(Outcome::Clean),
+            Ok(Answer::Clean) => {
+                let reason = "no room where clamd unpacks: it may not have seen everything".into();
+                Err(ScanError::Failed { reason })
+            }
             Ok(Answer::Found(name)) if name.starts_with(BEYOND) => {
                 let reason = format!("not all of it was looked at: {name}");
                 Err(ScanError::Failed { reason })
@@ -117,7 +143,6 @@ impl Scanner for Worker {
             Ok(Answer::Error(words)) => {
                 Err(ScanError::Failed { reason: format!("clamd: {words}") })
             }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Err(ScanError::Cancelled),
             Err(error) => Err(broken(format!("clamd is gone: {error}"))),
         }
     }

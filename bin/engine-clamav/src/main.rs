@@ -37,7 +37,7 @@ pub struct Arguments {
     #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
     temporary: PathBuf,
     /// Most bytes that are unpacked and scanned of one content, in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 4000, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    #[arg(long, value_name = "MIB", default_value_t = 4000, value_parser = clap::value_parser!(u32).range(1..=4000))]
     scan_size: u32,
     /// Most levels of archives in one another
     #[arg(long, value_name = "COUNT", default_value_t = 17, value_parser = clap::value_parser!(u32).range(1..=100))]

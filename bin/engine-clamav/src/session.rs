@@ -98,7 +98,7 @@ impl Session {
         Ok(())
     }
 
-    /// The answer to the last command; those to earlier ones, which nobody waits for, are left out.
+    /// The answer to the last command.
     fn answer(&mut self, mut go_on: impl FnMut() -> io::Result<()>) -> io::Result<String> {
         loop {
             if let Some(end) = self.buffer.iter().position(|byte| *byte == 0) {

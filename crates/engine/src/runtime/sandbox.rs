@@ -139,6 +139,7 @@ const ALWAYS: &[i64] = &[
     // the received content
     libc::SYS_close,
     libc::SYS_fstat,
+    libc::SYS_fstatfs,
     libc::SYS_pread64,
     // waiting and time
     libc::SYS_clock_gettime,
