@@ -107,6 +107,9 @@ impl Generations {
     /// The newest generation in which these engines used just these signatures. `None` when there was
     /// none: the engines that looked were never in use together, or one could not look.
     pub fn of(&self, used: &[(usize, Option<Signatures>)]) -> Option<Generation> {
+        if used.is_empty() {
+            return None;
+        }
         let state = self.lock();
         let is_it = |set: &[Option<Loaded>]| {
             used.iter().all(|(engine, signatures)| {
@@ -183,6 +186,7 @@ mod tests {
         assert_eq!(generations.of(&before), Some(Generation(12)), "queued before");
         assert_eq!(generations.of(&[(0, Some(A)), (1, Some(B))]), None, "never in use together");
         assert_eq!(generations.of(&[(0, Some(B)), (1, None)]), None);
+        assert_eq!(generations.of(&[]), None, "nobody looked");
     }
 
     #[test]

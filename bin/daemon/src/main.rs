@@ -286,6 +286,12 @@ fn stop(host: &Host) {
             let _ = std::fs::remove_file(socket.get_ref().as_path());
         }
     }
+    // Each session's thread tells of its end itself.
+    let until = Instant::now() + Duration::from_secs(1);
+    while host.guests.all().iter().any(|guest| guest.session().is_some()) && Instant::now() < until
+    {
+        std::thread::sleep(Duration::from_millis(5));
+    }
     host.events.emit(Event::new(EventKind::ServiceStopped));
     host.state.flush(Duration::from_secs(2));
     host.events.flush(Duration::from_secs(2));

@@ -25,16 +25,17 @@ use crate::copy::{Charge, PrivateCopy};
 use crate::generation::{Generations, Loaded};
 use crate::metrics::Metrics;
 use crate::state::State;
-use progress::{Progress, Reported, Step};
+use progress::{Ended, Progress, Reported, Step};
 use quick_cache::OptionsBuilder;
 use quick_cache::sync::Cache;
 use seawall_client::{Detection, EngineReport, Verdict};
 use seawall_engine::content::ContentFd;
-use seawall_engine::host::{EngineHandle, Lane, ScanError, ScanReport};
-use seawall_engine::{Generation as Signatures, Metadata, Outcome};
+use seawall_engine::host::{EngineHandle, Lane, ScanError, ScanId, ScanReport};
+use seawall_engine::{Metadata, Outcome};
 use seawall_proto::{ContentHash, Generation};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -323,6 +324,7 @@ impl Pipeline {
             // The verdict is remembered for the content, whatever any guest calls it: no engine may be
             // moved by a name that a guest made up.
             meta.path = Vec::new();
+            meta.guest = String::new();
         }
         let id = {
             let mut flights = self.flights();
@@ -393,10 +395,7 @@ impl Pipeline {
             match step {
                 Step::Ask(number) => self.ask(number, scan),
                 Step::Wait => return,
-                Step::End(finding) => {
-                    let (reports, used) = self.stop(scan);
-                    return self.conclude(scan, finding, reports, &used);
-                }
+                Step::End(end) => return self.conclude(scan, end),
             }
         }
     }
@@ -436,24 +435,41 @@ impl Pipeline {
         }
     }
 
-    /// Ends the scan for its engines, and gives what they said.
-    fn stop(&self, scan: &Scan) -> (Vec<EngineReport>, Vec<(usize, Option<Signatures>)>) {
-        let (cancel, reports, used) = scan.progress().stop();
-        for (number, id) in cancel {
+    /// Ends the scan for its engines; nothing comes of it.
+    fn stop(&self, scan: &Scan) {
+        let cancel = scan.progress().stop();
+        self.cancel(cancel);
+    }
+
+    fn cancel(&self, scans: Vec<(usize, ScanId)>) {
+        for (number, id) in scans {
             self.engines()[number].handle.cancel(id);
         }
-        (reports, used)
+    }
+
+    /// Whether another scan of the same flight goes on, to which this one, which failed, leaves it.
+    fn leaves_it_to_another(&self, scan: &Arc<Scan>) -> bool {
+        let mut flights = self.flights();
+        let flight = flights.by_content.get_mut(&scan.key).filter(|one| one.id == scan.flight);
+        let Some(flight) = flight else { return false };
+        let goes_on =
+            |other: &Arc<Scan>| !Arc::ptr_eq(other, scan) && !other.progress().is_stopped();
+        if !flight.scans.iter().any(goes_on) {
+            return false;
+        }
+        flight.scans.retain(|other| !Arc::ptr_eq(other, scan));
+        true
     }
 
     /// Remembers what the engines found, under the generation that really looked, and answers.
-    fn conclude(
-        &self,
-        scan: &Scan,
-        finding: Finding,
-        reports: Vec<EngineReport>,
-        used: &[(usize, Option<Signatures>)],
-    ) {
-        let generation = self.generations.of(used);
+    fn conclude(&self, scan: &Arc<Scan>, end: Ended) {
+        let Ended { finding, cancel, reports, used } = end;
+        self.cancel(cancel);
+        let failed = matches!(finding, Finding::Error(_) | Finding::TimedOut(_));
+        if failed && self.leaves_it_to_another(scan) {
+            return;
+        }
+        let generation = self.generations.of(&used);
         // Between the question and the report another set may have come, which looks at names or does not.
         let by_name = scan.given.named.by_name;
         let generation = generation.filter(|one| self.generations.is_by_name(*one) == by_name);
@@ -488,9 +504,13 @@ impl Pipeline {
             _ => return,
         };
         // Of two scans one was faster.
-        flight.scans.iter().for_each(|scan| drop(self.stop(scan)));
+        flight.scans.iter().for_each(|scan| self.stop(scan));
         for waiter in flight.waiters {
-            waiter.reply.answer(answer.clone());
+            // Whoever cannot take it must not keep it from the others.
+            let told = AssertUnwindSafe(|| waiter.reply.answer(answer.clone()));
+            if catch_unwind(told).is_err() {
+                tracing::error!("the receiver of a verdict panicked");
+            }
         }
     }
 
@@ -510,7 +530,7 @@ impl Pipeline {
                 }
                 is_wanted
             });
-            unwanted.iter().for_each(|scan| drop(self.stop(scan)));
+            unwanted.iter().for_each(|scan| self.stop(scan));
             for waiter in late {
                 waiter.reply.answer(Answer::new(
                     Finding::TimedOut("the scan is not done in time".into()),

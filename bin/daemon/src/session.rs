@@ -261,7 +261,6 @@ impl Host {
     /// A session is over: says so once, and who ended it.
     fn guest_left(&self, session: &Arc<Session>, breach: &Breach) {
         let guest = &session.guest;
-        guest.end_session(session);
         let reason = match (session.outbox.ended(), breach) {
             (Some(why), _) => {
                 tracing::warn!(guest = guest.name(), "the session ends: {why}");
@@ -281,5 +280,6 @@ impl Host {
         // The sending thread must end in every case.
         session.end(&reason);
         self.events.emit(Event::new(EventKind::SessionEnded).guest(guest.name()).reason(reason));
+        guest.end_session(session);
     }
 }

@@ -56,10 +56,11 @@ pub enum Operation {
 /// What is known of the file besides its content. All of it was said by a guest: it may lie.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Metadata {
-    /// Path as the guest named it: any bytes, empty when the access has no true path.
+    /// Path as the guest named it: any bytes. Empty unless the engine says [`Description::by_name`]: the
+    /// verdict is for the content, whatever a guest calls it.
     #[serde(with = "serde_bytes")]
     pub path: Vec<u8>,
-    /// Name of the guest in the service's configuration.
+    /// Name of the guest in the service's configuration; empty as the path is.
     pub guest: String,
     /// Why the content is looked at.
     pub operation: Operation,

@@ -63,7 +63,7 @@ pub async fn events_of(State(api): State<Api>, Query(query): Query<EventsQuery>)
         Ok(Ok(None)) => {
             let message = "no guest of this name is configured, and no event is about one; \
                            `seawall guests` lists them";
-            return fault(StatusCode::BAD_REQUEST, "no-such-guest", message);
+            return fault(StatusCode::BAD_REQUEST, "wrong-filter", message);
         }
         Ok(Err(error)) => {
             let message =

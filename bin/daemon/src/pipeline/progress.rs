@@ -31,8 +31,19 @@ pub enum Step {
     Ask(usize),
     /// Nothing until a report comes.
     Wait,
-    /// It is decided.
-    End(Finding),
+    /// It is decided; told once.
+    End(Ended),
+}
+
+/// The end of a scan.
+pub struct Ended {
+    pub finding: Finding,
+    /// Those that still look, and need not.
+    pub cancel: Vec<(usize, ScanId)>,
+    /// What was said, in the configured order.
+    pub reports: Vec<EngineReport>,
+    /// The signatures of those that looked; none for one that failed.
+    pub used: Vec<(usize, Option<Signatures>)>,
 }
 
 /// See the module.
@@ -55,7 +66,18 @@ impl Progress {
             return Step::Wait;
         }
         if let Some(finding) = self.decided(order, may_allow) {
-            return Step::End(finding);
+            // Here and not later: a second report must not end it again, with nothing left to tell.
+            self.stopped = true;
+            let told = |place: &Place| match place {
+                Place::Reported(reported) => Some(reported.told.clone()),
+                Place::Unasked | Place::Asked(_) => None,
+            };
+            return Step::End(Ended {
+                finding,
+                cancel: self.asked_now(),
+                reports: self.engines.iter().filter_map(told).collect(),
+                used: std::mem::take(&mut self.used),
+            });
         }
         let at_work = self.engines.iter().any(|place| matches!(place, Place::Asked(_)));
         let unasked = self.engines.iter().position(|place| matches!(place, Place::Unasked));
@@ -122,26 +144,64 @@ impl Progress {
         if self.stopped {
             return false;
         }
-        self.used.push((number, signatures));
+        let looked = matches!(reported.finding, Finding::Clean | Finding::Infected(_));
+        self.used.push((number, signatures.filter(|_| looked)));
         self.engines[number] = Place::Reported(reported);
         true
     }
 
-    /// The scan is over: nothing more is asked or heard. Gives whom to tell, and what was said, in the
-    /// configured order.
-    #[allow(clippy::type_complexity)] // Three lists that belong to nobody else.
-    pub fn stop(
-        &mut self,
-    ) -> (Vec<(usize, ScanId)>, Vec<EngineReport>, Vec<(usize, Option<Signatures>)>) {
+    /// The scan is over: nothing more is asked or heard. Gives whom to tell.
+    pub fn stop(&mut self) -> Vec<(usize, ScanId)> {
         self.stopped = true;
-        let (mut cancel, mut reports) = (Vec::new(), Vec::new());
-        for (number, place) in self.engines.iter_mut().enumerate() {
-            match place {
-                Place::Asked(Some(id)) => cancel.push((number, *id)),
-                Place::Reported(reported) => reports.push(reported.told.clone()),
-                Place::Unasked | Place::Asked(None) => {}
-            }
+        self.asked_now()
+    }
+
+    /// Whether nothing more comes of it.
+    pub fn is_stopped(&self) -> bool {
+        self.stopped
+    }
+
+    fn asked_now(&self) -> Vec<(usize, ScanId)> {
+        let asked = self.engines.iter().enumerate().filter_map(|(number, place)| match place {
+            Place::Asked(Some(id)) => Some((number, *id)),
+            _ => None,
+        });
+        asked.collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pipeline::Finding;
+
+    fn clean() -> Reported {
+        let told = EngineReport {
+            engine: "e".into(),
+            verdict: Finding::Clean.verdict(),
+            detections: Vec::new(),
+            allowed: None,
+            reason: None,
+            queued_us: 0,
+            scanned_us: 0,
+        };
+        Reported { finding: Finding::Clean, told }
+    }
+
+    #[test]
+    fn the_end_is_told_once_with_those_who_looked() {
+        let order = ScanOrder { engines: EngineOrder::SideBySide, early_exit: true };
+        let mut progress = Progress::new(2);
+        for number in 0..2 {
+            assert!(matches!(progress.next(order, |_| false), Step::Ask(n) if n == number));
         }
-        (cancel, reports, std::mem::take(&mut self.used))
+        let signatures = Signatures([1; 32]);
+        assert!(progress.reported(0, clean(), Some(signatures)));
+        let failed = Reported { finding: Finding::Error("no".into()), ..clean() };
+        assert!(progress.reported(1, failed, Some(signatures)));
+        let Step::End(end) = progress.next(order, |_| false) else { panic!("it has not ended") };
+        assert_eq!(end.used, [(0, Some(signatures)), (1, None)], "one that failed has not looked");
+        assert!(matches!(progress.next(order, |_| false), Step::Wait), "nobody hears it twice");
+        assert!(progress.stop().is_empty() && progress.is_stopped());
     }
 }
