@@ -291,7 +291,7 @@ fn lists_larger_than_the_memory_are_refused_until_they_are_compiled() {
     let sources = folder(&[("a.md5", &(0..1_000_000).map(lines).collect::<String>())]);
     let start = |folder: &Path| {
         let command = vec![PROGRAM.into(), "--lists".into(), folder.display().to_string()];
-        let config = EngineConfig { memory_mib: 48, ..EngineConfig::new("hash", command) };
+        let config = EngineConfig { memory_mib: 28, ..EngineConfig::new("hash", command) };
         EngineHandle::start(config, |_| ()).unwrap()
     };
     let engine = start(sources.path());
