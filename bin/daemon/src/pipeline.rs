@@ -44,6 +44,10 @@ use std::time::{Duration, Instant};
 pub const ENGINE_QUEUE: usize = 4096;
 /// Of these, so many may be one guest's.
 const GUEST_SCANS_MAX: u32 = ENGINE_QUEUE as u32 / 2;
+/// Contents remembered that killed an engine.
+const KILLERS: usize = 1024;
+/// For how long. It may have been in work by chance when others killed the process.
+const KILLER_FOR: Duration = Duration::from_secs(600);
 /// How often waits that are over are ended.
 const SWEEP: Duration = Duration::from_millis(100);
 
@@ -147,6 +151,8 @@ pub struct Pipeline {
     engines: OnceLock<Vec<EngineSlot>>,
     order: ScanOrder,
     cache: Cache<Key, Known>,
+    /// Contents that killed an engine twice.
+    killers: Cache<(Key, usize), Instant>,
     flights: Mutex<Flights>,
     pub generations: Generations,
     state: State,
@@ -248,6 +254,7 @@ impl Pipeline {
             engines: OnceLock::new(),
             order,
             cache: cache_of(cache_entries),
+            killers: Cache::new(KILLERS),
             flights: Mutex::default(),
             generations,
             state,
@@ -393,11 +400,31 @@ impl Pipeline {
             let may_allow = |number: usize| self.engines()[number].may_allow;
             let step = scan.progress().next(self.order, may_allow);
             match step {
+                Step::Ask(number) if self.is_killer(number, scan) => self.spare(number, scan),
                 Step::Ask(number) => self.ask(number, scan),
                 Step::Wait => return,
                 Step::End(end) => return self.conclude(scan, end),
             }
         }
+    }
+
+    /// Whether this content has killed this engine, with the signatures of that generation.
+    fn is_killer(&self, number: usize, scan: &Scan) -> bool {
+        let killed = self.killers.get(&(scan.key, number));
+        killed.is_some_and(|at| at.elapsed() < KILLER_FOR)
+    }
+
+    /// Content that killed an engine twice is not fed to it a third time, for a while.
+    fn spare(&self, number: usize, scan: &Scan) {
+        let engine = &self.engines()[number];
+        let report = ScanReport {
+            result: Err(ScanError::KilledTwice),
+            generation: None,
+            queued: Duration::ZERO,
+            scanned: Duration::ZERO,
+        };
+        let (reported, _) = reported_by(engine, &report);
+        scan.progress().reported(number, reported, None);
     }
 
     fn ask(self: &Arc<Self>, number: usize, scan: &Arc<Scan>) {
@@ -424,6 +451,9 @@ impl Pipeline {
         let engine = &self.engines()[number];
         if report.result == Err(ScanError::Cancelled) {
             return;
+        }
+        if report.result == Err(ScanError::KilledTwice) {
+            self.killers.insert((scan.key, number), Instant::now());
         }
         let (reported, failed) = reported_by(engine, &report);
         if failed {

@@ -98,6 +98,24 @@ fn a_detection_cancels_what_the_others_still_do() {
 }
 
 #[test]
+fn content_that_killed_an_engine_twice_is_not_fed_to_it_again() {
+    let service = service(ORDERS[0]);
+    let restarts = || service.status().engines[1].restarts;
+    let report = scan(&service, "two:crash,three:found=A");
+    assert_eq!((report.verdict, restarts()), (Verdict::Infected, 2));
+    let error = scan(&service, "two:crash");
+    assert_eq!((error.verdict, restarts()), (Verdict::Error, 4));
+    for _ in 0..3 {
+        let again = scan(&service, "two:crash");
+        assert_eq!(again.verdict, Verdict::Error);
+        let reason = again.engines[1].reason.as_deref().unwrap();
+        assert!(reason.contains("killed the engine twice"), "{reason}");
+    }
+    assert_eq!(restarts(), 4, "spared");
+    assert_eq!(scan(&service, "two:found=B").verdict, Verdict::Infected, "other content is not");
+}
+
+#[test]
 fn a_scan_that_its_asker_left_is_given_up_and_the_next_one_begins_anew() {
     let service = service("engines = \"in-order\"");
     let content = "SEAWALL-FAULT two:until-cancelled\n";
