@@ -284,7 +284,11 @@ impl Service {
 
     /// A driver of `guest` that has a session.
     pub fn driver(&self, guest: &str) -> Driver {
-        self.try_driver(guest).unwrap_or_else(|refused| panic!("refused: {refused:?}"))
+        let refused = |refused| panic!("refused: {refused:?}");
+        let driver = self.try_driver(guest).unwrap_or_else(refused);
+        // The driver hears of its session before anybody else can find it.
+        wait_for("the session", || self.guest(guest).session.is_some().then_some(()));
+        driver
     }
 
     pub fn try_driver(&self, guest: &str) -> Result<Driver, Box<ToGuest>> {
