@@ -7,7 +7,7 @@ mod common;
 use common::{Engine, Service, Setup, block_on, seawall, wait_for};
 use seawall_client::{ScanReport, Verdict};
 use seawall_proto::VerdictKind;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 fn service(scan: &str) -> Service {
     let more = format!("[scan]\n{scan}\n");
@@ -125,11 +125,9 @@ fn a_scan_that_its_asker_left_is_given_up_and_the_next_one_begins_anew() {
         tokio::time::timeout(Duration::from_millis(500), service.client().scan("x", body)).await
     });
     assert!(left.is_err(), "it goes on until somebody hangs up");
-    let since = Instant::now();
     let idle = || service.status().engines.iter().all(|engine| engine.in_flight == 0);
     wait_for("the scan to be given up", || idle().then_some(()));
-    assert!(since.elapsed() < Duration::from_millis(2_000), "before its limit");
-    assert_eq!(service.status().engines[1].restarts, 0, "nobody was killed");
+    assert_eq!(service.status().engines[1].restarts, 0, "before its limit, at which it is killed");
     service.wait_no_copies();
     // Somebody who stays has it to its end.
     assert_eq!(service.scan("x", content.as_bytes()).verdict, Verdict::TimedOut);
