@@ -129,7 +129,7 @@ impl Scanner for Worker<'_> {
         // clamd cannot be told to stop. Its answer is waited for, so that the service counts what it holds
         // and ends what takes too long.
         let session = self.session.as_mut().ok_or_else(|| broken("no session is left".into()))?;
-        match session.scan(request.content.descriptor(), || Ok(())) {
+        match session.scan(request.content.descriptor()) {
             Ok(Answer::Clean) if had_room && self.has_room() => Ok(Outcome::Clean),
             Ok(Answer::Clean) => {
                 let reason = "no room where clamd unpacks: it may not have seen everything".into();

@@ -66,16 +66,12 @@ impl Session {
     }
 
     /// Has a content scanned. Ends with an error when the session is over.
-    pub fn scan(
-        &mut self,
-        content: BorrowedFd<'_>,
-        go_on: impl FnMut() -> io::Result<()>,
-    ) -> io::Result<Answer> {
+    pub fn scan(&mut self, content: BorrowedFd<'_>) -> io::Result<Answer> {
         // In two: clamd takes the descriptor with the first byte after the command.
         self.send(b"zFILDES\0", None)?;
         self.send(b"\0", Some(content))?;
         self.last += 1;
-        self.answer(go_on).map(|text| parse(&text))
+        self.answer(|| Ok(())).map(|text| parse(&text))
     }
 
     fn send(&self, bytes: &[u8], pass: Option<BorrowedFd<'_>>) -> io::Result<()> {
@@ -104,14 +100,10 @@ impl Session {
             if let Some(end) = self.buffer.iter().position(|byte| *byte == 0) {
                 let line: Vec<u8> = self.buffer.drain(..=end).collect();
                 let line = String::from_utf8_lossy(&line[..end]).into_owned();
-                match line.split_once(": ") {
-                    Some((number, text)) if number.parse() == Ok(self.last) => {
-                        return Ok(text.to_owned());
-                    }
-                    Some((number, _)) if number.parse::<u64>().is_ok_and(|n| n < self.last) => {}
-                    _ => return Err(io::Error::other(format!("clamd said `{line}`"))),
-                }
-                continue;
+                return match line.split_once(": ") {
+                    Some((number, text)) if number.parse() == Ok(self.last) => Ok(text.to_owned()),
+                    _ => Err(io::Error::other(format!("clamd said `{line}`"))),
+                };
             }
             if self.buffer.len() > ANSWER_MAX {
                 return Err(io::Error::other("clamd's answer has no end"));
