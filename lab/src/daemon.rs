@@ -33,13 +33,14 @@ pub fn write_config(state: &LabState, overlay: &str) -> anyhow::Result<()> {
     });
     let tcp =
         if state.link == Link::Tcp { format!("{HOST}:{SERVICE_PORT}") } else { String::new() };
-    let engines = state.engines.iter().map(|kind| engine(*kind, &state.rules, &state.signatures));
+    let engines = state.engines.iter().map(|kind| engine(*kind));
     let mut config = base_config(
         &state.api_socket,
         &state.service_dir,
         engines.collect(),
         guests.collect(),
         &tcp,
+        &[&state.rules, &state.signatures],
     );
     let overlay: Table = overlay.parse().context("LabOptions::config is no valid TOML")?;
     lay_over(&mut config, overlay);
@@ -54,6 +55,7 @@ pub fn base_config(
     engines: Vec<Value>,
     guests: Vec<Value>,
     tcp: &str,
+    watch: &[&Path],
 ) -> Table {
     let mut service = Table::new();
     service.insert("api_socket".into(), text(api_socket));
@@ -63,20 +65,25 @@ pub fn base_config(
     config.insert("service".into(), service.into());
     config.insert("engine".into(), Value::Array(engines));
     config.insert("guest".into(), Value::Array(guests));
+    let mut signatures = Table::new();
+    let watch = watch.iter().map(|folder| text(folder));
+    signatures.insert("watch".into(), Value::Array(watch.collect()));
+    config.insert("signatures".into(), signatures.into());
     config
 }
 
 /// An engine's section.
-pub fn engine(kind: Engine, rules: &Path, signatures: &Path) -> Value {
-    let (program, option, folder) = match kind {
-        Engine::Yara => ("seawall-engine-yara", "--rules", rules.to_owned()),
-        Engine::Clamav => ("seawall-engine-clamav", "--database", signatures.join("clamav")),
-        Engine::Hash => ("seawall-engine-hash", "--lists", signatures.join("hash")),
+pub fn engine(kind: Engine) -> Value {
+    let (program, option) = match kind {
+        Engine::Yara => ("seawall-engine-yara", "--rules"),
+        Engine::Clamav => ("seawall-engine-clamav", "--database"),
+        Engine::Hash => ("seawall-engine-hash", "--lists"),
     };
     let mut engine = Table::new();
     engine.insert("name".into(), kind.as_str().into());
-    let command = vec![program.into(), option.into(), text(&folder)];
+    let command = vec![program.into(), option.into(), "{signatures}".into()];
     engine.insert("command".into(), Value::Array(command));
+    engine.insert("signatures".into(), kind.as_str().into());
     engine.insert("may_allow".into(), Value::Boolean(kind == Engine::Hash));
     Value::Table(engine)
 }

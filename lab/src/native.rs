@@ -86,13 +86,14 @@ impl Native {
         guest.insert("socket".into(), self.folder.join("link").display().to_string().into());
         let service = self.folder.join("service");
         fs::create_dir_all(&service)?;
-        let yara = daemon::engine(Engine::Yara, &rules, Path::new(""));
+        let yara = daemon::engine(Engine::Yara);
         let mut config = daemon::base_config(
             &self.api_socket,
             &service,
             vec![yara],
             vec![Value::Table(guest)],
             "",
+            &[&rules],
         );
         daemon::lay_over(
             &mut config,

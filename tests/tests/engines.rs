@@ -71,10 +71,14 @@ fn every_engine_denies_what_it_knows() {
 
 /// With one line for the payload, every container of it.
 fn all_test_files_are_denied(checks: &mut Checks, lab: &Lab, guest: &Guest) {
-    let state = lab.state().unwrap();
-    std::fs::write(state.signatures.join("clamav/payload.hdb"), PAYLOAD).unwrap();
-    let reload = lab.cli(["reload"]).unwrap();
-    checks.that("the new signature is taken", reload.status.success(), &reload);
+    let set = lab.state().unwrap().state_dir.join("payload");
+    std::fs::create_dir_all(&set).unwrap();
+    std::fs::write(set.join("payload.hdb"), PAYLOAD).unwrap();
+    let set = set.to_str().unwrap();
+    let checked = lab.cli(["signatures", "check", set]).unwrap();
+    checks.that("the new signature is right", checked.status.success(), &checked);
+    let applied = lab.cli(["signatures", "apply", set]).unwrap();
+    checks.that("the new signature is taken", applied.status.success(), &applied);
     guest.exec(["mkdir", "/data/files"]).unwrap().ok().unwrap();
     let mut opened = Vec::new();
     let folder = Path::new("/usr/share/clamav-testfiles");
@@ -97,6 +101,15 @@ fn all_test_files_are_denied(checks: &mut Checks, lab: &Lab, guest: &Guest) {
     guest.write(b"harmless", "/data/files/harmless", 0o644, None).unwrap();
     let output = guest.exec(["cat", "/data/files/harmless"]).unwrap();
     checks.that("and nothing else", output.text() == "harmless", shown(&output));
+    let back = lab.cli(["signatures", "rollback"]).unwrap();
+    checks.that("the set before is back", back.status.success(), &back);
+    // The driver hears of it with the next heartbeat at the latest, and asks again.
+    checks.soon("what only the new one knew opens again", SOON, || {
+        guest.exec(["cat", "/data/files/clam.zip"]).unwrap().success()
+    });
+    let forth = lab.cli(["signatures", "apply", set]).unwrap();
+    checks.that("and the new one", forth.status.success(), &forth);
+    checks.denied("the archive", &guest.exec(["cat", "/data/files/clam.zip"]).unwrap());
 }
 
 fn one_killed_engine_costs_nothing_else(checks: &mut Checks, lab: &Lab, guest: &Guest) {

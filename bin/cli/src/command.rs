@@ -1,6 +1,7 @@
 //! What the operator may say: help, completions and man pages are all made from this.
 
 use crate::quarantine::Quarantine;
+use crate::signatures::Signatures;
 use crate::when;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
@@ -20,6 +21,7 @@ Examples:
   seawall events --since 7d --verdict infected
   seawall scan download.bin               is this file infected?
   curl -s URL | seawall scan -            the same for what comes through a pipe
+  seawall signatures apply ./new          check new signatures and take them into use
   seawall --json guests | jq '.[].state'  for programs: the service's own answer
 
 Exit codes: 0 all went well; 1 `scan` found malware; 2 wrong use; 3 the service cannot be reached;
@@ -92,6 +94,24 @@ Exit codes: 0 done; 3 the service cannot be reached; 4 refused, or nothing was c
     Quarantine {
         #[command(subcommand)]
         command: Quarantine,
+    },
+    /// Signature sets: what is in use, try a new one, take it into use, go back.
+    #[command(after_help = "\
+A set is made of a folder with any mix of YARA rules (.yar), ClamAV signatures (.cvd, .ndb, .hdb …) and
+hash lists (.sha256, .csv …). Each engine gets the files that it takes; one for which there is none keeps
+what it has. The set is loaded beside the one in use and tried: it must find EICAR and what is known to be
+bad, and nothing in what is known to be good. Only then it takes over; no scan is lost.
+
+Examples:
+  seawall signatures check ./new          what would become of it, file and line of what is wrong
+  seawall signatures apply ./new
+  seawall signatures rollback             to the set before
+  seawall signatures list
+
+Exit codes: 0 done; 3 the service cannot be reached; 4 refused, and what was in use stays.")]
+    Signatures {
+        #[command(subcommand)]
+        command: Signatures,
     },
     /// Have the service read its configuration and the engines' signatures again.
     #[command(after_help = "\

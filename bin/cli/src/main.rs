@@ -7,6 +7,7 @@ mod progress;
 mod quarantine;
 mod render;
 mod scan;
+mod signatures;
 mod when;
 
 use anyhow::Context;
@@ -115,6 +116,7 @@ async fn run(arguments: &Arguments) -> anyhow::Result<u8> {
             })
         }
         Command::Quarantine { command } => quarantine::run(&client, json, style, command).await,
+        Command::Signatures { command } => signatures::run(&client, json, style, command).await,
         Command::Reload => {
             let reload = client.reload().await?;
             print(json, &reload, || render::reload(&reload))?;

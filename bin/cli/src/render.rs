@@ -1,6 +1,8 @@
 //! Answers for people. Whatever came from a guest or a file is made printable before it gets here
 //! or here at the latest.
 
+pub mod signatures;
+
 use comfy_table::{Cell, Color, ColumnConstraint, ContentArrangement, Table};
 use seawall_client::text::printable;
 use seawall_client::{
@@ -207,6 +209,12 @@ pub fn status(status: &Status, style: Style) -> String {
         engines.add_row(engine_row(engine));
     }
     let _ = write!(out, "\n{}", text_of(engines, &["SIGNATURES", "QUEUED", "RULES", "RESTARTS"]));
+    if let Some(set) = &status.signatures.set {
+        let _ = writeln!(out, "Signature set {} is in use.", printable(set));
+    }
+    if let Some(from) = &status.signatures.loading {
+        let _ = writeln!(out, "New signatures from {} are loaded and tried.", printable(from));
+    }
     for engine in &status.engines {
         for found in engine.diagnostics.iter().chain(&engine.refused) {
             let at = format!("{}:{}:{}", found.file, found.line, found.column);
@@ -608,9 +616,7 @@ pub fn reload(reload: &Reload) -> String {
             ),
         };
         for found in &engine.diagnostics {
-            let at = format!("{}:{}:{}", found.file, found.line, found.column);
-            let line = format!("{at}: {}[{}]: {}", found.level, found.code, found.reason);
-            let _ = writeln!(out, "  {}", printable(&line));
+            let _ = writeln!(out, "  {}", printable(&signatures::line(found)));
         }
     }
     out

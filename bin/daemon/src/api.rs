@@ -5,8 +5,9 @@
 mod events;
 mod quarantine;
 mod scan;
+pub mod signatures;
 
-use crate::config::Config;
+use crate::config::{Config, EngineConfig};
 use crate::engines;
 use crate::events::format_time;
 use crate::guest::Guest as HostGuest;
@@ -46,7 +47,11 @@ use utoipa::OpenApi;
         quarantine::delete,
         quarantine::approvals,
         quarantine::approve,
-        quarantine::revoke
+        quarantine::revoke,
+        signatures::list,
+        signatures::apply,
+        signatures::rollback,
+        signatures::history
     ),
     components(schemas(Event))
 )]
@@ -73,6 +78,10 @@ pub fn router(api: Api) -> Router {
         .route("/v1/quarantine/{id}/content", get(files::content))
         .route("/v1/quarantine/{id}/restore", post(files::restore))
         .route("/v1/approvals", get(files::approvals).post(files::approve).delete(files::revoke))
+        .route("/v1/signatures", get(signatures::list))
+        .route("/v1/signatures/apply", post(signatures::apply))
+        .route("/v1/signatures/rollback", post(signatures::rollback))
+        .route("/v1/signatures/history", get(signatures::history))
         .fallback(|| async {
             fault(
                 StatusCode::NOT_FOUND,
@@ -93,13 +102,31 @@ fn fault(status: StatusCode, code: &str, message: impl Into<String>) -> Response
 #[utoipa::path(get, path = "/v1/status", responses((status = 200, body = Status)))]
 async fn status(State(api): State<Api>) -> Json<Status> {
     let host = &api.host;
-    let engines: Vec<_> = host.pipeline.engines().iter().map(engines::report).collect();
+    let numbers = 0..host.pipeline.engines().len();
+    let engines: Vec<_> = numbers.map(|number| engines::report(&host.pipeline, number)).collect();
+    let signatures = host.signatures.report();
+    let takes_of_sets = |engine: &EngineConfig| !engine.signatures.is_nothing();
     let guests = host.guests.all();
     let mut counts = GuestCounts::default();
     let mut problems = Vec::new();
     for engine in engines.iter().filter(|engine| engine.state != EngineState::Ready) {
         let why = engine.reason.clone().unwrap_or_else(|| "it loads its signatures".into());
         problems.push(format!("engine {} is not ready: {why}", engine.name));
+    }
+    for engine in host.first_config.engines.0.iter().filter(|engine| takes_of_sets(engine)) {
+        if signatures.set.is_some() && !host.signatures.has_files_for(&engine.name) {
+            problems
+                .push(format!("the signature set in use has no file for engine {}", engine.name));
+        }
+    }
+    if let Some(why) = &signatures.refused {
+        problems.push(format!("new signatures were refused, those before are in use: {why}"));
+    }
+    if signatures.set.is_none() && host.first_config.engines.0.iter().any(takes_of_sets) {
+        problems.push(
+            "there are no signatures yet: `seawall signatures apply DIR` takes a folder of them"
+                .to_owned(),
+        );
     }
     for engine in engines.iter().filter(|engine| !engine.refused.is_empty()) {
         problems.push(format!(
@@ -137,6 +164,7 @@ async fn status(State(api): State<Api>) -> Json<Status> {
         started: format_time(host.started),
         generation: host.pipeline.generations.current().0,
         engines,
+        signatures,
         guests: counts,
         counters: host.metrics.read(),
         cached_verdicts: host.pipeline.cached_verdicts(),
@@ -227,8 +255,28 @@ impl Api {
             return Reload { config_error: Some(why), ..Reload::default() };
         }
         let restart_needed = self.host.take_over(config);
-        let engines: Vec<ReloadedEngine> = self.host.reload_engines();
+        let engines = self.reload_engines();
         let taken = engines.iter().all(|engine| engine.taken);
         Reload { taken, config_error: None, restart_needed, engines }
+    }
+
+    /// Waits until the engines have loaded their signatures again.
+    fn reload_engines(&self) -> Vec<ReloadedEngine> {
+        let (tell, told) = std::sync::mpsc::channel();
+        let refused = |why: String| {
+            let names = self.host.pipeline.engines().iter().map(|engine| engine.name.clone());
+            let diagnostic = signatures::diagnostic(&why);
+            let none = |engine| ReloadedEngine {
+                engine,
+                taken: false,
+                rules: None,
+                diagnostics: vec![diagnostic.clone()],
+            };
+            names.map(none).collect()
+        };
+        match self.host.signatures.reload(move |engines| drop(tell.send(engines))) {
+            Ok(()) => told.recv().unwrap_or_else(|error| refused(error.to_string())),
+            Err(busy) => refused(busy.to_string()),
+        }
     }
 }

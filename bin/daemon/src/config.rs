@@ -3,8 +3,10 @@
 //!
 //! A value that got through here is valid: names are distinct, addresses parse, paths are absolute.
 
+mod engines;
 mod error;
 
+pub use engines::{EngineConfig, EngineOrder, Engines, FOLDER, ScanOrder, Signatures, Takes};
 pub use error::ConfigError;
 
 use crate::events::store::Retention;
@@ -16,7 +18,6 @@ use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 use toml::Spanned;
 
 /// Everything in the file.
@@ -30,6 +31,7 @@ pub struct Config {
     pub engines: Engines,
     #[serde(rename = "scan")]
     pub order: ScanOrder,
+    pub signatures: Signatures,
     pub policy: PolicyConfig,
     pub alarm: Alarm,
     pub limits: Limits,
@@ -84,104 +86,6 @@ impl GuestConfig {
     pub fn is_named(&self, name: &str) -> bool {
         self.name.get_ref().0 == name
     }
-}
-
-/// The engines, in the order in which they scan; at least one.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Engines(pub Vec<EngineConfig>);
-
-impl Default for Engines {
-    fn default() -> Self {
-        Self(vec![EngineConfig {
-            name: "yara".into(),
-            command: ["seawall-engine-yara", "--rules", "/etc/seawall/rules"]
-                .map(Into::into)
-                .into(),
-            threads: EngineConfig::threads(),
-            memory_mib: EngineConfig::memory_mib(),
-            scan_timeout_ms: EngineConfig::scan_timeout_ms(),
-            may_allow: false,
-        }])
-    }
-}
-
-impl<'de> Deserialize<'de> for Engines {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let engines = Vec::<EngineConfig>::deserialize(deserializer)?;
-        let mut names = HashSet::new();
-        if let Some(twice) = engines.iter().find(|engine| !names.insert(&engine.name)) {
-            return Err(de::Error::custom(format!("two engines are named `{}`", twice.name)));
-        }
-        if engines.is_empty() {
-            return Err(de::Error::custom("there must be at least one engine"));
-        }
-        Ok(Self(engines))
-    }
-}
-
-/// One engine.
-#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct EngineConfig {
-    #[serde(deserialize_with = "engine_name")]
-    pub name: String,
-    #[serde(deserialize_with = "command")]
-    pub command: Vec<String>,
-    #[serde(default = "EngineConfig::threads", deserialize_with = "within::<_, u32, 1, 256>")]
-    pub threads: u32,
-    #[serde(
-        default = "EngineConfig::memory_mib",
-        deserialize_with = "within::<_, u64, 64, 1048576>"
-    )]
-    pub memory_mib: u64,
-    #[serde(
-        default = "EngineConfig::scan_timeout_ms",
-        deserialize_with = "within::<_, u32, 100, 3600000>"
-    )]
-    pub scan_timeout_ms: u32,
-    /// Whether it may call content good, so that the engines after it do not look.
-    #[serde(default)]
-    pub may_allow: bool,
-}
-
-impl EngineConfig {
-    fn threads() -> u32 {
-        2
-    }
-    fn memory_mib() -> u64 {
-        2048
-    }
-    fn scan_timeout_ms() -> u32 {
-        30_000
-    }
-    /// How long one scan may take.
-    pub fn scan_timeout(&self) -> Duration {
-        Duration::from_millis(self.scan_timeout_ms.into())
-    }
-}
-
-/// How the engines work together.
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ScanOrder {
-    pub engines: EngineOrder,
-    pub early_exit: bool,
-}
-
-impl Default for ScanOrder {
-    fn default() -> Self {
-        Self { engines: EngineOrder::InOrder, early_exit: true }
-    }
-}
-
-/// When each engine is asked.
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum EngineOrder {
-    /// One after the other.
-    InOrder,
-    /// All at once.
-    SideBySide,
 }
 
 /// What the drivers are told to do.
@@ -442,10 +346,6 @@ impl<'de> Deserialize<'de> for GuestName {
     }
 }
 
-fn engine_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    simple_name(deserializer, "an engine's name")
-}
-
 fn simple_name<'de, D: Deserializer<'de>>(from: D, what: &str) -> Result<String, D::Error> {
     let name = String::deserialize(from)?;
     let is_simple = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
@@ -521,14 +421,6 @@ impl<'de> Deserialize<'de> for ExcludePath {
         }
         Ok(Self(path))
     }
-}
-
-fn command<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    let command = Vec::<String>::deserialize(deserializer)?;
-    if command.first().is_none_or(String::is_empty) {
-        return Err(de::Error::custom("the command must name a program"));
-    }
-    Ok(command)
 }
 
 fn within<'de, D, T, const LEAST: u64, const MOST: u64>(deserializer: D) -> Result<T, D::Error>

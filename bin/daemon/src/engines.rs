@@ -1,136 +1,262 @@
-//! The configured engines: started, listened to, reloaded, reported.
+//! The configured engines: started, listened to, replaced, reported.
+//!
+//! An engine is a slot in the pipeline, and what runs it is [`Running`]: one supervised process with one
+//! signature set. New signatures are another [`Running`], started beside the one in use; [`Host::use_engines`]
+//! puts it in its place. The old one ends when its last scan is answered (see [`crate::signatures`]).
 
-use crate::config::Config;
+use crate::config::EngineConfig;
 use crate::generation::Loaded;
 use crate::host::Host;
-use crate::metrics::resources;
-use crate::pipeline::{ENGINE_QUEUE, EngineSlot};
-use seawall_client::{Engine, EngineState, Event, EventKind, ReloadedEngine};
+use crate::metrics::resources_of_all;
+use crate::pipeline::{ENGINE_QUEUE, EngineSlot, Pipeline};
+use crate::signatures::set::Manifest;
+use seawall_client::{Engine, EngineState, Event, EventKind, Resources};
 use seawall_engine::Diagnostic;
 use seawall_engine::host::{
-    EngineConfig, EngineEvent, EngineHandle, EngineState as HandleState, Refusal,
+    Description, EngineConfig as Settings, EngineHandle, EngineState as HandleState,
 };
 use seawall_proto::ToGuest;
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::mpsc::channel;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-/// How long a reload waits for new signatures: an engine's own limit, and a little more.
-const RELOAD_MAX: Duration = Duration::from_secs(125);
+/// What runs an engine.
+pub struct Running {
+    pub handle: EngineHandle,
+    pub origin: Option<Origin>,
+    /// Whether its events count. They come from its own thread.
+    in_use: Arc<AtomicBool>,
+}
 
-/// Starts all engines; they get ready in the background.
-pub fn start(host: &Arc<Host>, config: &Config) -> io::Result<()> {
-    let mut engines = Vec::new();
-    for (number, wanted) in config.engines.0.iter().enumerate() {
-        let settings = EngineConfig {
+/// The part of a set that an engine has.
+pub struct Origin {
+    pub set: Arc<Manifest>,
+    pub folder: PathBuf,
+    pub engine: String,
+}
+
+impl Origin {
+    /// The operator's file behind one of the set.
+    fn operators_file(&self, file: &str) -> Option<String> {
+        let below = Path::new(file).strip_prefix(&self.folder).ok()?;
+        let files = self.set.files(&self.engine);
+        files.iter().find(|one| Path::new(&one.path) == below).map(|one| one.from.clone())
+    }
+}
+
+/// What a process is started for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trust {
+    /// To be used with whatever it can load: there is nothing better.
+    InUse,
+    /// To be tried: any error in its signatures is a failure.
+    Candidate,
+}
+
+impl Running {
+    /// Starts a process for engine `number`.
+    pub fn start(
+        host: &Arc<Host>,
+        number: usize,
+        wanted: &EngineConfig,
+        origin: Option<Origin>,
+        trust: Trust,
+    ) -> io::Result<Arc<Self>> {
+        let command = match &origin {
+            Some(origin) => wanted.command_with(&origin.folder),
+            None => wanted.command.clone(),
+        };
+        let settings = Settings {
             threads: wanted.threads,
             memory_mib: wanted.memory_mib,
+            ready_timeout: wanted.load_timeout(),
             queue_limit: ENGINE_QUEUE,
-            ..EngineConfig::new(wanted.name.clone(), wanted.command.clone())
+            spare: wanted.spare,
+            strict: trust == Trust::Candidate,
+            ..Settings::new(wanted.name.clone(), command)
         };
-        let (listening, name) = (Arc::clone(host), wanted.name.clone());
-        let handle = EngineHandle::start(settings, move |event| {
-            listening.engine_event(number, &name, event)
+        let in_use = Arc::new(AtomicBool::new(trust == Trust::InUse));
+        let (listening, name, counts) =
+            (Arc::clone(host), wanted.name.clone(), Arc::clone(&in_use));
+        let handle = EngineHandle::start(settings, move |state| {
+            if counts.load(SeqCst) {
+                listening.engine_is(number, &name, state);
+            }
         })?;
-        engines.push(EngineSlot {
-            handle,
-            scan_timeout: wanted.scan_timeout(),
-            may_allow: wanted.may_allow,
-            scans: AtomicU64::new(0),
-            failures: AtomicU64::new(0),
-        });
+        Ok(Arc::new(Self { handle, origin, in_use }))
     }
-    host.pipeline.set_engines(engines);
+
+    /// What it has loaded, where it is ready.
+    pub fn description(&self) -> Option<Description> {
+        match self.handle.state() {
+            HandleState::Ready { description } => Some(description),
+            _ => None,
+        }
+    }
+
+    /// The same, for the generation.
+    pub fn loaded(&self) -> Option<Loaded> {
+        self.description().map(|description| loaded(&description))
+    }
+
+    /// Waits until it is ready, or tells why it is not.
+    pub fn wait(&self, patience: Duration) -> Result<Description, Vec<seawall_client::Diagnostic>> {
+        let until = Instant::now() + patience;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let loaded = self.handle.wait_loaded(left);
+            match self.handle.state() {
+                HandleState::Ready { description } => return Ok(description),
+                HandleState::Failed { diagnostics } => return Err(self.tell(&diagnostics)),
+                HandleState::Starting | HandleState::Restarting { .. }
+                    if !loaded || left.is_zero() =>
+                {
+                    let late = Diagnostic::error("engine-slow", "it is not ready in time");
+                    return Err(self.tell(&[late]));
+                }
+                // It was ready and crashed: the next process comes.
+                HandleState::Starting | HandleState::Restarting { .. } => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            }
+        }
+    }
+
+    /// What an engine says of its signatures, with the names of the operator's files.
+    pub fn tell(&self, diagnostics: &[Diagnostic]) -> Vec<seawall_client::Diagnostic> {
+        let tell = |from: &Diagnostic| {
+            let origin = self.origin.as_ref();
+            let file = origin.and_then(|origin| origin.operators_file(&from.file));
+            seawall_client::Diagnostic {
+                level: format!("{:?}", from.level).to_lowercase(),
+                file: file.unwrap_or_else(|| from.file.clone()),
+                line: from.line,
+                column: from.column,
+                code: from.code.clone(),
+                reason: from.reason.clone(),
+            }
+        };
+        diagnostics.iter().map(tell).collect()
+    }
+
+    /// What its processes cost.
+    pub fn resources(&self) -> Option<Resources> {
+        self.handle.status().pid.and_then(resources_of_all)
+    }
+}
+
+fn loaded(description: &Description) -> Loaded {
+    Loaded { signatures: description.generation, by_name: description.by_name }
+}
+
+/// Starts all engines; they get ready in the background.
+pub fn start(host: &Arc<Host>) -> io::Result<()> {
+    let (mut slots, mut all) = (Vec::new(), Vec::new());
+    for (number, wanted) in host.first_config.engines.0.iter().enumerate() {
+        let origin = host.signatures.origin(wanted);
+        all.push(Running::start(host, number, wanted, origin, Trust::InUse)?);
+        slots.push(EngineSlot::new(wanted));
+    }
+    host.pipeline.set_engines(slots, all);
     Ok(())
 }
 
 impl Host {
-    /// Runs on an engine's supervisor thread: nothing here waits.
-    fn engine_event(&self, number: usize, engine: &str, event: EngineEvent) {
-        match event {
-            EngineEvent::State(HandleState::Starting) => {}
-            EngineEvent::State(HandleState::Ready { description }) => {
+    /// Has these run their engines from now on, all at once, and tells every guest. Gives those that did until
+    /// now.
+    ///
+    /// # Errors
+    /// One of them is not ready any more; nothing has changed.
+    pub fn use_engines(
+        &self,
+        new: &[(usize, Arc<Running>)],
+    ) -> Result<Vec<(usize, Arc<Running>)>, String> {
+        let mut ready = Vec::new();
+        for (number, running) in new {
+            let Some(description) = running.description() else {
+                let name = running.handle.name();
+                return Err(format!(
+                    "engine {name} was ready and is not any more; its log says why"
+                ));
+            };
+            ready.push((*number, description));
+        }
+        let telling = self.telling();
+        let before = self.pipeline.in_use();
+        let old: Vec<_> =
+            new.iter().map(|(number, _)| (*number, Arc::clone(&before[*number]))).collect();
+        for (number, running) in &old {
+            running.in_use.store(false, SeqCst);
+            let slot = &self.pipeline.engines()[*number];
+            slot.restarts_before.fetch_add(running.handle.status().restarts, Relaxed);
+            slot.set_refused(Vec::new());
+        }
+        for (_, running) in new {
+            running.in_use.store(true, SeqCst);
+        }
+        self.pipeline.take_into_use(new);
+        let mut generation = None;
+        for (number, description) in &ready {
+            generation = self.pipeline.engine_has(*number, loaded(description)).or(generation);
+        }
+        if let Some(generation) = generation {
+            self.broadcast(&ToGuest::Generation(generation));
+        }
+        drop(telling);
+        for ((_, running), (_, description)) in new.iter().zip(&ready) {
+            self.tell_ready(running.handle.name(), description);
+        }
+        Ok(old)
+    }
+
+    /// An engine that is in use changed its state. Runs on its supervisor's thread: nothing here waits.
+    fn engine_is(&self, number: usize, engine: &str, state: HandleState) {
+        match state {
+            HandleState::Starting => {}
+            HandleState::Ready { description } => {
                 {
                     let _telling = self.telling();
-                    let new = self.pipeline.engine_has(
-                        number,
-                        Loaded { signatures: description.generation, by_name: description.by_name },
-                    );
-                    if let Some(new) = new {
+                    if let Some(new) = self.pipeline.engine_has(number, loaded(&description)) {
                         self.broadcast(&ToGuest::Generation(new));
                     }
                 }
-                let signatures = description.generation.short();
-                tracing::info!(
-                    engine,
-                    signatures,
-                    rules = description.rules,
-                    "the engine is ready"
-                );
-                for diagnostic in &description.diagnostics {
-                    tracing::warn!(engine, "{diagnostic}");
-                }
-                let mut told = about(EventKind::EngineReady, engine)
-                    .reason(format!("{} {}", description.name, description.version));
-                told.count = Some(description.rules.into());
-                told.generation = Some(self.pipeline.generations.current().0);
-                self.events.emit(told);
+                self.tell_ready(engine, &description);
             }
-            EngineEvent::State(HandleState::Restarting { reason }) => {
+            HandleState::Restarting { reason } => {
                 tracing::warn!(engine, "the engine is started again: {reason}");
                 self.events.emit(about(EventKind::EngineRestarting, engine).reason(reason));
             }
-            EngineEvent::State(HandleState::Failed { diagnostics }) => {
-                let why = lines(&diagnostics);
+            HandleState::Failed { diagnostics } => {
+                // Not there yet where it fails at once.
+                let running = self.pipeline.in_use().get(number).map(Arc::clone);
+                let why = running.map_or_else(
+                    || diagnostics.first().map_or_else(String::new, ToString::to_string),
+                    |running| lines(&running.tell(&diagnostics)),
+                );
                 tracing::error!(engine, "the engine cannot run: {why}");
                 self.events.emit(about(EventKind::EngineFailed, engine).reason(why));
-            }
-            EngineEvent::Refused(Refusal { diagnostics, .. }) => {
-                let why = lines(&diagnostics);
-                tracing::error!(
-                    engine,
-                    "new signatures are refused, the last good set stays: {why}"
-                );
-                self.events.emit(about(EventKind::SignaturesRefused, engine).reason(why));
             }
         }
     }
 
-    /// Has every engine load its signatures again, and waits for the end of it.
-    pub fn reload_engines(&self) -> Vec<ReloadedEngine> {
-        let (done, results) = channel();
-        let engines = self.pipeline.engines();
-        for (number, engine) in engines.iter().enumerate() {
-            let done = done.clone();
-            // Whoever waited has gone after RELOAD_MAX; the event log tells the end.
-            engine.handle.replace(move |result| drop(done.send((number, result))));
-        }
-        drop(done);
-        let mut reloaded: Vec<_> = engines
-            .iter()
-            .map(|engine| ReloadedEngine {
-                engine: engine.handle.name().to_owned(),
-                taken: false,
-                rules: None,
-                diagnostics: Vec::new(),
-            })
-            .collect();
-        while let Ok((number, result)) = results.recv_timeout(RELOAD_MAX) {
-            let slot = &mut reloaded[number];
-            match result {
-                Ok(description) => {
-                    slot.taken = true;
-                    slot.rules = Some(description.rules);
-                    slot.diagnostics = description.diagnostics.iter().map(diagnostic).collect();
-                }
-                Err(refusal) => {
-                    slot.diagnostics = refusal.diagnostics.iter().map(diagnostic).collect();
-                }
-            }
-        }
-        reloaded
+    fn tell_ready(&self, engine: &str, description: &Description) {
+        let signatures = description.generation.short();
+        tracing::info!(engine, signatures, rules = description.rules, "the engine is ready");
+        let mut told = about(EventKind::EngineReady, engine)
+            .reason(format!("{} {}", description.name, description.version));
+        told.count = Some(description.rules.into());
+        told.generation = Some(self.pipeline.generations.current().0);
+        self.events.emit(told);
+    }
+
+    /// New signatures are not taken: of one engine, or a whole set.
+    pub fn tell_refused(&self, engine: Option<&str>, why: &str) {
+        tracing::error!(engine, "new signatures are refused, the last good ones stay: {why}");
+        let mut event = Event::new(EventKind::SignaturesRefused).reason(why.to_owned());
+        event.engine = engine.map(str::to_owned);
+        self.events.emit(event);
     }
 }
 
@@ -140,25 +266,24 @@ fn about(kind: EventKind, engine: &str) -> Event {
     event
 }
 
-fn lines(diagnostics: &[Diagnostic]) -> String {
-    let all: Vec<_> = diagnostics.iter().take(8).map(ToString::to_string).collect();
+/// The first of what an engine says, in one line.
+pub fn lines(diagnostics: &[seawall_client::Diagnostic]) -> String {
+    let line = |one: &seawall_client::Diagnostic| {
+        let place = match (one.file.as_str(), one.line) {
+            ("", _) => String::new(),
+            (file, 0) => format!("{file}: "),
+            (file, line) => format!("{file}:{line}:{}: ", one.column),
+        };
+        format!("{place}{}[{}]: {}", one.level, one.code, one.reason)
+    };
+    let all: Vec<_> = diagnostics.iter().take(8).map(line).collect();
     if all.is_empty() { "it does not say why".to_owned() } else { all.join("; ") }
 }
 
-fn diagnostic(from: &Diagnostic) -> seawall_client::Diagnostic {
-    seawall_client::Diagnostic {
-        level: format!("{:?}", from.level).to_lowercase(),
-        file: from.file.clone(),
-        line: from.line,
-        column: from.column,
-        code: from.code.clone(),
-        reason: from.reason.clone(),
-    }
-}
-
 /// An engine as `status` tells it.
-pub fn report(engine: &EngineSlot) -> Engine {
-    let status = engine.handle.status();
+pub fn report(pipeline: &Pipeline, number: usize) -> Engine {
+    let (engine, running) = (&pipeline.engines()[number], &pipeline.in_use()[number]);
+    let status = running.handle.status();
     let mut report = Engine {
         name: status.name,
         state: EngineState::Starting,
@@ -167,18 +292,16 @@ pub fn report(engine: &EngineSlot) -> Engine {
         signatures: None,
         rules: None,
         diagnostics: Vec::new(),
-        refused: status
-            .refused
-            .map(|refusal| refusal.diagnostics.iter().map(diagnostic).collect())
-            .unwrap_or_default(),
-        loading: status.loading,
+        refused: engine.refused(),
+        loading: engine.loading.load(Relaxed),
         pid: status.pid,
-        restarts: status.restarts,
+        spare_pid: status.spare_pid,
+        restarts: status.restarts + engine.restarts_before.load(Relaxed),
         queued: status.queued as u64,
         in_flight: status.in_flight as u64,
         scans: engine.scans.load(Relaxed),
         failures: engine.failures.load(Relaxed),
-        resources: status.pid.and_then(resources),
+        resources: status.pid.and_then(resources_of_all),
     };
     match status.state {
         HandleState::Starting => {}
@@ -187,7 +310,7 @@ pub fn report(engine: &EngineSlot) -> Engine {
             report.version = Some(format!("{} {}", description.name, description.version));
             report.signatures = Some(description.generation.to_string());
             report.rules = Some(description.rules);
-            report.diagnostics = description.diagnostics.iter().map(diagnostic).collect();
+            report.diagnostics = running.tell(&description.diagnostics);
         }
         HandleState::Restarting { reason } => {
             report.state = EngineState::Restarting;
@@ -195,9 +318,23 @@ pub fn report(engine: &EngineSlot) -> Engine {
         }
         HandleState::Failed { diagnostics } => {
             report.state = EngineState::Failed;
-            report.reason = Some(lines(&diagnostics));
-            report.diagnostics = diagnostics.iter().map(diagnostic).collect();
+            report.diagnostics = running.tell(&diagnostics);
+            report.reason = Some(lines(&report.diagnostics));
         }
     }
     report
+}
+
+/// What was refused last, for each engine.
+pub type Refused = Mutex<Vec<seawall_client::Diagnostic>>;
+
+impl EngineSlot {
+    /// Why its last new signatures were not taken.
+    pub fn refused(&self) -> Vec<seawall_client::Diagnostic> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn set_refused(&self, why: Vec<seawall_client::Diagnostic>) {
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = why;
+    }
 }

@@ -8,6 +8,7 @@ use crate::guest::{Guest, Guests};
 use crate::metrics::Metrics;
 use crate::pipeline::Pipeline;
 use crate::quarantine::Quarantine;
+use crate::signatures::Signatures;
 use crate::state::State;
 use seawall_client::{Event, EventKind};
 use seawall_proto::ToGuest;
@@ -25,6 +26,7 @@ pub struct Host {
     pub metrics: Arc<Metrics>,
     pub budget: Arc<Budget>,
     pub quarantine: Arc<Quarantine>,
+    pub signatures: Signatures,
     pub started: jiff::Timestamp,
     pub telling: Mutex<()>,
 }

@@ -25,6 +25,7 @@ mod quarantine;
 mod quiet;
 mod region;
 mod session;
+mod signatures;
 mod state;
 
 use anyhow::{Context, bail};
@@ -234,6 +235,10 @@ fn start(config: Config) -> anyhow::Result<Arc<Host>> {
     let quarantine =
         quarantine::Quarantine::start(&folder, config.quarantine.clone(), events.clone())
             .context("the quarantine cannot be opened")?;
+    let watched: Vec<_> =
+        config.signatures.watch.iter().map(|path| path.as_path().to_owned()).collect();
+    let (signatures, signature_keeper) =
+        signatures::Signatures::open(&state_dir.join("signatures"), &config.engines.0, &watched)?;
     let guests = guest::Guests::default();
     let new = guests.configure(&config.guests, &budget);
     if new.is_empty() {
@@ -250,6 +255,7 @@ fn start(config: Config) -> anyhow::Result<Arc<Host>> {
         metrics,
         budget,
         quarantine,
+        signatures,
         started: jiff::Timestamp::now(),
         telling: Mutex::default(),
     });
@@ -257,7 +263,11 @@ fn start(config: Config) -> anyhow::Result<Arc<Host>> {
         Event::new(EventKind::ServiceStarted)
             .reason(format!("version {}", env!("CARGO_PKG_VERSION"))),
     );
-    engines::start(&host, &config).context("an engine's supervisor cannot be started")?;
+    engines::start(&host).context("an engine's supervisor cannot be started")?;
+    let changing = Arc::clone(&host);
+    std::thread::Builder::new()
+        .name("signatures".into())
+        .spawn(move || signature_keeper.run(&changing))?;
     let watching = Arc::clone(&host);
     std::thread::Builder::new().name("watch".into()).spawn(move || watching.watch())?;
     let keeping = Arc::clone(&host);

@@ -59,6 +59,30 @@ impl Metrics {
     }
 }
 
+/// What a process and those that it started cost; `None` when it is gone.
+pub fn resources_of_all(pid: u32) -> Option<Resources> {
+    let mut all = resources(pid)?;
+    for child in children(pid) {
+        if let Some(one) = resources_of_all(child) {
+            all.resident_kib += one.resident_kib;
+            all.threads += one.threads;
+            all.cpu_ms += one.cpu_ms;
+        }
+    }
+    Some(all)
+}
+
+/// Processes that this one started (proc_pid_task_children(5)).
+fn children(pid: u32) -> Vec<u32> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+    lists
+        .flat_map(|list| {
+            list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()
+        })
+        .collect()
+}
+
 /// What a process costs; `None` when it is gone.
 pub fn resources(pid: u32) -> Option<Resources> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;

@@ -2,7 +2,8 @@
 //!
 //! Owns the verdict cache and the flights. A flight is one scan of one content under one
 //! generation; whoever asks for the same content meanwhile waits for the same flight. What the engines
-//! said so far, and what that means, is [`progress`]'s. Only clean and infected are remembered, and only
+//! said so far, and what that means, is [`progress`]'s. A scan goes to the engines that are in use when it
+//! begins, whichever come after. Only clean and infected are remembered, and only
 //! under the generation whose engines really looked.
 //!
 //! ```text
@@ -20,8 +21,9 @@
 
 mod progress;
 
-use crate::config::ScanOrder;
+use crate::config::{EngineConfig, ScanOrder};
 use crate::copy::{Charge, PrivateCopy};
+use crate::engines::{Refused, Running};
 use crate::generation::{Generations, Loaded};
 use crate::metrics::Metrics;
 use crate::state::State;
@@ -30,14 +32,14 @@ use quick_cache::OptionsBuilder;
 use quick_cache::sync::Cache;
 use seawall_client::{Detection, EngineReport, Verdict};
 use seawall_engine::content::ContentFd;
-use seawall_engine::host::{EngineHandle, Lane, ScanError, ScanId, ScanReport};
+use seawall_engine::host::{Lane, ScanError, ScanId, ScanReport};
 use seawall_engine::{Metadata, Outcome};
 use seawall_proto::{ContentHash, Generation};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 /// Scans that wait for one engine.
@@ -137,18 +139,44 @@ pub struct Request {
     pub reply: Box<dyn Reply>,
 }
 
-/// One configured engine.
+/// One configured engine, whichever process runs it.
 pub struct EngineSlot {
-    pub handle: EngineHandle,
+    pub name: String,
     pub scan_timeout: Duration,
     /// Whether it may say that content is known to be good, which spares the engines after it.
     pub may_allow: bool,
     pub scans: AtomicU64,
     pub failures: AtomicU64,
+    /// Processes lost by those that ran it before.
+    pub restarts_before: AtomicU64,
+    /// New signatures are being loaded.
+    pub loading: AtomicBool,
+    pub refused: Refused,
 }
+
+impl EngineSlot {
+    /// As it is configured, with nothing counted.
+    pub fn new(wanted: &EngineConfig) -> Self {
+        Self::named(wanted.name.clone(), wanted.scan_timeout(), wanted.may_allow)
+    }
+
+    fn named(name: String, scan_timeout: Duration, may_allow: bool) -> Self {
+        let (scans, failures, restarts_before, loading, refused) = Default::default();
+        Self { name, scan_timeout, may_allow, scans, failures, restarts_before, loading, refused }
+    }
+
+    /// The same for other processes.
+    fn like(&self) -> Self {
+        Self::named(self.name.clone(), self.scan_timeout, self.may_allow)
+    }
+}
+
+/// What runs the engines, in the configured order. A scan holds the ones that it began with.
+pub type InUse = Arc<Vec<Arc<Running>>>;
 
 pub struct Pipeline {
     engines: OnceLock<Vec<EngineSlot>>,
+    in_use: RwLock<InUse>,
     order: ScanOrder,
     cache: Cache<Key, Known>,
     /// Contents that killed an engine twice.
@@ -192,6 +220,13 @@ struct Scan {
 }
 
 impl Scan {
+    /// These need not look any more.
+    fn cancel(&self, scans: Vec<(usize, ScanId)>) {
+        for (number, id) in scans {
+            self.given.engines[number].handle.cancel(id);
+        }
+    }
+
     fn progress(&self) -> MutexGuard<'_, Progress> {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -201,6 +236,7 @@ impl Scan {
 struct Given {
     content: Arc<Content>,
     named: Named,
+    engines: InUse,
 }
 
 /// What the engines are told of the file, and whether the verdict is for that name alone.
@@ -252,6 +288,7 @@ impl Pipeline {
     ) -> Arc<Self> {
         Arc::new(Self {
             engines: OnceLock::new(),
+            in_use: RwLock::default(),
             order,
             cache: cache_of(cache_entries),
             killers: Cache::new(KILLERS),
@@ -263,12 +300,46 @@ impl Pipeline {
     }
 
     /// Gives the pipeline its engines, once.
-    pub fn set_engines(&self, engines: Vec<EngineSlot>) {
+    pub fn set_engines(&self, engines: Vec<EngineSlot>, running: Vec<Arc<Running>>) {
         assert!(self.engines.set(engines).is_ok(), "engines are set once, at the start");
+        *self.in_use.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(running);
     }
 
     pub fn engines(&self) -> &[EngineSlot] {
         self.engines.get().map_or(&[], Vec::as_slice)
+    }
+
+    /// What runs the engines now.
+    pub fn in_use(&self) -> InUse {
+        Arc::clone(&self.in_use.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Has these run their engines from now on, all at once. Scans that are under way stay where they are.
+    pub fn take_into_use(&self, new: &[(usize, Arc<Running>)]) {
+        let mut in_use = self.in_use.write().unwrap_or_else(PoisonError::into_inner);
+        let mut changed = in_use.to_vec();
+        for (number, running) in new {
+            changed[*number] = Arc::clone(running);
+        }
+        *in_use = Arc::new(changed);
+    }
+
+    /// A pipeline that does as this one with these engines, remembers nothing, and counts nothing here.
+    pub fn trial(&self, engines: Vec<(usize, Arc<Running>)>) -> Arc<Self> {
+        let (numbers, running): (Vec<_>, Vec<_>) = engines.into_iter().unzip();
+        let slots = numbers.iter().map(|number| &self.engines()[*number]);
+        let slots: Vec<_> = slots.map(EngineSlot::like).collect();
+        let may_allow = slots.iter().map(|slot| slot.may_allow).collect();
+        let generations = Generations::new(0, may_allow);
+        for (number, running) in running.iter().enumerate() {
+            if let Some(loaded) = running.loaded() {
+                generations.engine_has(number, loaded);
+            }
+        }
+        let metrics = Arc::<Metrics>::default();
+        let trial = Self::new(generations, KILLERS as u64, self.order, State::nowhere(), metrics);
+        trial.set_engines(slots, running);
+        trial
     }
 
     pub fn cached_verdicts(&self) -> u64 {
@@ -382,7 +453,7 @@ impl Pipeline {
             }
         };
         content.charge.share().scans.fetch_add(1, Relaxed);
-        let given = Arc::new(Given { content, named });
+        let given = Arc::new(Given { content, named, engines: self.in_use() });
         let scan = {
             let mut flights = self.flights();
             // It may have been given up meanwhile.
@@ -433,7 +504,7 @@ impl Pipeline {
         let (pipeline, scan_again) = (Arc::clone(self), Arc::clone(scan));
         let reply = move |report: ScanReport| pipeline.reported(number, &scan_again, report);
         let given = &scan.given;
-        let id = engine.handle.scan(
+        let id = given.engines[number].handle.scan(
             given.content.bytes.clone(),
             given.named.meta.clone(),
             scan.lane,
@@ -443,7 +514,7 @@ impl Pipeline {
         let Some(id) = id else { return };
         let is_late = scan.progress().asked(number, id);
         if is_late {
-            engine.handle.cancel(id);
+            given.engines[number].handle.cancel(id);
         }
     }
 
@@ -466,15 +537,9 @@ impl Pipeline {
     }
 
     /// Ends the scan for its engines; nothing comes of it.
-    fn stop(&self, scan: &Scan) {
+    fn stop(scan: &Scan) {
         let cancel = scan.progress().stop();
-        self.cancel(cancel);
-    }
-
-    fn cancel(&self, scans: Vec<(usize, ScanId)>) {
-        for (number, id) in scans {
-            self.engines()[number].handle.cancel(id);
-        }
+        scan.cancel(cancel);
     }
 
     /// Whether another scan of the same flight goes on, to which this one, which failed, leaves it.
@@ -494,7 +559,7 @@ impl Pipeline {
     /// Remembers what the engines found, under the generation that really looked, and answers.
     fn conclude(&self, scan: &Arc<Scan>, end: Ended) {
         let Ended { finding, cancel, reports, used } = end;
-        self.cancel(cancel);
+        scan.cancel(cancel);
         let failed = matches!(finding, Finding::Error(_) | Finding::TimedOut(_));
         if failed && self.leaves_it_to_another(scan) {
             return;
@@ -534,7 +599,7 @@ impl Pipeline {
             _ => return,
         };
         // Of two scans one was faster.
-        flight.scans.iter().for_each(|scan| self.stop(scan));
+        flight.scans.iter().for_each(|scan| Self::stop(scan));
         for waiter in flight.waiters {
             // Whoever cannot take it must not keep it from the others.
             let told = AssertUnwindSafe(|| waiter.reply.answer(answer.clone()));
@@ -560,7 +625,7 @@ impl Pipeline {
                 }
                 is_wanted
             });
-            unwanted.iter().for_each(|scan| self.stop(scan));
+            unwanted.iter().for_each(|scan| Self::stop(scan));
             for waiter in late {
                 waiter.reply.answer(Answer::new(
                     Finding::TimedOut("the scan is not done in time".into()),
@@ -594,7 +659,7 @@ impl Flight {
 
 /// What an engine's report means, and whether it failed.
 fn reported_by(engine: &EngineSlot, report: &ScanReport) -> (Reported, bool) {
-    let name = engine.handle.name();
+    let name = engine.name.as_str();
     let (finding, allowed) = match &report.result {
         Ok(Outcome::Clean) => (Finding::Clean, None),
         Ok(Outcome::Allowed { name }) if engine.may_allow => (Finding::Clean, Some(name.clone())),

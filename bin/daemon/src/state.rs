@@ -109,6 +109,13 @@ impl State {
         (state, keeper)
     }
 
+    /// One that keeps nothing.
+    pub fn nowhere() -> Self {
+        let (queue, _nobody) = sync_channel(0);
+        let (guests, problem) = Default::default();
+        Self(Arc::new(Inner { queue, guests, problem }))
+    }
+
     fn guests(&self) -> MutexGuard<'_, HashMap<String, Sighting>> {
         self.0.guests.lock().unwrap_or_else(PoisonError::into_inner)
     }

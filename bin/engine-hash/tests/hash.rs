@@ -50,9 +50,19 @@ fn write(folder: &Path, name: &str, text: &str) {
     fs::write(path, text).unwrap();
 }
 
-fn handle(folder: &Path) -> EngineHandle {
+fn config(folder: &Path) -> EngineConfig {
     let command = vec![PROGRAM.to_owned(), "--lists".to_owned(), folder.display().to_string()];
-    EngineHandle::start(EngineConfig::new("hash", command), |event| eprintln!("{event:?}")).unwrap()
+    EngineConfig::new("hash", command)
+}
+
+fn handle(folder: &Path) -> EngineHandle {
+    EngineHandle::start(config(folder), |state| eprintln!("{state:?}")).unwrap()
+}
+
+/// One that refuses what has an error; nobody waits for it yet.
+fn start_strict(folder: &Path) -> EngineHandle {
+    let config = EngineConfig { strict: true, ..config(folder) };
+    EngineHandle::start(config, |state| eprintln!("{state:?}")).unwrap()
 }
 
 fn start(folder: &Path) -> EngineHandle {
@@ -353,26 +363,18 @@ fn wrong_lines_are_named_and_the_others_are_used() {
 }
 
 #[test]
-fn a_set_with_an_error_does_not_replace_a_good_one() {
+fn a_set_with_an_error_is_refused_where_all_is_wanted() {
     let lists = folder(&[("a.md5", &format!("{} Evil\n", md5(b"evil")))]);
-    let engine = start(lists.path());
-    let first = engine.generation().unwrap();
     write(lists.path(), "b.md5", "nonsense\n");
-    let refusal = replace(&engine).unwrap_err();
-    assert!(refusal[0].file.ends_with("b.md5"), "{refusal:?}");
-    assert_eq!((refusal[0].line, refusal[0].column), (1, 1));
-    assert_eq!(said(&engine, b"evil"), "Evil");
-    assert_eq!(engine.generation(), Some(first));
+    let engine = start_strict(lists.path());
+    assert!(engine.wait_loaded(LONG));
+    let EngineState::Failed { diagnostics } = engine.state() else { panic!("not refused") };
+    assert!(diagnostics[0].file.ends_with("b.md5"), "{diagnostics:?}");
+    assert_eq!((diagnostics[0].line, diagnostics[0].column), (1, 1));
     write(lists.path(), "b.md5", &format!("{} New\n", md5(b"new")));
-    replace(&engine).unwrap();
-    assert_ne!(engine.generation(), Some(first));
+    let engine = start_strict(lists.path());
+    assert!(engine.wait_ready(LONG));
     assert_eq!((said(&engine, b"evil"), said(&engine, b"new")), ("Evil".into(), "New".into()));
-}
-
-fn replace(engine: &EngineHandle) -> Result<(), Vec<Diagnostic>> {
-    let (tell, done) = mpsc::channel();
-    engine.replace(move |result| tell.send(result).unwrap());
-    done.recv_timeout(LONG).unwrap().map(drop).map_err(|refusal| refusal.diagnostics)
 }
 
 #[test]

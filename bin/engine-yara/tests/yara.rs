@@ -40,14 +40,22 @@ fn rules(files: &[(&str, &str)]) -> tempfile::TempDir {
     folder
 }
 
-fn start(folder: &Path) -> EngineHandle {
+fn config(folder: &Path) -> EngineConfig {
     let program = env!("CARGO_BIN_EXE_seawall-engine-yara").to_owned();
     let command = vec![program, "--rules".to_owned(), folder.display().to_string()];
-    let handle =
-        EngineHandle::start(EngineConfig::new("yara", command), |event| eprintln!("{event:?}"))
-            .unwrap();
+    EngineConfig::new("yara", command)
+}
+
+fn start(folder: &Path) -> EngineHandle {
+    let handle = EngineHandle::start(config(folder), |state| eprintln!("{state:?}")).unwrap();
     assert!(handle.wait_ready(LONG), "{:?}", handle.state());
     handle
+}
+
+/// One that refuses what has an error; nobody waits for it yet.
+fn start_strict(folder: &Path) -> EngineHandle {
+    let config = EngineConfig { strict: true, ..config(folder) };
+    EngineHandle::start(config, |state| eprintln!("{state:?}")).unwrap()
 }
 
 fn send(handle: &EngineHandle, content: &[u8], limit: Duration) -> mpsc::Receiver<ScanReport> {
@@ -119,30 +127,21 @@ fn all_modules_work_inside_the_sandbox() {
 }
 
 #[test]
-fn a_broken_rule_is_named_and_the_last_good_set_stays_in_use() {
+fn a_broken_rule_is_named_and_refused_where_all_are_wanted() {
     let folder = rules(&[("eicar.yar", &eicar_rule())]);
-    let engine = start(folder.path());
-    let first = engine.generation().unwrap();
     fs::write(folder.path().join("new.yar"), "rule new {\n  condition:\n    nothing_known\n}\n")
         .unwrap();
-    let refusal = replace(&engine).unwrap_err();
-    let one = &refusal[0];
+    let engine = start_strict(folder.path());
+    assert!(engine.wait_loaded(LONG));
+    let EngineState::Failed { diagnostics } = engine.state() else { panic!("not refused") };
+    let one = &diagnostics[0];
     assert!(one.file.ends_with("new.yar"), "{one}");
     assert_eq!((one.line, one.column, one.code.as_str()), (3, 5, "E009"));
-    assert_eq!(names(scan(&engine, &eicar())), ["Eicar"]);
-    assert_eq!(engine.generation(), Some(first));
-    assert_eq!(engine.status().refused.unwrap().diagnostics, refusal);
     fs::write(folder.path().join("new.yar"), "rule new { condition: filesize == 3 }").unwrap();
-    replace(&engine).unwrap();
-    assert_ne!(engine.generation(), Some(first));
+    let engine = start_strict(folder.path());
+    assert!(engine.wait_ready(LONG));
     assert_eq!(names(scan(&engine, b"abc")), ["new"]);
     assert_eq!(names(scan(&engine, &eicar())), ["Eicar"]);
-}
-
-fn replace(engine: &EngineHandle) -> Result<(), Vec<seawall_engine::Diagnostic>> {
-    let (tell, done) = mpsc::channel();
-    engine.replace(move |result| tell.send(result).unwrap());
-    done.recv_timeout(LONG).unwrap().map(drop).map_err(|refusal| refusal.diagnostics)
 }
 
 #[test]

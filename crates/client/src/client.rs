@@ -2,7 +2,8 @@
 
 use crate::event::EventsQuery;
 use crate::types::{
-    Approval, Fault, Guest, Quarantine, QuarantineEntry, Reload, RestoreRequest, ScanReport, Status,
+    ApplyRequest, Approval, Fault, Guest, Quarantine, QuarantineEntry, Reload, RestoreRequest,
+    RollbackRequest, ScanReport, SignatureChange, SignatureSet, Status,
 };
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Full, combinators::BoxBody};
@@ -187,6 +188,44 @@ impl Client {
     /// [`ClientError`].
     pub async fn revoke(&self, approval: &Approval) -> Result<Vec<Approval>, ClientError> {
         self.send_json(Method::DELETE, "/v1/approvals", approval).await
+    }
+
+    /// The signature sets that are kept, the newest last.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn signatures(&self) -> Result<Vec<SignatureSet>, ClientError> {
+        self.get("/v1/signatures").await
+    }
+
+    /// Changes of signatures that are remembered, the newest last.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn signature_history(&self) -> Result<Vec<SignatureChange>, ClientError> {
+        self.get("/v1/signatures/history").await
+    }
+
+    /// Has a folder become the signature set in use, and waits for the end. It goes on without whoever asked.
+    ///
+    /// # Errors
+    /// [`ClientError`]; a set that is refused is none.
+    pub async fn apply_signatures(
+        &self,
+        wanted: &ApplyRequest,
+    ) -> Result<SignatureChange, ClientError> {
+        self.send_json(Method::POST, "/v1/signatures/apply", wanted).await
+    }
+
+    /// Goes back to an earlier signature set.
+    ///
+    /// # Errors
+    /// [`ClientError`]; where there is none the answer says so.
+    pub async fn roll_back_signatures(
+        &self,
+        wanted: &RollbackRequest,
+    ) -> Result<SignatureChange, ClientError> {
+        self.send_json(Method::POST, "/v1/signatures/rollback", wanted).await
     }
 
     async fn send_json<T: DeserializeOwned>(

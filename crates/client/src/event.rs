@@ -41,6 +41,8 @@ pub enum EventKind {
     EngineFailed,
     /// New signatures were refused; the last good set stays in use.
     SignaturesRefused,
+    /// A signature set is in use from now on.
+    SignaturesTaken,
     /// The service started.
     ServiceStarted,
     /// The service ended in good order.

@@ -24,11 +24,12 @@ mod types;
 pub use client::{Client, ClientError, Lines, Pieces};
 pub use event::{Event, EventKind, EventsQuery};
 pub use types::{
-    Approval, Counters, Coverage, Detection, Diagnostic, Driver, DriverCounters, Engine,
-    EngineReport, EngineState, Fault, Guest, GuestCounts, GuestState, LinkKind, PolicyInForce,
-    PrivateCopies, Quarantine, QuarantineAttributes, QuarantineEntry, QuarantineState,
-    QuarantineUse, Reload, ReloadedEngine, Resources, RestoreRequest, ScanReport, Session, Status,
-    Uncovered, Verdict, VerdictCounts,
+    ApplyRequest, Approval, ChangeKind, Counters, Coverage, Detection, Diagnostic, Driver,
+    DriverCounters, Engine, EngineReport, EngineState, Fault, Guest, GuestCounts, GuestState,
+    LinkKind, PolicyInForce, PrivateCopies, Quarantine, QuarantineAttributes, QuarantineEntry,
+    QuarantineState, QuarantineUse, Reload, ReloadedEngine, Resources, RestoreRequest,
+    RollbackRequest, ScanReport, Session, SetEngine, SignatureChange, SignatureSet, Signatures,
+    Status, Uncovered, Verdict, VerdictCounts,
 };
 
 /// Where the service listens unless configured otherwise.

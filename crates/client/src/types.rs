@@ -32,6 +32,9 @@ pub struct Status {
     pub generation: u64,
     /// The engines, in the order in which they scan.
     pub engines: Vec<Engine>,
+    /// Where their signatures come from, for those that take them of the host's sets.
+    #[serde(default)]
+    pub signatures: Signatures,
     /// How many guests are in each state.
     pub guests: GuestCounts,
     /// What was done since the start.
@@ -176,6 +179,9 @@ pub struct Engine {
     pub loading: bool,
     /// Its process id.
     pub pid: Option<u32>,
+    /// That of the one that stands ready to take its place, where the configuration wants a spare.
+    #[serde(default)]
+    pub spare_pid: Option<u32>,
     /// How often its process had to be replaced.
     pub restarts: u64,
     /// Contents that wait for it.
@@ -186,7 +192,7 @@ pub struct Engine {
     pub scans: u64,
     /// Of these, those that ended without clean or infected.
     pub failures: u64,
-    /// What its process costs.
+    /// What its process costs, with those that it started; a spare one not.
     pub resources: Option<Resources>,
 }
 
@@ -440,6 +446,117 @@ pub struct ReloadedEngine {
     pub rules: Option<u32>,
     /// What is wrong with the set.
     pub diagnostics: Vec<Diagnostic>,
+}
+
+/// Which folder becomes a signature set.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ApplyRequest {
+    /// An absolute path on the service's host.
+    pub folder: String,
+    /// Load and try it, and leave everything as it is.
+    #[serde(default)]
+    pub check: bool,
+}
+
+/// Which signature set is to be used again.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RollbackRequest {
+    /// The set, or its first digits; the one that was in use before where there is none.
+    pub set: Option<String>,
+}
+
+/// What a change of signatures came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ChangeKind {
+    /// The first set, at a start of the service.
+    First,
+    /// Somebody applied a folder.
+    Apply,
+    /// Somebody asked what would become of a folder.
+    Check,
+    /// A watched folder changed.
+    Watch,
+    /// Somebody went back to an earlier set.
+    Rollback,
+}
+
+/// A change of signatures, or the try.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SignatureChange {
+    /// When it began, in UTC.
+    pub at: String,
+    /// What it came from.
+    pub kind: ChangeKind,
+    /// The set, where there was one.
+    pub set: Option<String>,
+    /// The folders that it was made of.
+    pub from: Vec<String>,
+    /// Whether the set is in use since, or would be after a check.
+    pub taken: bool,
+    /// Why it was refused, where it was; or that nothing is new.
+    pub reason: Option<String>,
+    /// What each engine gets.
+    pub engines: Vec<SetEngine>,
+    /// Files that no engine takes, the first of them.
+    pub left_out: Vec<String>,
+    /// How many these are.
+    pub left_out_count: u64,
+    /// Files that it had to find, and found.
+    pub known_bad: u64,
+    /// Files in which it had to find nothing, and did not.
+    pub known_good: u64,
+    /// How long it took from the order to the end, in milliseconds.
+    pub took_ms: u64,
+}
+
+/// One engine's part of a signature set.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SetEngine {
+    /// The engine's name.
+    pub engine: String,
+    /// Its files.
+    pub files: u64,
+    /// Their length in bytes.
+    pub bytes: u64,
+    /// Whether it is another than that of the set before; otherwise the engine goes on as it is.
+    pub changed: bool,
+    /// Rules or signatures that it loaded.
+    pub rules: Option<u32>,
+    /// How long it took to load, in milliseconds.
+    pub load_ms: Option<u64>,
+    /// What its process holds in memory, in bytes: so much more than before while both are loaded.
+    pub resident_bytes: Option<u64>,
+    /// What its files say about themselves: broken and doubtful rules.
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+/// A signature set that is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SignatureSet {
+    /// Its name: a digest of its files.
+    pub set: String,
+    /// Whether it is in use.
+    pub in_use: bool,
+    /// Whether its engines are loaded, so that going back to it takes no time.
+    pub standby: bool,
+    /// Since when, or when it was last taken into use, in UTC.
+    pub taken: String,
+    /// The folders that it was made of.
+    pub from: Vec<String>,
+    /// What each engine has of it.
+    pub engines: Vec<SetEngine>,
+}
+
+/// Where the host's signatures come from and how they are.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Signatures {
+    /// The set in use; none where every engine has signatures of its own, or nothing was applied yet.
+    pub set: Option<String>,
+    /// Why the last new set was refused; that of before is in use.
+    pub refused: Option<String>,
+    /// What is being loaded and tried: its folders.
+    pub loading: Option<String>,
 }
 
 /// Why a request failed.

@@ -22,7 +22,8 @@
 //! | `seen` | infected with `seen`, path, guest and size as the engine got them |
 //!
 //! All other content is clean. `NAME:WORD,NAME:WORD` gives each of several engines its own word. FILE stands for a signature set: its first 32 bytes are the
-//! generation, each line that holds `broken` is an error.
+//! generation, each line that holds `broken` is an error; `load-ms=MS` makes loading take as long, `load-crash` aborts it,
+//! `load-memory` allocates until it cannot.
 
 use std::fs::File;
 use std::net::TcpStream;
@@ -63,6 +64,7 @@ impl Fault {
             for (to, from) in generation.0.iter_mut().zip(&text) {
                 *to = *from;
             }
+            misbehave_loading(&String::from_utf8_lossy(&text));
             for (number, line) in String::from_utf8_lossy(&text).lines().enumerate() {
                 if line.contains("broken") {
                     let mut one = Diagnostic::error("fault-broken", "this line is broken");
@@ -73,6 +75,21 @@ impl Fault {
             }
         }
         Ok(Self { name, generation, diagnostics })
+    }
+}
+
+fn misbehave_loading(text: &str) {
+    for line in text.lines() {
+        if let Some(ms) = line.strip_prefix("load-ms=") {
+            thread::sleep(Duration::from_millis(ms.parse().unwrap_or(0)));
+        } else if line == "load-crash" {
+            std::process::abort();
+        } else if line == "load-memory" {
+            let mut all = Vec::new();
+            loop {
+                all.push(vec![1_u8; 1 << 20]);
+            }
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use common::{Engine, LONG, alive, config, metadata, order, start};
 use seawall_engine::host::{
-    ContentFd, EngineConfig, EngineEvent, EngineState, Generation, Lane, Outcome, ScanError,
+    ContentFd, EngineConfig, EngineState, Generation, Lane, Outcome, ScanError,
 };
 
 fn fault() -> EngineConfig {
@@ -377,53 +377,77 @@ fn generation(text: &str) -> Generation {
     Generation(bytes)
 }
 
+/// New signatures are another handle beside the one in use.
 #[test]
-fn new_signatures_take_over_while_the_old_process_finishes_its_scans() {
+fn a_strict_start_refuses_a_broken_set_and_names_the_place() {
+    let rules = Rules::new("two\nbroken");
+    let engine = start(EngineConfig { strict: true, ..rules.config() });
+    assert!(engine.handle.wait_loaded(LONG));
+    let EngineState::Failed { diagnostics } = engine.handle.state() else { panic!("not refused") };
+    assert_eq!((diagnostics[0].line, diagnostics[0].code.as_str()), (2, "fault-broken"));
+    let result = engine.scan(b"harmless").result;
+    assert!(matches!(result, Err(ScanError::Unavailable { .. })), "{result:?}");
+}
+
+#[test]
+fn after_a_strict_start_a_restart_uses_what_loads() {
     let rules = Rules::new("one");
-    let engine = start(rules.config()).ready();
-    let old = engine.pid();
-    let slow = engine.send(&order("sleep=4000"), LONG);
-    engine.wait_in_flight(1);
-    rules.write("two");
-    let (tell, done) = mpsc::channel();
-    engine.handle.replace(move |result| tell.send(result).unwrap());
-    let description = done.recv_timeout(LONG).unwrap().unwrap();
-    assert_eq!(description.generation, generation("two"));
-    assert!(slow.try_recv().is_err(), "the old scan is still running");
-    assert_eq!(engine.scan(b"harmless").generation, Some(generation("two")));
-    let report = slow.recv_timeout(LONG).unwrap();
-    assert_eq!(report.result, Ok(Outcome::Clean));
-    assert_eq!(report.generation, Some(generation("one")));
-    assert_eq!(engine.handle.status().restarts, 0);
+    let engine = start(EngineConfig { strict: true, ..rules.config() }).ready();
+    rules.write("two\nbroken");
+    let died = engine.scan(&order("crash")).result;
+    assert_eq!(died, Err(ScanError::KilledTwice));
+    let engine = engine.ready();
+    assert_eq!(engine.scan(b"harmless").result, Ok(Outcome::Clean));
+}
+
+#[test]
+fn a_spare_process_takes_over_at_once() {
+    let rules = Rules::new("one");
+    let engine = start(EngineConfig { spare: true, threads: 2, ..rules.config() }).ready();
+    let first = engine.pid();
     let deadline = std::time::Instant::now() + LONG;
-    while alive(old) {
-        assert!(std::time::Instant::now() < deadline, "the old process stays");
-        std::thread::sleep(Duration::from_millis(10));
+    while engine.handle.status().spare_pid.is_none() {
+        assert!(std::time::Instant::now() < deadline, "no spare process");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let second = engine.handle.status().spare_pid.unwrap();
+    assert_ne!(first, second);
+    rules.write("late");
+    let innocent = engine.send(&order("sleep=300"), LONG);
+    engine.wait_in_flight(1);
+    kill(first, "KILL");
+    assert_eq!(innocent.recv_timeout(LONG).unwrap().result, Ok(Outcome::Clean));
+    assert_eq!(engine.pid(), second);
+    assert_eq!(engine.handle.status().restarts, 1);
+    assert_eq!(engine.handle.generation(), Some(generation("one")), "what it had loaded before");
+    let deadline = std::time::Instant::now() + LONG;
+    while engine.handle.status().spare_pid.is_none_or(|pid| pid == second) {
+        assert!(std::time::Instant::now() < deadline, "no spare process after the first");
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
 #[test]
-fn a_broken_set_leaves_the_last_good_one_in_use() {
+fn a_spare_process_that_dies_is_replaced_and_costs_no_scan() {
     let rules = Rules::new("one");
-    let engine = start(rules.config()).ready();
+    let engine = start(EngineConfig { spare: true, ..rules.config() }).ready();
+    let wait_spare = |but: Option<u32>| {
+        let deadline = std::time::Instant::now() + LONG;
+        loop {
+            let spare = engine.handle.status().spare_pid;
+            if spare.is_some() && spare != but {
+                return spare.unwrap();
+            }
+            assert!(std::time::Instant::now() < deadline, "no spare process");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    let spare = wait_spare(None);
     let first = engine.pid();
-    rules.write("two\nbroken");
-    let (tell, done) = mpsc::channel();
-    engine.handle.replace(move |result| tell.send(result).unwrap());
-    let refusal = done.recv_timeout(LONG).unwrap().unwrap_err();
-    assert_eq!(refusal.diagnostics[0].line, 2);
-    let status = engine.handle.status();
-    assert_eq!(status.refused, Some(refusal.clone()));
-    assert_eq!(status.pid, Some(first));
-    assert!(!status.loading);
-    assert_eq!(engine.scan(b"harmless").generation, Some(generation("one")));
-    assert!(engine.events.try_iter().any(|event| event == EngineEvent::Refused(refusal.clone())));
-    rules.write("three");
-    let (tell, done) = mpsc::channel();
-    engine.handle.replace(move |result| tell.send(result).unwrap());
-    assert!(done.recv_timeout(LONG).unwrap().is_ok());
-    assert_eq!(engine.handle.status().refused, None);
-    assert_eq!(engine.handle.generation(), Some(generation("three")));
+    kill(spare, "KILL");
+    wait_spare(Some(spare));
+    assert_eq!((engine.pid(), engine.handle.status().restarts), (first, 0));
+    assert_eq!(engine.scan(b"harmless").result, Ok(Outcome::Clean));
 }
 
 #[test]
@@ -433,22 +457,6 @@ fn a_first_start_takes_what_loads_and_names_the_rest() {
     let EngineState::Ready { description } = engine.handle.state() else { panic!("not ready") };
     assert_eq!(description.diagnostics[0].code, "fault-broken");
     assert_eq!(engine.scan(b"harmless").result, Ok(Outcome::Clean));
-}
-
-#[test]
-fn several_replacements_asked_for_at_once_all_get_their_answer() {
-    let rules = Rules::new("one");
-    let engine = start(rules.config()).ready();
-    rules.write("two");
-    let (tell, done) = mpsc::channel();
-    for _ in 0..5 {
-        let tell = tell.clone();
-        engine.handle.replace(move |result| tell.send(result).unwrap());
-    }
-    for _ in 0..5 {
-        let description = done.recv_timeout(LONG).unwrap().unwrap();
-        assert_eq!(description.generation, generation("two"));
-    }
 }
 
 #[test]

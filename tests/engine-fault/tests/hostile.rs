@@ -72,14 +72,11 @@ fn an_engine_that_refuses_dies_or_never_gets_ready_has_failed() {
 }
 
 #[test]
-fn half_a_set_does_not_take_over_even_when_the_engine_would() {
-    let engine = start(hostile("half-a-set")).ready();
-    let first = engine.pid();
-    let (tell, done) = std::sync::mpsc::channel();
-    engine.handle.replace(move |result| tell.send(result).unwrap());
-    let refusal = done.recv_timeout(LONG).unwrap().unwrap_err();
-    assert_eq!(refusal.diagnostics[0].reason, "half a set");
-    assert_eq!(engine.pid(), first);
+fn half_a_set_is_refused_by_a_strict_start_even_when_the_engine_would_take_it() {
+    let engine = start(EngineConfig { strict: true, ..hostile("half-a-set") });
+    assert!(engine.handle.wait_loaded(LONG));
+    let EngineState::Failed { diagnostics } = engine.handle.state() else { panic!("not refused") };
+    assert_eq!(diagnostics[0].reason, "half a set");
 }
 
 #[test]

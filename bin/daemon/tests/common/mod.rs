@@ -54,6 +54,12 @@ pub fn program(name: &str) -> PathBuf {
     })
 }
 
+/// Kills a process of a service of ours.
+pub fn kill(pid: u32) {
+    let pid = nix::unistd::Pid::from_raw(pid.try_into().expect("a pid"));
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("it is ours");
+}
+
 /// Runs the command line through pipes.
 pub fn seawall(service: &Service, arguments: &[&str]) -> Output {
     Command::new(program("seawall"))
@@ -101,6 +107,9 @@ pub enum Engine {
     Three,
     /// The same, and none may.
     ThreeWithoutTrust,
+    /// Hash lists, YARA and one that misbehaves (`.fault`), which have their signatures of the host's sets. The
+    /// watched folder is `{dir}/rules`.
+    Sets,
 }
 
 impl Default for Setup {
@@ -134,6 +143,12 @@ impl Service {
             format!("rule Eicar {{ strings: $a = \"{eicar}\" condition: $a }}\n"),
         )
         .expect("rules");
+        if setup.engine == Engine::Sets {
+            let rules = folder.path().join("rules");
+            std::fs::write(rules.join("set.fault"), "first\n").expect("rules");
+            std::fs::write(rules.join("bad.md5"), "d41d8cd98f00b204e9800998ecf8427f  Nothing\n")
+                .expect("rules");
+        }
         for guest in &setup.guests {
             new_region(&folder.path().join(format!("{guest}.region")));
         }
@@ -370,6 +385,30 @@ fn write_config(folder: &Path, setup: &Setup, port: u16) -> PathBuf {
             let program = program("seawall-engine-yara");
             let command = format!("\"{}\", \"--rules\", \"{dir}/rules\"", program.display());
             text += &engine("first", &command, "");
+        }
+        Engine::Sets => {
+            for (name, command, kind) in [
+                (
+                    "hash",
+                    "\"seawall-engine-hash\", \"--lists\", \"{signatures}\"",
+                    "\"hash\"\nmay_allow = true",
+                ),
+                ("yara", "\"seawall-engine-yara\", \"--rules\", \"{signatures}\"", "\"yara\""),
+                (
+                    "fault",
+                    &format!("\"{fault}\", \"--rules\", \"{{signatures}}/set.fault\""),
+                    "[\"fault\"]",
+                ),
+            ] {
+                let program =
+                    format!("\"{}\"", program(&format!("seawall-engine-{name}")).display());
+                let command = command.replace(&format!("\"seawall-engine-{name}\""), &program);
+                text += &engine(
+                    name,
+                    &command,
+                    &format!("signatures = {kind}\n{SHORT}\nload_timeout_s = 20\n"),
+                );
+            }
         }
         Engine::Fault => text += &engine("first", &format!("\"{fault}\""), SHORT),
         Engine::Three | Engine::ThreeWithoutTrust => {

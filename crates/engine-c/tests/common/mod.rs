@@ -8,8 +8,8 @@ use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 use seawall_engine::host::{
-    ContentFd, EngineConfig, EngineEvent, EngineHandle, EngineState, Lane, Metadata, Operation,
-    Outcome, ScanId, ScanReport,
+    ContentFd, EngineConfig, EngineHandle, EngineState, Lane, Metadata, Operation, Outcome, ScanId,
+    ScanReport,
 };
 
 /// Far longer than anything here takes; a test that needs it has failed.
@@ -80,7 +80,7 @@ pub fn compile(source: &str) -> PathBuf {
 /// A handle with what the stories need around it.
 pub struct Engine {
     pub handle: EngineHandle,
-    pub events: Receiver<EngineEvent>,
+    pub states: Receiver<EngineState>,
 }
 
 pub fn start(program: &Path, arguments: &[&str]) -> Engine {
@@ -102,11 +102,11 @@ impl Engine {
     /// Why it does not run.
     pub fn refusal(self) -> Vec<String> {
         loop {
-            match self.events.recv_timeout(LONG).unwrap() {
-                EngineEvent::State(EngineState::Failed { diagnostics }) => {
+            match self.states.recv_timeout(LONG).unwrap() {
+                EngineState::Failed { diagnostics } => {
                     return diagnostics.iter().map(ToString::to_string).collect();
                 }
-                EngineEvent::State(EngineState::Ready { description }) => {
+                EngineState::Ready { description } => {
                     panic!("ready: {description:?}")
                 }
                 _ => {}

@@ -14,12 +14,13 @@ mod process;
 mod supervisor;
 
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering::Release};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use self::flow::{Flow, Job};
-use self::supervisor::{Command, Supervisor};
+use self::supervisor::Supervisor;
 pub use crate::content::{ContentFd, ContentWriter};
 pub use crate::report::{
     Cleaning, Description, Detection, Diagnostic, Generation, Level, Metadata, Operation, Outcome,
@@ -43,10 +44,15 @@ pub struct EngineConfig {
     pub ready_timeout: Duration,
     /// Most scans that wait; further ones are refused with [`ScanError::QueueFull`].
     pub queue_limit: usize,
+    /// Keep a second process that is ready, to take over at once when the one in use is lost. It costs as
+    /// much memory again.
+    pub spare: bool,
+    /// Whether signatures that have an error are refused, until a process was ready. Later ones use what loads.
+    pub strict: bool,
 }
 
 impl EngineConfig {
-    /// Two threads, 2 GiB, two minutes to load, 4,096 waiting scans.
+    /// Two threads, 2 GiB, two minutes to load, 4,096 waiting scans, no spare process, not strict.
     pub fn new(name: impl Into<String>, command: Vec<String>) -> Self {
         Self {
             name: name.into(),
@@ -55,6 +61,8 @@ impl EngineConfig {
             memory_mib: 2048,
             ready_timeout: Duration::from_secs(120),
             queue_limit: 4096,
+            spare: false,
+            strict: false,
         }
     }
 }
@@ -142,15 +150,6 @@ pub enum EngineState {
     },
 }
 
-/// Why a new signature set did not take over.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    /// What is wrong with it.
-    pub diagnostics: Vec<Diagnostic>,
-    /// When it was refused.
-    pub at: SystemTime,
-}
-
 /// All that `status` shows of an engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineStatus {
@@ -160,41 +159,26 @@ pub struct EngineStatus {
     pub state: EngineState,
     /// The process that takes new scans.
     pub pid: Option<u32>,
-    /// Processes lost since the service started: crashed, or killed for a time limit.
+    /// The one that stands ready to take its place.
+    pub spare_pid: Option<u32>,
+    /// Processes lost since this handle was started: crashed, or killed for a time limit.
     pub restarts: u64,
     /// Scans that wait.
     pub queued: usize,
     /// Scans that are at a process.
     pub in_flight: usize,
-    /// A new signature set is being loaded.
-    pub loading: bool,
-    /// Why the last new signature set was refused; None when the last one took over.
-    pub refused: Option<Refusal>,
-}
-
-/// What a listener is told.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum EngineEvent {
-    /// The state changed. A Ready with another generation than the last one means that remembered
-    /// verdicts are of old signatures.
-    State(EngineState),
-    /// A new signature set was refused; the old one stays in use.
-    Refused(Refusal),
 }
 
 /// Gets the report of one scan.
 pub(crate) type Reply = Box<dyn FnOnce(ScanReport) + Send>;
-/// Gets the end of one [`EngineHandle::replace`].
-pub(crate) type Done = Box<dyn FnOnce(Result<Description, Refusal>) + Send>;
 
 /// What the supervisor tells everybody.
 #[derive(Clone, Debug)]
 struct Published {
     state: EngineState,
     pid: Option<u32>,
+    spare_pid: Option<u32>,
     restarts: u64,
-    loading: bool,
-    refused: Option<Refusal>,
 }
 
 /// What the handle and the supervisor's thread share.
@@ -203,7 +187,8 @@ struct Shared {
     flow: Mutex<Flow>,
     published: Mutex<Published>,
     changed: Condvar,
-    commands: Mutex<Vec<Command>>,
+    /// The handle is gone.
+    stop: AtomicBool,
     wake: std::fs::File,
 }
 
@@ -212,11 +197,6 @@ impl Shared {
     fn wake(&self) {
         // Fails only when the counter is at its top, that is when a wake is pending anyway.
         let _ = (&self.wake).write(&1u64.to_ne_bytes());
-    }
-
-    fn command(&self, command: Command) {
-        lock(&self.commands).push(command);
-        self.wake();
     }
 }
 
@@ -234,22 +214,26 @@ pub struct EngineHandle {
 impl EngineHandle {
     /// Starts the supervisor's thread and returns at once; the engine gets ready in the background.
     ///
-    /// `listener` runs on that thread: it must be quick, and block on nothing.
+    /// `listener` runs on that thread with each change of the state: it must be quick, and block on nothing.
+    /// A Ready with another generation than the last one means that remembered verdicts are of old
+    /// signatures.
+    ///
+    /// New signatures are a new handle: started beside the one in use, it takes the scans once it is ready,
+    /// and the old one is dropped when its last scan is answered.
     pub fn start(
         config: EngineConfig,
-        listener: impl Fn(EngineEvent) + Send + 'static,
+        listener: impl Fn(EngineState) + Send + 'static,
     ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             flow: Mutex::new(Flow::new(config.threads, config.queue_limit)),
             published: Mutex::new(Published {
                 state: EngineState::Starting,
                 pid: None,
+                spare_pid: None,
                 restarts: 0,
-                loading: false,
-                refused: None,
             }),
             changed: Condvar::new(),
-            commands: Mutex::new(Vec::new()),
+            stop: AtomicBool::new(false),
             wake: sys::event_fd()?,
             config,
         });
@@ -302,17 +286,15 @@ impl EngineHandle {
     /// Everything that `status` shows.
     pub fn status(&self) -> EngineStatus {
         let (queued, in_flight) = lock(&self.shared.flow).counts();
-        let Published { state, pid, restarts, loading, refused } =
-            lock(&self.shared.published).clone();
+        let Published { state, pid, spare_pid, restarts } = lock(&self.shared.published).clone();
         EngineStatus {
             name: self.name().to_owned(),
             state,
             pid,
+            spare_pid,
             restarts,
             queued,
             in_flight,
-            loading,
-            refused,
         }
     }
 
@@ -331,9 +313,18 @@ impl EngineHandle {
 
     /// Waits until the engine is ready; false when the time was too short.
     pub fn wait_ready(&self, timeout: Duration) -> bool {
+        self.wait(timeout, |state| matches!(state, EngineState::Ready { .. }))
+    }
+
+    /// Waits until the engine is ready or has failed for the first time; false when the time was too short.
+    pub fn wait_loaded(&self, timeout: Duration) -> bool {
+        self.wait(timeout, |state| !matches!(state, EngineState::Starting))
+    }
+
+    fn wait(&self, timeout: Duration, enough: impl Fn(&EngineState) -> bool) -> bool {
         let deadline = Instant::now() + timeout;
         let mut published = lock(&self.shared.published);
-        while !matches!(published.state, EngineState::Ready { .. }) {
+        while !enough(&published.state) {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;
@@ -344,16 +335,6 @@ impl EngineHandle {
         true
     }
 
-    /// Loads the signatures anew: a second process starts beside the one in use and takes over once
-    /// it is ready without an error; else the old one stays. While no process is in use, it makes
-    /// the next start come at once.
-    ///
-    /// `done` is called exactly once, on the supervisor's thread. A call while a set is loading gets
-    /// a process of its own afterwards, so it never reports on an older state of the files.
-    pub fn replace(&self, done: impl FnOnce(Result<Description, Refusal>) + Send + 'static) {
-        self.shared.command(Command::Replace(Box::new(done)));
-    }
-
     /// Kills the processes and answers everything that waits with [`ScanError::Stopped`]. Dropping
     /// the handle does the same.
     pub fn stop(self) {}
@@ -361,7 +342,8 @@ impl EngineHandle {
 
 impl Drop for EngineHandle {
     fn drop(&mut self) {
-        self.shared.command(Command::Stop);
+        self.shared.stop.store(true, Release);
+        self.shared.wake();
         if let Some(thread) = self.supervisor.take() {
             // A reply may own the last handle: then this is the supervisor's own thread.
             if thread.thread().id() != thread::current().id() && thread.join().is_err() {

@@ -12,24 +12,24 @@
 //!      └──── tried again, 100 ms doubling to 5 s ──────────────┘
 //! ```
 //!
-//! Owned here: the process in use (`current`), one that is to become it (`starting`), one with new
-//! signatures that loads beside it (`replacement`), old ones that finish their scans (`draining`)
-//! and killed ones that are not reaped yet (`corpses`). A replacement that is Ready without an error
-//! takes over, and the old process drains; one that is not leaves everything as it was. What the
-//! scans go through is in `flow`.
+//! Owned here: the process in use (`current`), the one that is loading (`starting`), a second one that is
+//! ready to take over where the configuration wants it (`spare`), and killed ones that are not reaped yet
+//! (`corpses`). A lost process's place is taken by the spare at once, else by the next that is ready. What
+//! the scans go through is in `flow`.
 //!
-//! A restart loads what is on disk at that moment, leniently: where a broken set was refused before,
-//! the files in it that load are used, and `diagnostics` name the others.
+//! The first start may be strict: then an error in the signatures refuses them. A restart loads leniently:
+//! the files that load are used, and `diagnostics` name the others.
 
 use std::io::Read;
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::atomic::Ordering::Acquire;
+use std::time::{Duration, Instant};
 
 use super::flow::{Blame, Finished, NotYours, STALL};
 use super::process::{Corpse, Event, Process, ProcessId};
-use super::{Done, EngineEvent, EngineState, Refusal, ScanError, Shared, lock};
+use super::{EngineState, ScanError, Shared, lock};
 use crate::protocol::{ProtocolError, ToEngine, ToHost, encode_to_engine};
 use crate::report::{Description, Diagnostic, Level};
 use crate::sys::{self, Wait};
@@ -48,14 +48,6 @@ const TICK: Duration = Duration::from_secs(5);
 const MOST_LOGGED: usize = 20;
 /// Most messages taken from one process before the others get their turn.
 const MOST_MESSAGES: usize = 256;
-
-/// What the handle asks for.
-pub(super) enum Command {
-    /// Load the signatures anew.
-    Replace(Done),
-    /// End everything.
-    Stop,
-}
 
 /// What became of a process after its messages were read.
 enum Turn {
@@ -86,26 +78,22 @@ enum Violation {
 enum Slot {
     Current,
     Starting,
-    Replacement,
-    Draining(ProcessId),
+    Spare,
 }
 
 /// Gets each change of state.
-type Listener = Box<dyn Fn(EngineEvent) + Send>;
+type Listener = Box<dyn Fn(EngineState) + Send>;
 
 /// See the module.
 pub(super) struct Supervisor {
     shared: Arc<Shared>,
     listener: Listener,
     processes: u64,
+    /// A process has been ready.
+    was_ready: bool,
     current: Option<Process>,
     starting: Option<Process>,
-    replacement: Option<Process>,
-    /// Whom the replacement's end is told to.
-    loading_for: Vec<Done>,
-    /// Asked for after the present load began.
-    next_load_for: Vec<Done>,
-    draining: Vec<Process>,
+    spare: Option<Process>,
     corpses: Vec<Corpse>,
     retry_at: Option<Instant>,
     back_off: Duration,
@@ -120,12 +108,10 @@ impl Supervisor {
             shared,
             listener,
             processes: 0,
+            was_ready: false,
             current: None,
             starting: None,
-            replacement: None,
-            loading_for: Vec::new(),
-            next_load_for: Vec::new(),
-            draining: Vec::new(),
+            spare: None,
             corpses: Vec::new(),
             retry_at: Some(Instant::now()),
             back_off: BACK_OFF.0,
@@ -136,87 +122,58 @@ impl Supervisor {
 
     /// The thread's body.
     pub(super) fn run(mut self) {
-        while self.take_commands() {
+        while !self.shared.stop.load(Acquire) {
             self.keep_time(Instant::now());
             self.wait_and_read();
         }
         self.stop();
     }
 
-    /// False when the handle is gone.
-    fn take_commands(&mut self) -> bool {
-        for command in std::mem::take(&mut *lock(&self.shared.commands)) {
-            match command {
-                Command::Replace(done) => self.next_load_for.push(done),
-                Command::Stop => return false,
-            }
-        }
-        true
-    }
-
     // Time
 
     /// Everything that happens because time has passed.
     fn keep_time(&mut self, now: Instant) {
-        self.kill_late_loaders(now);
+        self.kill_late_loader(now);
         self.kill_overdue(now);
         self.kill_silent(now);
-        self.end_drained();
         self.corpses.retain_mut(|corpse| !corpse.reap());
-        if self.current.is_none() && self.starting.is_none() {
-            // Somebody changed the signatures: no reason to wait longer.
-            let at_once = !self.next_load_for.is_empty();
-            if at_once || self.retry_at.is_some_and(|at| at <= now) {
-                self.start();
-            }
-        }
-        if self.current.is_some() && self.replacement.is_none() && !self.next_load_for.is_empty() {
-            self.start_replacement();
+        if self.wants_process() && self.retry_at.is_none_or(|at| at <= now) {
+            self.start();
         }
     }
 
-    fn kill_late_loaders(&mut self, now: Instant) {
+    /// Whether a process is missing that nobody loads.
+    fn wants_process(&self) -> bool {
+        let is_whole =
+            self.current.is_some() && (self.spare.is_some() || !self.shared.config.spare);
+        self.starting.is_none() && !is_whole
+    }
+
+    fn kill_late_loader(&mut self, now: Instant) {
         let limit = self.shared.config.ready_timeout;
-        let late = |process: &Process| process.since + limit <= now;
-        let late_diagnostic =
-            || vec![Diagnostic::error("engine-slow", format!("not ready within {limit:?}"))];
-        if let Some(process) = self.starting.take_if(|process| late(process)) {
+        if let Some(process) = self.starting.take_if(|process| process.since + limit <= now) {
             self.corpses.push(process.kill());
-            self.start_failed(late_diagnostic(), true);
-        }
-        if let Some(process) = self.replacement.take_if(|process| late(process)) {
-            self.corpses.push(process.kill());
-            self.refuse(late_diagnostic());
+            let reason = format!("not ready within {limit:?}");
+            self.start_failed(vec![Diagnostic::error("engine-slow", reason)], true);
         }
     }
 
     fn kill_overdue(&mut self, now: Instant) {
-        let reason = "a scan passed its time limit";
-        let overdue = |process: &Process| lock(&self.shared.flow).is_overdue(process.id, now);
-        let draining: Vec<Process> =
-            self.draining.extract_if(.., |process| overdue(process)).collect();
-        let current = self.current.take_if(|process| overdue(process));
-        for process in draining {
-            self.bury_old(process, Blame::Overdue);
-        }
-        if let Some(process) = current {
-            self.lose_current(process, reason.to_owned(), Blame::Overdue);
+        let overdue = |process: &mut Process| lock(&self.shared.flow).is_overdue(process.id, now);
+        if let Some(process) = self.current.take_if(overdue) {
+            let reason = "a scan passed its time limit".to_owned();
+            self.lose_current(process, reason, Blame::Overdue);
         }
     }
 
     /// A process that no longer takes messages, though it has a worker free to do it.
     fn kill_silent(&mut self, now: Instant) {
-        let stalled = |process: &Process| {
+        let stalled = |process: &mut Process| {
             process.heard + STALL <= now && lock(&self.shared.flow).is_stalled(process.id, now)
         };
-        let old: Vec<Process> = self.draining.extract_if(.., |process| stalled(process)).collect();
-        let current = self.current.take_if(|process| stalled(process));
-        for process in old {
-            self.bury_old(process, Blame::Nobody);
-        }
-        if let Some(process) = current {
-            let reason = "it takes no scans though a worker is free";
-            self.lose_current(process, reason.to_owned(), Blame::Nobody);
+        if let Some(process) = self.current.take_if(stalled) {
+            let reason = "it takes no scans though a worker is free".to_owned();
+            self.lose_current(process, reason, Blame::Nobody);
         }
         self.ping(now);
     }
@@ -242,13 +199,6 @@ impl Supervisor {
             }
             Some(_) => {}
         }
-    }
-
-    /// Old processes with nothing left to do. They hold no state, so killing is the cleanest end.
-    fn end_drained(&mut self) {
-        let idle = |process: &Process| lock(&self.shared.flow).is_idle(process.id);
-        let done: Vec<Process> = self.draining.extract_if(.., |process| idle(process)).collect();
-        self.corpses.extend(done.into_iter().map(Process::kill));
     }
 
     // Events
@@ -298,25 +248,22 @@ impl Supervisor {
 
     fn slots(&self) -> impl Iterator<Item = (Slot, &Process)> {
         let one = |slot| move |process| (slot, process);
-        let draining = self.draining.iter().map(|process| (Slot::Draining(process.id), process));
         self.current
             .iter()
             .map(one(Slot::Current))
             .chain(self.starting.iter().map(one(Slot::Starting)))
-            .chain(self.replacement.iter().map(one(Slot::Replacement)))
-            .chain(draining)
+            .chain(self.spare.iter().map(one(Slot::Spare)))
     }
 
     /// How long nothing will happen by itself.
     fn sleep(&self, now: Instant) -> Duration {
         let limit = self.shared.config.ready_timeout;
-        let loaders = self.starting.iter().chain(&self.replacement);
-        let retry = self.retry_at.filter(|_| self.current.is_none() && self.starting.is_none());
+        let retry = self.retry_at.filter(|_| self.wants_process());
         lock(&self.shared.flow)
             .next_deadline()
             .into_iter()
             .chain(retry)
-            .chain(loaders.map(|process| process.since + limit))
+            .chain(self.starting.iter().map(|process| process.since + limit))
             .map(|at| at.saturating_duration_since(now))
             .fold(TICK, Duration::min)
     }
@@ -326,20 +273,16 @@ impl Supervisor {
         let taken = match slot {
             Slot::Current => self.current.take(),
             Slot::Starting => self.starting.take(),
-            Slot::Replacement => self.replacement.take(),
-            Slot::Draining(id) => {
-                let at = self.draining.iter().position(|process| process.id == id);
-                at.map(|at| self.draining.swap_remove(at))
-            }
+            Slot::Spare => self.spare.take(),
         };
         let Some(mut process) = taken else { return };
         process.log_stderr();
         match self.turn(&mut process) {
             Turn::Lives => self.put_back(slot, process),
-            Turn::Loaded(description) => self.loaded(slot, process, description),
+            Turn::Loaded(description) => self.loaded(process, description),
             Turn::Refused(diagnostics) => {
                 self.corpses.push(process.kill());
-                self.load_failed(slot, diagnostics, true);
+                self.start_failed(diagnostics, true);
             }
             Turn::Closed => {
                 let id = process.id;
@@ -359,8 +302,7 @@ impl Supervisor {
         match slot {
             Slot::Current => self.current = Some(process),
             Slot::Starting => self.starting = Some(process),
-            Slot::Replacement => self.replacement = Some(process),
-            Slot::Draining(_) => self.draining.push(process),
+            Slot::Spare => self.spare = Some(process),
         }
     }
 
@@ -413,85 +355,70 @@ impl Supervisor {
 
     // Changes of state
 
-    /// Starts the process that is to be the one in use.
+    /// Starts a process.
     fn start(&mut self) {
         self.retry_at = None;
-        match self.spawn(false) {
-            Ok(process) => self.starting = Some(process),
-            Err(diagnostics) => self.start_failed(diagnostics, true),
-        }
-    }
-
-    fn start_replacement(&mut self) {
-        self.loading_for = std::mem::take(&mut self.next_load_for);
-        match self.spawn(true) {
-            Ok(process) => {
-                self.replacement = Some(process);
-                lock(&self.shared.published).loading = true;
-            }
-            Err(diagnostics) => self.refuse(diagnostics),
-        }
-    }
-
-    fn spawn(&mut self, strict: bool) -> Result<Process, Vec<Diagnostic>> {
         self.processes += 1;
         let config = &self.shared.config;
-        Process::spawn(config, ProcessId(self.processes), strict).map_err(|error| {
-            let program = config.command.first().map_or("", String::as_str);
-            let reason = format!("cannot start `{program}`: {error}");
-            vec![Diagnostic::error("engine-spawn", reason)]
-        })
+        // Who asked for new signatures wants all of them or nothing.
+        let strict = config.strict && !self.was_ready;
+        match Process::spawn(config, ProcessId(self.processes), strict) {
+            Ok(process) => self.starting = Some(process),
+            Err(error) => {
+                let program = config.command.first().map_or("", String::as_str);
+                let reason = format!("cannot start `{program}`: {error}");
+                self.start_failed(vec![Diagnostic::error("engine-spawn", reason)], true);
+            }
+        }
     }
 
     /// A process said Ready.
-    fn loaded(&mut self, slot: Slot, mut process: Process, description: Description) {
-        if slot == Slot::Replacement && description.has_errors() {
+    fn loaded(&mut self, mut process: Process, description: Description) {
+        if self.shared.config.strict && !self.was_ready && description.has_errors() {
             self.corpses.push(process.kill());
-            return self.refuse(description.diagnostics);
+            return self.start_failed(description.diagnostics, true);
         }
-        process.description = Some(description.clone());
-        self.ready_at = Instant::now();
-        // A replacement that is ready before a restart makes the restart superfluous.
-        self.corpses.extend(self.starting.take().map(Process::kill));
-        lock(&self.shared.flow).open(process.id, Arc::clone(&process.link));
-        let pid = Some(process.pid());
-        self.draining.extend(self.current.replace(process));
+        process.description = Some(description);
+        self.was_ready = true;
         self.in_vain = 0;
         self.retry_at = None;
-        lock(&self.shared.published).pid = pid;
-        if slot == Slot::Replacement {
-            let mut published = lock(&self.shared.published);
-            published.loading = false;
-            published.refused = None;
+        if self.current.is_some() {
+            tracing::debug!(engine = self.shared.config.name, "a spare process is ready");
+            lock(&self.shared.published).spare_pid = Some(process.pid());
+            self.spare = Some(process);
+        } else {
+            self.take_into_use(process);
         }
-        self.publish(EngineState::Ready { description: description.clone() });
+    }
+
+    /// A process that is ready gets the scans.
+    fn take_into_use(&mut self, process: Process) {
+        let Some(description) = process.description.clone() else { return };
+        self.ready_at = Instant::now();
+        lock(&self.shared.flow).open(process.id, Arc::clone(&process.link));
+        lock(&self.shared.published).pid = Some(process.pid());
+        self.current = Some(process);
+        self.publish(EngineState::Ready { description });
         lock(&self.shared.flow).pump();
-        if slot == Slot::Replacement {
-            for done in std::mem::take(&mut self.loading_for) {
-                guarded(|| done(Ok(description.clone())));
-            }
-        }
     }
 
     /// A process ended that nobody killed on purpose, or one that broke the protocol.
     fn gone(&mut self, slot: Slot, id: ProcessId, reason: String) {
         match slot {
             Slot::Current => self.current_is_gone(id, reason, Blame::InWork),
-            Slot::Draining(_) => {
-                tracing::warn!(engine = self.shared.config.name, reason, "an old process is gone");
-                self.give_back(id, Blame::InWork);
-            }
-            Slot::Starting | Slot::Replacement => {
+            Slot::Starting => {
                 let reason = format!("before it was ready, the engine was gone: {reason}");
-                self.load_failed(slot, vec![Diagnostic::error("engine-start", reason)], false);
+                self.start_failed(vec![Diagnostic::error("engine-start", reason)], false);
             }
-        }
-    }
-
-    fn load_failed(&mut self, slot: Slot, diagnostics: Vec<Diagnostic>, certain: bool) {
-        match slot {
-            Slot::Replacement => self.refuse(diagnostics),
-            _ => self.start_failed(diagnostics, certain),
+            Slot::Spare => {
+                tracing::warn!(
+                    engine = self.shared.config.name,
+                    reason,
+                    "the spare process is gone"
+                );
+                lock(&self.shared.published).spare_pid = None;
+                self.schedule_retry();
+            }
         }
     }
 
@@ -499,7 +426,7 @@ impl Supervisor {
     fn start_failed(&mut self, diagnostics: Vec<Diagnostic>, certain: bool) {
         self.in_vain += 1;
         self.schedule_retry();
-        if !certain && self.in_vain < STARTS_IN_VAIN {
+        if self.current.is_some() || !certain && self.in_vain < STARTS_IN_VAIN {
             let reason = diagnostics.first().map_or_else(String::new, ToString::to_string);
             tracing::warn!(engine = self.shared.config.name, reason, "a start failed");
             return;
@@ -507,13 +434,8 @@ impl Supervisor {
         let reason =
             diagnostics.first().map_or_else(|| "no reason given".into(), |d| d.reason.clone());
         let refused = lock(&self.shared.flow).close(ScanError::Unavailable { reason });
-        self.publish(EngineState::Failed { diagnostics: diagnostics.clone() });
+        self.publish(EngineState::Failed { diagnostics });
         deliver(refused);
-        // Whoever changed the signatures hears that they do not help; nothing took over.
-        let refusal = Refusal { diagnostics, at: SystemTime::now() };
-        for done in std::mem::take(&mut self.next_load_for) {
-            guarded(|| done(Err(refusal.clone())));
-        }
     }
 
     fn schedule_retry(&mut self) {
@@ -539,12 +461,10 @@ impl Supervisor {
         }
         self.publish(EngineState::Restarting { reason });
         self.give_back(id, blame);
-    }
-
-    fn bury_old(&mut self, process: Process, blame: Blame) {
-        let id = process.id;
-        self.corpses.push(process.kill());
-        self.give_back(id, blame);
+        if let Some(spare) = self.spare.take() {
+            lock(&self.shared.published).spare_pid = None;
+            self.take_into_use(spare);
+        }
     }
 
     /// Takes the scans of a process that is gone.
@@ -554,24 +474,6 @@ impl Supervisor {
         flow.pump();
         drop(flow);
         deliver(ended);
-    }
-
-    /// The new signatures stay out; the old ones stay in use.
-    fn refuse(&mut self, diagnostics: Vec<Diagnostic>) {
-        let refusal = Refusal { diagnostics, at: SystemTime::now() };
-        {
-            let mut published = lock(&self.shared.published);
-            published.loading = false;
-            published.refused = Some(refusal.clone());
-        }
-        let reason = refusal.diagnostics.first().map_or_else(String::new, ToString::to_string);
-        let others = refusal.diagnostics.len().saturating_sub(1);
-        let engine = &self.shared.config.name;
-        tracing::warn!(engine, reason, others, "a new signature set is refused");
-        guarded(|| (self.listener)(EngineEvent::Refused(refusal.clone())));
-        for done in std::mem::take(&mut self.loading_for) {
-            guarded(|| done(Err(refusal.clone())));
-        }
     }
 
     fn publish(&self, state: EngineState) {
@@ -594,29 +496,20 @@ impl Supervisor {
         }
         lock(&self.shared.published).state = state.clone();
         self.shared.changed.notify_all();
-        guarded(|| (self.listener)(EngineEvent::State(state)));
+        guarded(|| (self.listener)(state));
     }
 
     /// The end: nothing is left running, nothing unanswered.
     fn stop(mut self) {
         let waiting = lock(&self.shared.flow).close(ScanError::Stopped);
         deliver(waiting);
-        let alive = self.current.take().into_iter();
-        let alive = alive.chain(self.starting.take()).chain(self.replacement.take());
-        for process in alive.chain(std::mem::take(&mut self.draining)) {
-            self.bury_old(process, Blame::Nobody);
+        let current = self.current.take();
+        let at_work = current.as_ref().map(|process| process.id);
+        for process in [current, self.starting.take(), self.spare.take()].into_iter().flatten() {
+            self.corpses.push(process.kill());
         }
-        let why = vec![Diagnostic::error("engine-stopped", ScanError::Stopped.to_string())];
-        let refusal = Refusal { diagnostics: why, at: SystemTime::now() };
-        let mut dones = std::mem::take(&mut self.loading_for);
-        dones.append(&mut self.next_load_for);
-        for command in std::mem::take(&mut *lock(&self.shared.commands)) {
-            if let Command::Replace(done) = command {
-                dones.push(done);
-            }
-        }
-        for done in dones {
-            guarded(|| done(Err(refusal.clone())));
+        if let Some(id) = at_work {
+            self.give_back(id, Blame::Nobody);
         }
         let deadline = Instant::now() + BACK_OFF.1;
         while !self.corpses.is_empty() && Instant::now() < deadline {

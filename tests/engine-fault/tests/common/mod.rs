@@ -5,8 +5,8 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 use seawall_engine::host::{
-    ContentFd, EngineConfig, EngineEvent, EngineHandle, EngineState, Lane, Metadata, Operation,
-    ScanId, ScanReport,
+    ContentFd, EngineConfig, EngineHandle, EngineState, Lane, Metadata, Operation, ScanId,
+    ScanReport,
 };
 
 /// Far longer than anything here takes; a test that needs it has failed.
@@ -14,7 +14,7 @@ pub const LONG: Duration = Duration::from_secs(60);
 
 pub struct Engine {
     pub handle: EngineHandle,
-    pub events: Receiver<EngineEvent>,
+    pub states: Receiver<EngineState>,
 }
 
 pub fn config(program: &str, arguments: &[&str]) -> EngineConfig {
@@ -23,9 +23,9 @@ pub fn config(program: &str, arguments: &[&str]) -> EngineConfig {
 }
 
 pub fn start(config: EngineConfig) -> Engine {
-    let (tell, events) = mpsc::channel();
-    let handle = EngineHandle::start(config, move |event| drop(tell.send(event))).unwrap();
-    Engine { handle, events }
+    let (tell, states) = mpsc::channel();
+    let handle = EngineHandle::start(config, move |state| drop(tell.send(state))).unwrap();
+    Engine { handle, states }
 }
 
 pub fn metadata() -> Metadata {
