@@ -3,8 +3,10 @@
 //!
 //! A value that got through here is valid: names are distinct, addresses parse, paths are absolute.
 
+mod clamd;
 mod error;
 
+pub use clamd::{Clamd, ScanPath};
 pub use error::ConfigError;
 
 use crate::events::store::Retention;
@@ -35,6 +37,7 @@ pub struct Config {
     pub limits: Limits,
     pub quarantine: QuarantineConfig,
     pub events: EventsConfig,
+    pub clamd: Clamd,
 }
 
 /// Where the service keeps and offers things.
