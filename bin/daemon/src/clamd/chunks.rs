@@ -105,7 +105,7 @@ mod tests {
             wire.extend([0; 4]);
             wire.extend(&behind);
             let mut chunks = Chunks::new(1000);
-            let (mut content, mut at, mut is_end) = (Vec::new(), 0, false);
+            let (mut content, mut at, mut is_end) = (Vec::<u8>::new(), 0, false);
             for piece in pieces.iter().cycle() {
                 let len = (*piece).min(wire.len() - at);
                 let mut bytes = wire[at..at + len].to_vec();

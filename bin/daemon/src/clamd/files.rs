@@ -68,12 +68,13 @@ pub struct Copying {
 }
 
 impl Copying {
-    pub fn begin(&self) -> PrivateCopy {
-        PrivateCopy::new(Arc::clone(&self.share), self.limit, self.usual, Vec::new())
+    /// An empty copy; on the heap, since it is large and goes from hand to hand.
+    pub fn begin(&self) -> Box<PrivateCopy> {
+        Box::new(PrivateCopy::new(Arc::clone(&self.share), self.limit, self.usual, Vec::new()))
     }
 
     /// Copies a regular file from its beginning, wherever whoever opened it stands in it.
-    pub fn copy(&self, file: &File) -> Result<PrivateCopy, Fault> {
+    pub fn copy(&self, file: &File) -> Result<Box<PrivateCopy>, Fault> {
         let found = file.metadata().map_err(Fault::Read)?;
         if !found.is_file() {
             return Err(Fault::NotRegular);

@@ -20,7 +20,12 @@ use tokio::task::{JoinSet, spawn_blocking};
 const PARALLEL: usize = 8;
 
 /// The content of a stream.
-pub async fn judge_stream(clamd: Arc<Clamd>, answers: Arc<Answers>, to: To, copy: PrivateCopy) {
+pub async fn judge_stream(
+    clamd: Arc<Clamd>,
+    answers: Arc<Answers>,
+    to: To,
+    copy: Box<PrivateCopy>,
+) {
     let finding = clamd.judge(Vec::new(), copy).await;
     answers.say(&to.tells(b"stream", &finding, false)).await;
 }
@@ -54,7 +59,7 @@ pub async fn judge_descriptor(
 
 /// What a path leads to.
 enum Opened {
-    Content(PrivateCopy),
+    Content(Box<PrivateCopy>),
     Folder(Walk),
 }
 
@@ -112,7 +117,11 @@ struct One {
 
 impl One {
     /// Answers for one file, and gives what was found.
-    async fn judge(&self, path: Vec<u8>, copied: Result<PrivateCopy, Fault>) -> Option<Finding> {
+    async fn judge(
+        &self,
+        path: Vec<u8>,
+        copied: Result<Box<PrivateCopy>, Fault>,
+    ) -> Option<Finding> {
         match copied {
             Ok(copy) => {
                 let finding = self.clamd.judge(path.clone(), copy).await;
@@ -127,7 +136,7 @@ impl One {
     }
 
     /// The same for a file of a folder, of which it is no news that nothing was found.
-    async fn judge_quietly(self, path: Vec<u8>, copied: Result<PrivateCopy, Fault>) -> Kind {
+    async fn judge_quietly(self, path: Vec<u8>, copied: Result<Box<PrivateCopy>, Fault>) -> Kind {
         let finding = match copied {
             Ok(copy) => self.clamd.judge(path.clone(), copy).await,
             Err(fault) => {
@@ -187,11 +196,11 @@ enum Kind {
 
 impl Clamd {
     /// The verdict, when it is this content's turn.
-    async fn judge(&self, path: Vec<u8>, copy: PrivateCopy) -> Finding {
+    async fn judge(&self, path: Vec<u8>, copy: Box<PrivateCopy>) -> Finding {
         self.waiting.fetch_add(1, Relaxed);
         let turn = self.scans.acquire().await;
         self.waiting.fetch_sub(1, Relaxed);
-        let answer = on_demand::judge(&self.api.host, path, copy).await;
+        let answer = on_demand::judge(&self.api.host, path, *copy).await;
         drop(turn);
         match answer {
             Some(answer) => answer.finding,

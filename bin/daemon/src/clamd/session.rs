@@ -13,7 +13,7 @@ use super::Clamd;
 use super::answer::To;
 use super::bounds::Peer;
 use super::chunks::{Chunks, TooLong};
-use super::command::{Command, Input, LONGEST, Received};
+use super::command::{Command, How, Input, LONGEST, Received};
 use super::connection::{Answers, Passed, Stream, place};
 use super::files;
 use super::scan::{judge_descriptor, judge_path, judge_stream};
@@ -21,6 +21,7 @@ use crate::copy::PrivateCopy;
 use std::io::ErrorKind::{Interrupted, WouldBlock};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::task::coop::consume_budget;
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
@@ -137,6 +138,8 @@ impl Session {
     /// Takes in what comes next.
     async fn hear(&mut self) -> Heard {
         loop {
+            // Whoever always has more to say must not have the thread for himself.
+            consume_budget().await;
             tokio::select! {
                 ready = self.stream.readable() => {
                     if ready.is_err() {
@@ -210,16 +213,11 @@ impl Session {
                 self.answers.say(&to.says(&self.clamd.version_and_commands())).await;
             }
             Command::Stats => self.answers.say(&to.says(&self.clamd.stats())).await,
-            Command::Fildes => self.fildes(to).await?,
-            Command::InStream => self.in_stream(to).await?,
-            Command::Path(how, path) if !numbered || how == super::command::How::First => {
-                // Before the job: who has a job must not wait for a place.
-                let place = tokio::select! {
-                    place = self.clamd.descriptors.take(self.peer) => place,
-                    () = gone(&self.stream, &self.answers) => return Err(End::Now),
-                };
-                let (clamd, answers) = (Arc::clone(&self.clamd), Arc::clone(&self.answers));
-                self.start(judge_path(clamd, answers, to, how, path, place)).await?;
+            // On the heap: most sessions wait for their next command, and are as large as all this.
+            Command::Fildes => Box::pin(self.fildes(to)).await?,
+            Command::InStream => Box::pin(self.in_stream(to)).await?,
+            Command::Path(how, path) if !numbered || how == How::First => {
+                Box::pin(self.path(to, how, path)).await?;
             }
             _ if numbered => {
                 self.answers.say(&to.says("Command invalid inside IDSESSION. ERROR")).await;
@@ -260,6 +258,16 @@ impl Session {
         Ok(())
     }
 
+    async fn path(&mut self, to: To, how: How, path: Vec<u8>) -> Result<(), End> {
+        // Before the job: who has a job must not wait for a place.
+        let place = tokio::select! {
+            place = self.clamd.descriptors.take(self.peer) => place,
+            () = gone(&self.stream, &self.answers) => return Err(End::Now),
+        };
+        let (clamd, answers) = (Arc::clone(&self.clamd), Arc::clone(&self.answers));
+        self.start(judge_path(clamd, answers, to, how, path, place)).await
+    }
+
     async fn fildes(&mut self, to: To) -> Result<(), End> {
         let Some((descriptor, place)) = self.passed.take().and_then(Passed::only) else {
             self.answers.say(&to.says("No file descriptor received. ERROR")).await;
@@ -283,7 +291,7 @@ impl Session {
     }
 
     /// The content that follows an INSTREAM command, copied as it comes. Nothing is read beyond it.
-    async fn receive_stream(&mut self) -> Result<PrivateCopy, Refusal> {
+    async fn receive_stream(&mut self) -> Result<Box<PrivateCopy>, Refusal> {
         let copying = self.clamd.copying_streams();
         let patience = self.clamd.settings.read_timeout();
         let whole_by = Instant::now() + patience * STREAM_PATIENCE;
@@ -331,6 +339,7 @@ impl Session {
     /// Reads what is still on its way.
     async fn take_in(&self) {
         while self.stream.readable().await.is_ok() {
+            consume_budget().await;
             match self.stream.try_read(&mut [0; LONGEST]) {
                 Ok(1..) => {}
                 Err(error) if matches!(error.kind(), WouldBlock | Interrupted) => {}
@@ -389,7 +398,7 @@ fn fill(stream: &Stream, chunks: &mut Chunks, piece: &mut Vec<u8>) -> Result<Fil
 }
 
 /// Hashing and, above the budget, writing to disk: not on the asynchronous thread.
-async fn store(mut copy: PrivateCopy, piece: Vec<u8>) -> Result<PrivateCopy, Refusal> {
+async fn store(mut copy: Box<PrivateCopy>, piece: Vec<u8>) -> Result<Box<PrivateCopy>, Refusal> {
     if piece.is_empty() {
         return Ok(copy);
     }
