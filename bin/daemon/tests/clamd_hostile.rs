@@ -15,7 +15,7 @@ use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -306,6 +306,16 @@ fn descriptors_that_nobody_asked_for_do_not_stay() {
     wait_for("all to be closed", || (count() <= before + 2).then_some(()));
 }
 
+/// Ends with the test, before the service: that could not end while it waits for this.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 #[test]
 fn who_waits_for_a_file_that_never_opens_holds_up_nobody_else() {
     let setup = Setup { state_mib: Some(64), ..Setup::default() };
@@ -315,15 +325,16 @@ fn who_waits_for_a_file_that_never_opens_holds_up_nobody_else() {
     }
     std::fs::write(service.path("files/bad"), INFECTED).unwrap();
     // In the service's mount namespace, which ends with it.
-    let mut server = Command::new("nsenter")
+    let server = Command::new("nsenter")
         .arg(format!("--mount=/proc/{}/ns/mnt", service.pid()))
         .args(["--", program("seawall-opener").to_str().unwrap(), "fuse"])
         .arg(service.path("stuck"))
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
+    let mut server = Killed(server);
     let mut told = [0; 8];
-    server.stdout.as_mut().unwrap().read_exact(&mut told).unwrap();
+    server.0.stdout.as_mut().unwrap().read_exact(&mut told).unwrap();
     assert_eq!(&told, b"mounted\n");
     let stuck = format!("zSCAN {}\0", service.path("stuck/file").display());
     let mut waiting: Vec<_> = (0..100)
@@ -340,8 +351,7 @@ fn who_waits_for_a_file_that_never_opens_holds_up_nobody_else() {
     assert_eq!(ask(&socket(&service), b"zPING\0"), "PONG\0");
     // Some give up; the rest is told when the file system has gone.
     waiting.truncate(20);
-    server.kill().unwrap();
-    server.wait().unwrap();
+    drop(server);
     for client in &mut waiting {
         let told = client.hear();
         assert!(told.ends_with(" ERROR\0"), "{told}");
