@@ -42,6 +42,9 @@ pub fn write_config(state: &LabState, overlay: &str) -> anyhow::Result<()> {
         &tcp,
         &[&state.rules, &state.signatures],
     );
+    let mut clamd = Table::new();
+    clamd.insert("socket".into(), text(&state.clamd_socket));
+    config.insert("clamd".into(), clamd.into());
     let overlay: Table = overlay.parse().context("LabOptions::config is no valid TOML")?;
     lay_over(&mut config, overlay);
     fs::create_dir_all(&state.service_dir)?;
@@ -123,18 +126,25 @@ pub fn start(store: &Store) -> anyhow::Result<()> {
         state.daemon = Some(daemon.clone());
         Ok(())
     })?;
-    wait_ready(&state.api_socket, &daemon, &state.daemon_log)
+    wait_ready(&state.api_socket, &daemon, &state.daemon_log)?;
+    // The test may have switched it off, or put it elsewhere.
+    let config: Table = fs::read_to_string(&state.config)?.parse()?;
+    let clamd = config.get("clamd").and_then(|clamd| clamd.get("socket")).and_then(Value::as_str);
+    match clamd {
+        None | Some("") => Ok(()),
+        Some(socket) => wait_ready(Path::new(socket), &daemon, &state.daemon_log),
+    }
 }
 
-/// Waits until a service answers on its REST socket.
-pub fn wait_ready(api_socket: &Path, daemon: &Process, log: &Path) -> anyhow::Result<()> {
+/// Waits until a service answers on one of its sockets.
+pub fn wait_ready(socket: &Path, daemon: &Process, log: &Path) -> anyhow::Result<()> {
     let until = Instant::now() + Duration::from_secs(30);
-    while UnixStream::connect(api_socket).is_err() {
+    while UnixStream::connect(socket).is_err() {
         if !daemon.is_alive() {
             bail!("the service ended while it started\n{}", tail(log, 30));
         }
         if Instant::now() > until {
-            bail!("the service does not answer at {}\n{}", api_socket.display(), tail(log, 30));
+            bail!("the service does not answer at {}\n{}", socket.display(), tail(log, 30));
         }
         thread::sleep(Duration::from_millis(20));
     }

@@ -24,8 +24,9 @@ const PACKAGES: &[(&str, &str)] = &[
     ("lz4", "/usr/bin/lz4"),
     ("util-linux", "/usr/bin/setpriv"),
     ("strace", "/usr/bin/strace"),
-    // clamd(8), and the files to try it on.
+    // clamd(8), its clients, and the files to try it on.
     ("clamav-daemon", "/usr/sbin/clamd"),
+    ("clamdscan", "/usr/bin/clamdscan"),
     ("clamav-testfiles", "/usr/share/clamav-testfiles"),
     // The tests build an engine in C.
     ("gcc", "/usr/bin/cc"),

@@ -49,6 +49,9 @@ pub struct LabState {
     pub config: PathBuf,
     /// The service's REST socket.
     pub api_socket: PathBuf,
+    /// The service's socket for clients of clamd's protocol.
+    #[serde(default)]
+    pub clamd_socket: PathBuf,
     /// The service's own state.
     pub service_dir: PathBuf,
     /// Events as JSON lines.
@@ -135,6 +138,7 @@ impl LabState {
             daemon: None,
             config: state_dir.join("seawalld.toml"),
             api_socket: run_dir.join("api.sock"),
+            clamd_socket: run_dir.join("clamd.sock"),
             events: service_dir.join("events.db"),
             quarantine: service_dir.join("quarantine"),
             service_dir,

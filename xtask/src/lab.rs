@@ -330,6 +330,7 @@ fn paths(lab: &Lab, json: bool) -> anyhow::Result<()> {
     let line = |what: &str, path: &Path| println!("{what:<16} {}", path.display());
     println!("{:<16} {}", "namespace", state.netns);
     line("REST socket", &state.api_socket);
+    line("clamd socket", &state.clamd_socket);
     line("configuration", &state.config);
     line("service log", &state.daemon_log);
     line("events", &state.events);

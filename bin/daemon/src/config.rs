@@ -3,9 +3,11 @@
 //!
 //! A value that got through here is valid: names are distinct, addresses parse, paths are absolute.
 
+mod clamd;
 mod engines;
 mod error;
 
+pub use clamd::{Clamd, ScanPath};
 pub use engines::{EngineConfig, EngineOrder, Engines, FOLDER, ScanOrder, Signatures, Takes};
 pub use error::ConfigError;
 
@@ -37,6 +39,7 @@ pub struct Config {
     pub limits: Limits,
     pub quarantine: QuarantineConfig,
     pub events: EventsConfig,
+    pub clamd: Clamd,
 }
 
 /// Where the service keeps and offers things.

@@ -134,6 +134,7 @@ impl Host {
             ("[limits]", first.limits != config.limits),
             ("[quarantine]", first.quarantine != config.quarantine),
             ("[events]", first.events != config.events),
+            ("[clamd]", first.clamd != config.clamd),
         ];
         let restart_needed: Vec<_> = fixed
             .iter()

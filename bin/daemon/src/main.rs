@@ -2,10 +2,12 @@
 //!
 //! Guests' drivers connect ([`listen`]), prove themselves and hold a [`session`]; their content is
 //! copied once ([`copy`]), looked up and scanned ([`pipeline`], [`engines`]). The data path runs on
-//! threads of its own; only the REST interface ([`api`]) is asynchronous.
+//! threads of its own; only what serves requests on demand is asynchronous: the REST interface ([`api`])
+//! and clamd's protocol ([`clamd`]).
 
 mod alarm;
 mod api;
+mod clamd;
 mod clock;
 mod config;
 mod copy;
@@ -19,6 +21,7 @@ mod key;
 mod link;
 mod listen;
 mod metrics;
+mod on_demand;
 mod outbox;
 mod pipeline;
 mod quarantine;
@@ -184,6 +187,7 @@ async fn serve(config_path: PathBuf, config: Config) -> anyhow::Result<()> {
     let api = api::Api { host: Arc::clone(&host), config_path: Arc::new(config_path) };
     let serve = axum::serve(listener, api::router(api.clone()));
     let served = tokio::spawn(serve.into_future());
+    let clamd = clamd::start(&api).context("clamd's protocol cannot be served")?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), socket = %socket.display(), "the service runs");
     loop {
         tokio::select! {
@@ -197,6 +201,7 @@ async fn serve(config_path: PathBuf, config: Config) -> anyhow::Result<()> {
         }
     }
     served.abort();
+    clamd.stop();
     stop(&host);
     // The next start replaces it if this fails.
     let _ = std::fs::remove_file(&socket);

@@ -2,7 +2,8 @@
 
 use super::{Api, fault};
 use crate::copy::{CopyError, PrivateCopy};
-use crate::pipeline::{Answer, Finding, Reply, Request};
+use crate::on_demand;
+use crate::pipeline::Finding;
 use axum::Json;
 use axum::body::{Body, BodyDataStream};
 use axum::extract::{Query, State};
@@ -10,16 +11,10 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use seawall_client::text::escape;
 use seawall_client::{Fault, ScanReport};
-use seawall_engine::host::Lane;
-use seawall_engine::{Metadata, Operation};
-use seawall_proto::ContentHash;
 use serde::Deserialize;
 use std::time::{Duration, Instant};
-use tokio::sync::oneshot;
 use tokio_stream::StreamExt;
 
-/// The longest that a scan on demand may wait and take.
-const PATIENCE: Duration = Duration::from_secs(600);
 /// How long a body that was refused is read on.
 const LINGER: Duration = Duration::from_secs(10);
 /// Bytes kept together before they go to the copy.
@@ -52,23 +47,11 @@ pub async fn scan(State(api): State<Api>, Query(query): Query<ScanQuery>, body: 
     };
     let since = Instant::now();
     let (size, hash) = (copy.len(), copy.hash());
-    let meta = Metadata {
-        path: query.name.clone().into_bytes(),
-        guest: String::new(),
-        operation: Operation::OnDemand,
-        size,
+    let name = query.name.clone().into_bytes();
+    let Some(answer) = on_demand::judge(&api.host, name, copy).await else {
+        let message = "the service ends; scan again when it is back";
+        return fault(StatusCode::SERVICE_UNAVAILABLE, "stopping", message);
     };
-    let answer = match api.host.pipeline.lookup(hash, &meta) {
-        Some(answer) => answer,
-        None => match ask(&api, hash, meta, copy).await {
-            Some(answer) => answer,
-            None => {
-                let message = "the service ends; scan again when it is back";
-                return fault(StatusCode::SERVICE_UNAVAILABLE, "stopping", message);
-            }
-        },
-    };
-    api.host.metrics.verdicts.count(answer.finding.verdict());
     let (detections, reason) = match &answer.finding {
         Finding::Clean => (Vec::new(), None),
         Finding::Infected(found) => (found.to_vec(), None),
@@ -137,30 +120,4 @@ async fn store(mut copy: PrivateCopy, piece: Vec<u8>) -> Result<PrivateCopy, Res
         }
         Err(error) => Err(fault(StatusCode::INTERNAL_SERVER_ERROR, "internal", error.to_string())),
     }
-}
-
-/// Whoever asked; it may hang up.
-struct Caller(oneshot::Sender<Answer>);
-
-impl Reply for Caller {
-    fn answer(self: Box<Self>, answer: Answer) {
-        drop(self.0.send(answer));
-    }
-
-    fn is_gone(&self) -> bool {
-        self.0.is_closed()
-    }
-}
-
-async fn ask(api: &Api, hash: ContentHash, meta: Metadata, copy: PrivateCopy) -> Option<Answer> {
-    let (reply, answer) = oneshot::channel();
-    api.host.pipeline.scan(Request {
-        hash,
-        copy,
-        meta,
-        lane: Lane::OnDemand,
-        until: Instant::now() + PATIENCE,
-        reply: Box::new(Caller(reply)),
-    });
-    answer.await.ok()
 }

@@ -87,6 +87,9 @@ fn what_is_wrong_is_told_with_its_place() {
         "[alarm]\nheartbeat_ms = \"fast\"\n".to_owned(),
         "engine = []\n".to_owned(),
         format!("{guest}\n[alarm]\nheartbeat_ms = 7000\n"),
+        "[clamd]\nsocket = \"clamd.sock\"\n".to_owned(),
+        "[clamd]\nsocket_mode = \"rw\"\n".to_owned(),
+        "[clamd]\nscan_paths = [\"/srv\", \"/srv/../etc\"]\n".to_owned(),
     ];
     let rendered = wrong.map(|text| render(&text)).join("\n\n") + "\n";
     assert_eq!(rendered, golden, "got:\n{rendered}");
