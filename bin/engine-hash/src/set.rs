@@ -294,7 +294,8 @@ fn read_all(
     let lists = decode_lists(&names).ok_or(SetError::Content { what: "list names are cut off" })?;
     let place = HEADER as u64 + header.lists;
     let mut walk = Walk { reader, window: Vec::new(), at: 0, place, left: header.body(), text: 0 };
-    let mut read = |kind: Kind| Index::read(&mut walk, kind, header.records[kind as usize], lists.len());
+    let mut read =
+        |kind: Kind| Index::read(&mut walk, kind, header.records[kind as usize], lists.len());
     let indexes = [read(Kind::Md5)?, read(Kind::Sha1)?, read(Kind::Sha256)?];
     if walk.text != header.text {
         return Err(SetError::Content { what: "its texts are not as long as it says" });

@@ -115,6 +115,13 @@ impl Api {
     }
 }
 
+/// A file as it lies there, for the engine to read.
+pub fn open_file(path: &PathBuf) -> anyhow::Result<ContentFd> {
+    let file = File::open(path)?;
+    let length = file.metadata()?.len();
+    Ok(ContentFd::from_spool(file, length)?)
+}
+
 /// A private copy of a file, as the service makes one of what a guest sends.
 pub fn seal_file(path: &PathBuf, buffer: &mut [u8]) -> anyhow::Result<ContentFd> {
     let mut file = File::open(path)?;

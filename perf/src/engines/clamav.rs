@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use seawall_lab::workspace;
 
-use super::api::{Api, seal_file};
+use super::api::{Api, open_file, seal_file};
 use super::made::Corpus;
 use super::rounds::{Case, Goal, Row, measure};
 use super::{Bench, database};
@@ -44,6 +44,11 @@ pub fn run(bench: &mut Bench) -> anyhow::Result<Vec<Row>> {
         same(&found, pass.infected)?;
         Ok(rate(pass.time))
     };
+    let handed_over = || {
+        let pass = engine.api.pass(corpus.files.iter().map(open_file))?;
+        same(&found, pass.infected)?;
+        Ok(rate(pass.time))
+    };
     let ready_made = || {
         let pass = engine.api.pass(sealed.iter().cloned().map(Ok))?;
         same(&found, pass.infected)?;
@@ -51,11 +56,12 @@ pub fn run(bench: &mut Bench) -> anyhow::Result<Vec<Row>> {
     };
     let mut own = vec![
         Case::new("through the API, files read and sealed on the way", "MB/s", from_files),
+        Case::new("through the API, files opened on the way", "MB/s", handed_over),
         Case::new("through the API, contents sealed before", "MB/s", ready_made),
     ];
     let peer = engine.settings().and_then(|settings| {
         let place = bench.folder("clamav-peer");
-        let clamd = Clamd::start(&place, &settings)?;
+        let clamd = Clamd::start(&place, &settings, Some(THREADS))?;
         Ok((clamd, clamdscan(bench.quick)?))
     });
     let mut cases = Vec::new();
@@ -88,7 +94,7 @@ pub fn run(bench: &mut Bench) -> anyhow::Result<Vec<Row>> {
     let rows = measure(NAME, cases, bench.rounds, !bench.quick)?;
     bench.note(format!(
         "{NAME}: {signatures} made signatures, {}, {} of them found by both. `clamdscan --fdpass --multiscan` on \
-         a clamd with the engine's own clamd.conf but for paths; both clamd run and have loaded. Its start \
+         a clamd with the engine's own clamd.conf but for paths and {THREADS} threads, as many scans as the engine has under way; both clamd run and have loaded. Its start \
          (measured on one byte in the same round) is in one row and out of the other; reading, copying and \
          sealing the files is in one row and out of the other",
         corpus.describe(),
@@ -148,8 +154,8 @@ pub struct Run {
 }
 
 impl Clamd {
-    /// With these settings, but paths of its own.
-    pub fn start(folder: &Path, settings: &str) -> anyhow::Result<Self> {
+    /// With these settings, but paths of its own, and as many scans at a time where that is given.
+    pub fn start(folder: &Path, settings: &str, threads: Option<u32>) -> anyhow::Result<Self> {
         fs::create_dir_all(folder.join("unpacked"))?;
         let (config, socket) = (folder.join("clamd.conf"), folder.join("socket"));
         let place = |line: &str| match line.split_once(' ') {
@@ -158,6 +164,10 @@ impl Clamd {
                 format!("TemporaryDirectory {}\n", folder.join("unpacked").display())
             }
             Some(("LogFile", _)) => format!("LogFile {}\n", folder.join("log").display()),
+            // The engine has some in reserve; at work are as many as it has sessions.
+            Some(("MaxThreads", given)) => {
+                format!("MaxThreads {}\n", threads.map_or(given.to_owned(), |n| n.to_string()))
+            }
             _ => format!("{line}\n"),
         };
         fs::write(&config, settings.lines().map(place).collect::<String>())?;

@@ -30,7 +30,8 @@ pub fn run(bench: &mut Bench) -> anyhow::Result<Vec<Row>> {
     let bytes = made::content(SIZE, 1);
     let sealed = ContentFd::sealed(&bytes)?;
 
-    let bare = || median_us((0..samples).map(|_| echo.round_trip()).collect::<Result<Vec<_>, _>>()?);
+    let bare =
+        || median_us((0..samples).map(|_| echo.round_trip()).collect::<Result<Vec<_>, _>>()?);
     let scan = || {
         let times = (0..samples).map(|_| api.scan(sealed.clone()));
         median_us(times.collect::<Result<Vec<_>, _>>()?)

@@ -41,12 +41,7 @@ pub fn write(folder: &Path, count: u64) -> anyhow::Result<u64> {
 }
 
 /// clamav's manual, "Creating signatures": hash-based, extended and logical ones.
-fn signature(
-    line: &mut String,
-    file: &str,
-    number: u64,
-    random: &mut Random,
-) -> std::fmt::Result {
+fn signature(line: &mut String, file: &str, number: u64, random: &mut Random) -> std::fmt::Result {
     let family = ["Agent", "Generic", "Emotet", "Dropper", "Zbot", "Virut"][(number % 6) as usize];
     let size = 1000 + random.next() % 4_000_000;
     match file {

@@ -164,9 +164,9 @@ impl Corpus {
         }
         // By a hash of the name: of all kinds some, whatever the limit is.
         found.sort_by_key(|(name, ..)| {
-            name.as_encoded_bytes().iter().fold(7u64, |sum, byte| {
-                Random(sum ^ u64::from(*byte)).next()
-            })
+            name.as_encoded_bytes()
+                .iter()
+                .fold(7u64, |sum, byte| Random(sum ^ u64::from(*byte)).next())
         });
         for (name, path, length) in found {
             let copy = folder.join(name);
@@ -202,7 +202,11 @@ mod tests {
         assert_eq!(Some(&rules), text(600).as_ref());
         let mut compiler = yara_x::Compiler::new();
         let added = compiler.add_source(rules.as_str()).map(drop);
-        assert!(added.is_ok(), "{}", added.err().map(|error| error.to_string()).unwrap_or_default());
+        assert!(
+            added.is_ok(),
+            "{}",
+            added.err().map(|error| error.to_string()).unwrap_or_default()
+        );
         assert_eq!(compiler.build().iter().len(), 600);
     }
 }

@@ -20,8 +20,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Mutex;
-use std::sync::PoisonError;
 
 use anyhow::Context;
 use seawall_lab::{build_program, workspace};
@@ -55,7 +53,7 @@ pub struct Bench {
     pub quick: bool,
     pub rounds: u32,
     folder: tempfile::TempDir,
-    programs: Mutex<BTreeMap<String, PathBuf>>,
+    programs: BTreeMap<&'static str, PathBuf>,
     notes: Vec<String>,
     failed: Vec<Failure>,
 }
@@ -66,16 +64,9 @@ impl Bench {
         self.folder.path().join(name)
     }
 
-    /// A program of ours, built if it is not up to date.
+    /// A program of ours.
     pub fn program(&self, package: &str) -> anyhow::Result<PathBuf> {
-        let mut programs = self.programs.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(path) = programs.get(package) {
-            return Ok(path.clone());
-        }
-        let path = build_program(package, false)?;
-        anyhow::ensure!(path.exists(), "{} is not there", path.display());
-        programs.insert(package.to_owned(), path.clone());
-        Ok(path)
+        self.programs.get(package).cloned().with_context(|| format!("{package} was not built"))
     }
 
     pub fn note(&mut self, note: String) {
@@ -96,13 +87,19 @@ pub fn run(
     json: Option<&Path>,
 ) -> anyhow::Result<ExitCode> {
     let load_before = machine::load();
+    let mut programs = BTreeMap::new();
+    for package in ["seawall-engine-yara", "seawall-engine-clamav", "seawall-engine-hash"] {
+        let path = build_program(package, false)?;
+        anyhow::ensure!(path.exists(), "{} is not there", path.display());
+        programs.insert(package, path);
+    }
     // So that other work on the machine disturbs less; only root may.
     let _refused = rustix::process::setpriority_process(None, crate::run::NICE);
     let mut bench = Bench {
         quick,
         rounds: rounds.unwrap_or(if quick { 2 } else { 7 }),
         folder: tempfile::Builder::new().prefix("seawall-bench-").tempdir()?,
-        programs: Mutex::new(BTreeMap::new()),
+        programs,
         notes: Vec::new(),
         failed: Vec::new(),
     };

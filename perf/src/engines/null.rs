@@ -92,7 +92,8 @@ impl Echo {
         let mut buffer = [7; MESSAGE];
         let begin = Instant::now();
         rustix::net::send(&self.socket, &buffer, SendFlags::NOSIGNAL)?;
-        let (count, _) = rustix::net::recv(self.socket.as_fd(), &mut buffer[..], RecvFlags::empty())?;
+        let (count, _) =
+            rustix::net::recv(self.socket.as_fd(), &mut buffer[..], RecvFlags::empty())?;
         let took = begin.elapsed();
         ensure!(count == MESSAGE, "the echo is gone");
         Ok(took)

@@ -25,13 +25,7 @@ impl<'a> Case<'a> {
         unit: &'static str,
         measure: impl FnMut() -> anyhow::Result<f64> + 'a,
     ) -> Self {
-        Self {
-            name: name.into(),
-            unit,
-            against: None,
-            goal: None,
-            measure: Box::new(measure),
-        }
+        Self { name: name.into(), unit, against: None, goal: None, measure: Box::new(measure) }
     }
 
     /// Divided by what another case gave in the same round.
@@ -124,7 +118,11 @@ impl Row {
         Self { scenario, name, value, unit, spread, against: None, goal: None, met: None, rounds }
     }
 
-    fn of(scenario: &'static str, case: &Case<'_>, all: &BTreeMap<String, Vec<f64>>) -> Option<Self> {
+    fn of(
+        scenario: &'static str,
+        case: &Case<'_>,
+        all: &BTreeMap<String, Vec<f64>>,
+    ) -> Option<Self> {
         let rounds = all.get(&case.name)?.clone();
         let own = Median::of(rounds.iter().copied())?;
         let against = case.against.as_ref().and_then(|Against { how, peer }| {
@@ -196,7 +194,8 @@ mod tests {
             Case::new("bare", "us", || next(&mut fast)),
         ];
         let rows = measure("test", cases, 3, false).unwrap_or_default();
-        let found: Vec<_> = rows.iter().map(|row| (row.name.as_str(), row.value, row.met)).collect();
+        let found: Vec<_> =
+            rows.iter().map(|row| (row.name.as_str(), row.value, row.met)).collect();
         assert_eq!(found, [("ours", 60.0, Some(false)), ("bare", 20.0, None)]);
         let ratio = rows[0].against.as_ref().map(|compared| compared.median);
         assert_eq!(ratio, Some(Median { median: 3.0, spread: [2.0, 4.5] }));

@@ -11,7 +11,7 @@ use anyhow::{Context, ensure};
 use seawall_lab::workspace;
 
 use super::Bench;
-use super::api::{Api, seal_file};
+use super::api::{Api, open_file, seal_file};
 use super::made::{self, Corpus};
 use super::rounds::{Case, Goal, Row, measure};
 
@@ -42,6 +42,11 @@ pub fn run(bench: &mut Bench) -> anyhow::Result<Vec<Row>> {
         same(&found, pass.infected)?;
         Ok(rate(pass.time))
     };
+    let handed_over = || {
+        let pass = api.pass(corpus.files.iter().map(open_file))?;
+        same(&found, pass.infected)?;
+        Ok(rate(pass.time))
+    };
     let ready_made = || {
         let pass = api.pass(sealed.iter().cloned().map(Ok))?;
         same(&found, pass.infected)?;
@@ -51,6 +56,7 @@ pub fn run(bench: &mut Bench) -> anyhow::Result<Vec<Row>> {
     let mut cases = Vec::new();
     let mut own = vec![
         Case::new("through the API, files read and sealed on the way", "MB/s", from_files),
+        Case::new("through the API, files opened on the way", "MB/s", handed_over),
         Case::new("through the API, contents sealed before", "MB/s", ready_made),
     ];
     match Yr::prepare(bench, &rules, &corpus) {
