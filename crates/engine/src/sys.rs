@@ -260,14 +260,13 @@ impl Mapping {
             return Ok(Self { start: ptr::NonNull::dangling().as_ptr(), length });
         }
         // Private, not shared: kernels before 6.7 refuse a shared mapping of a write-sealed memfd.
-        // Its pages are there and nearly always all read: at once is cheaper than fault by fault.
         // SAFETY: a new mapping at an address of the kernel's choice.
         let start = unsafe {
             libc::mmap(
                 ptr::null_mut(),
                 length,
                 libc::PROT_READ,
-                libc::MAP_PRIVATE | libc::MAP_POPULATE,
+                libc::MAP_PRIVATE,
                 fd.as_raw_fd(),
                 0,
             )
