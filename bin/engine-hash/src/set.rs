@@ -1,10 +1,9 @@
 //! A compiled file in use: an index in memory, the rest read when it is asked for.
 //!
 //! In memory are the first eight bytes of each digest, sorted, a table that narrows a search to some
-//! eight of them, and where each eighth record lies: together about 10 bytes for an entry. Content that is
-//! in no list is answered from there. Where eight bytes agree, the records around are read from the file,
-//! all at once, and say whether the whole digest and the size agree too: nothing is denied or allowed on
-//! less.
+//! eight of them, and where each record lies: together about 12.5 bytes for an entry. Content that is in no
+//! list is answered from there. Where eight bytes agree, the record is read from the file, with its name,
+//! and says whether the whole digest and the size agree too: nothing is denied or allowed on less.
 //!
 //! The descriptor is opened before the sandbox and only read at offsets. The file must not be
 //! changed in place while it is in use, only replaced; a record that no longer is what the index
@@ -26,8 +25,10 @@ use crate::parse::readable;
 
 /// Bytes read from a file at a time while it is loaded.
 const PIECE: usize = 2 << 20;
-/// Records of which only the first one's place is known; and most that are read at once.
-const BLOCK: usize = 8;
+/// Records with one digest's beginning that are read one by one rather than searched.
+const FEW: usize = 8;
+/// Records whose places are counted from the first of them: four bytes each are enough.
+const BLOCK: usize = 4096;
 /// Entries that a search is narrowed to, on average, as a power of two.
 const NARROW: u32 = 3;
 
@@ -123,21 +124,14 @@ impl Set {
         if first == end {
             return Ok(());
         }
-        let mut buffer = [0; BLOCK * LONGEST_RECORD];
-        // Nearly always there is one, and the last of few is in the same block or the next.
-        if end - first <= BLOCK {
-            let mut at = first;
-            while at < end {
-                let block = self.block(index, at / BLOCK, &mut buffer)?;
-                let rest = (block.first + block.count).min(end) - at;
-                for record in block.records().skip(at - block.first).take(rest) {
-                    let record = record?;
-                    record.check(digest.key())?;
-                    if record.is_of(digest) && [size, ANY_SIZE].contains(&record.tail.size) {
-                        hits.push(self.hit(digest, &record)?);
-                    }
+        let mut buffer = [0; LONGEST_RECORD];
+        // Nearly always there is one.
+        if end - first <= FEW {
+            for at in first..end {
+                let record = self.record(index, at, digest.key(), &mut buffer)?;
+                if record.digest == digest.bytes() && [size, ANY_SIZE].contains(&record.tail.size) {
+                    hits.push(self.hit(digest, &record)?);
                 }
-                at += rest;
             }
             return Ok(());
         }
@@ -186,26 +180,14 @@ impl Set {
         key: u64,
         buffer: &'b mut [u8],
     ) -> io::Result<Record<'b>> {
-        let block = self.block(index, at / BLOCK, buffer)?;
-        let record = block.records().nth(at % BLOCK).ok_or_else(changed)??;
-        record.check(key)?;
-        Ok(record)
-    }
-
-    /// Reads a block into `buffer`, which has room for the longest.
-    fn block<'b>(
-        &self,
-        index: &Index,
-        number: usize,
-        buffer: &'b mut [u8],
-    ) -> io::Result<Block<'b>> {
-        let first = number * BLOCK;
-        let count = BLOCK.min(index.keys.len() - first);
-        let start = index.places[number];
-        let length = (index.places[number + 1] - start) as usize;
-        let bytes = &mut buffer[..length];
+        let (start, end) = (index.place(at), index.place(at + 1));
+        // What it was when it was loaded: no longer than the longest.
+        let bytes = buffer.get_mut(..(end - start) as usize).ok_or_else(changed)?;
         self.file.read_exact_at(bytes, start)?;
-        Ok(Block { kind: index.kind, first, count, bytes })
+        match Record::split(index.kind, bytes) {
+            Some((record, [])) if crate::digest::key(record.digest) == key => Ok(record),
+            _ => Err(changed()),
+        }
     }
 
     fn hit(&self, digest: &Digest, record: &Record<'_>) -> io::Result<Hit> {
@@ -222,27 +204,6 @@ impl Set {
         };
         let family = (tail.family > 0).then(|| readable(family));
         Ok(Hit { verdict: tail.verdict, name, family, severity: tail.severity })
-    }
-}
-
-/// Some records that lie together.
-struct Block<'b> {
-    kind: Kind,
-    /// Number of the first.
-    first: usize,
-    count: usize,
-    bytes: &'b [u8],
-}
-
-impl<'b> Block<'b> {
-    /// The records one after the other. From where there is none, each is an error.
-    fn records(&self) -> impl Iterator<Item = io::Result<Record<'b>>> {
-        let (kind, mut rest) = (self.kind, self.bytes);
-        (0..self.count).map(move |_| {
-            let record = Record::split(kind, rest);
-            rest = record.as_ref().map_or(&[], |(_, rest)| rest);
-            record.map(|(record, _)| record).ok_or_else(changed)
-        })
     }
 }
 
@@ -263,14 +224,6 @@ impl<'b> Record<'b> {
         let (text, rest) = rest.split_at_checked(tail.text_length())?;
         let (known_by, digest) = (&fixed[..identity_length(kind)], &fixed[..kind.length()]);
         Some((Self { known_by, digest, tail, text }, rest))
-    }
-
-    fn check(&self, key: u64) -> io::Result<()> {
-        if crate::digest::key(self.digest) == key { Ok(()) } else { Err(changed()) }
-    }
-
-    fn is_of(&self, digest: &Digest) -> bool {
-        self.digest == digest.bytes()
     }
 
     fn cmp(&self, digest: &Digest, size: u64) -> Ordering {
@@ -333,6 +286,8 @@ impl Read for Hashing<'_> {
     }
 }
 
+const _: () = assert!(BLOCK * LONGEST_RECORD < u32::MAX as usize);
+
 const NO_SENSE: SetError = SetError::Content { what: "a record makes no sense" };
 
 /// Goes through the records of a file from the first to the last.
@@ -375,8 +330,10 @@ impl Walk<'_, '_> {
 /// The records of one kind, as far as they are in memory.
 struct Index {
     kind: Kind,
-    /// Where each block begins in the file, and where the last one ends.
-    places: Vec<u64>,
+    /// Where each block begins in the file.
+    blocks: Vec<u64>,
+    /// Where each record begins, counted from its block; then where the last one ends.
+    places: Vec<u32>,
     /// The first eight bytes of each record's digest, in the records' order.
     keys: Vec<u64>,
     /// For each value of a key's upper bits, the number of keys that are below it; then of all.
@@ -400,6 +357,7 @@ impl Index {
         let bits = count.max(1).ilog2().saturating_sub(NARROW);
         let mut index = Self {
             kind,
+            blocks: Vec::new(),
             places: Vec::new(),
             keys: Vec::new(),
             starts: Vec::new(),
@@ -409,13 +367,11 @@ impl Index {
         };
         index.keys.try_reserve_exact(entries).map_err(|_| memory())?;
         index.starts.try_reserve_exact((1 << bits) + 1).map_err(|_| memory())?;
-        index.places.try_reserve_exact(entries.div_ceil(BLOCK) + 1).map_err(|_| memory())?;
+        index.places.try_reserve_exact(entries + 1).map_err(|_| memory())?;
         let mut before = [0; LONGEST_RECORD];
         let before = &mut before[..identity_length(kind)];
         for at in 0..entries {
-            if at % BLOCK == 0 {
-                index.places.push(walk.place);
-            }
+            index.push_place(at, walk.place);
             let record = walk.next(kind)?;
             if at > 0 && *before >= *record.known_by {
                 return Err(SetError::Content { what: "its records are not in order" });
@@ -426,10 +382,22 @@ impl Index {
             }
             index.push(key(record.digest), &record.tail);
         }
-        index.places.push(walk.place);
+        index.push_place(entries, walk.place);
         let all = index.keys.len() as u32;
         index.starts.resize((1 << bits) + 1, all);
         Ok(index)
+    }
+
+    fn push_place(&mut self, at: usize, place: u64) {
+        if at.is_multiple_of(BLOCK) {
+            self.blocks.push(place);
+        }
+        self.places.push((place - self.blocks[at / BLOCK]) as u32);
+    }
+
+    /// Where record number `at` begins, and the one before it ends.
+    fn place(&self, at: usize) -> u64 {
+        self.blocks[at / BLOCK] + u64::from(self.places[at])
     }
 
     fn push(&mut self, key: u64, tail: &Tail) {

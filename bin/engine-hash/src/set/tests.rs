@@ -339,23 +339,18 @@ fn a_file_changed_in_place_is_an_error_of_the_scan() {
     assert_eq!(names(&set, &made(Kind::Md5, 9), 1), [""; 0]);
 }
 
-/// Records are found by going through those before them.
+/// A record keeps the length that it had when it was loaded.
 #[test]
-fn a_neighbour_changed_in_place_is_an_error_of_the_scan_too() {
-    let all: Vec<Entry> = (0..20).map(|at| entry(made(Kind::Md5, at), None, "A")).collect();
-    let good = compiled(denied(&all));
+fn a_length_changed_in_place_is_an_error_of_the_scan() {
+    let all: Vec<Entry> = (0..3).map(|at| entry(made(Kind::Md5, at), None, "A")).collect();
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&compiled(denied(&all))).unwrap();
+    file.rewind().unwrap();
+    let set = Set::load(file.try_clone().unwrap()).unwrap();
     let name_length = HEADER + "..bad.md5".len() + 26;
-    for (byte, wrong) in [(0, 7), (2, 7), (250, 7), (1, 0)] {
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(&good).unwrap();
-        file.rewind().unwrap();
-        let set = Set::load(file.try_clone().unwrap()).unwrap();
+    for byte in [0, 2, 250] {
         file.write_all_at(&[byte], name_length as u64).unwrap();
-        for at in 0..8 {
-            let found = set.find(&made(Kind::Md5, at), 1, &mut Vec::new());
-            // The first is what was changed: only its name, if that is still there.
-            assert_eq!(found.is_err(), wrong > 0 && (at > 0 || byte == 250), "{byte} {at}");
-        }
-        assert_eq!(names(&set, &made(Kind::Md5, 8), 1), ["A"]);
+        assert!(set.find(&made(Kind::Md5, 0), 1, &mut Vec::new()).is_err(), "{byte}");
+        assert_eq!(names(&set, &made(Kind::Md5, 1), 1), ["A"]);
     }
 }
