@@ -62,7 +62,7 @@ fn signature(line: &mut String, file: &str, number: u64, random: &mut Random) ->
             // Windows programs, any place; some with a gap.
             write!(line, "Win.Trojan.{family}-{}:1:*:", 10_000 + number)?;
             hex(line, 20, random)?;
-            if number % 3 == 0 {
+            if number.is_multiple_of(3) {
                 line.push_str("{4-32}");
                 hex(line, 12, random)?;
             }
