@@ -39,6 +39,13 @@ pub fn pin_self(cpu: usize) -> anyhow::Result<()> {
     sched_setaffinity(None, &only(cpu)).with_context(|| format!("cannot move to CPU {cpu}"))
 }
 
+/// Lets this thread run on all CPUs again.
+pub fn unpin_self() -> anyhow::Result<()> {
+    let mut all = CpuSet::new();
+    (0..CpuSet::MAX_CPU).for_each(|cpu| all.set(cpu));
+    sched_setaffinity(None, &all).context("cannot move to all CPUs")
+}
+
 /// Pins all threads of a process and its descendants, those too that begin meanwhile.
 pub fn pin_tree(root: &Process, cpu: usize) -> anyhow::Result<()> {
     // A new thread inherits its maker's CPUs: once a pass finds nothing to do, all are pinned.

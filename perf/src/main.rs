@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: what an open costs.
+//! `cargo xtask bench`: what an open costs, and what engines do.
 //!
 //! Within one run it times open(2) and close(2) under four setups, each on a file system of its own:
 //!
@@ -19,8 +19,11 @@
 //!
 //! The namespaces end with PID 1, whatever ends it, and every process, mount and loop device with them.
 //! The machine's own file systems are never marked.
+//!
+//! What engines and the security API cost is measured without all that, see [`engines`].
 
 mod cpu;
+mod engines;
 mod files;
 mod listener;
 mod machine;
@@ -39,12 +42,16 @@ use anyhow::{Context, ensure};
 use clap::{Parser, Subcommand};
 use seawall_lab::{Need, ensure_binaries};
 
+use crate::engines::Scenario;
 use crate::plan::Amounts;
 
 #[derive(Parser)]
-#[command(name = "seawall-perf", about = "Measures what an open costs")]
+#[command(name = "seawall-perf", about = "Measures what an open and what a scan costs")]
 #[command(args_conflicts_with_subcommands = true)]
 struct Arguments {
+    /// What to measure; an open's cost when nothing is given
+    #[arg(value_enum, value_name = "SCENARIO")]
+    scenarios: Vec<Scenario>,
     #[command(flatten)]
     options: Options,
     #[command(subcommand)]
@@ -94,16 +101,24 @@ enum Role {
         #[arg(long)]
         marks: bool,
     },
+    /// Be an engine that finds nothing
+    #[command(hide = true)]
+    NullEngine,
+    /// Send back what comes from standard input, a socket
+    #[command(hide = true)]
+    Echo,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match arguments.role {
-        None => outside(&arguments.options),
+        None => measure(&arguments.scenarios, &arguments.options),
         Some(Role::Inside { without_ours, options }) => {
             run::run(options.amounts(), options.quick, options.json.as_deref(), without_ours)
         }
         Some(Role::Listener { mount, marks }) => listener::listen(&mount, marks),
+        Some(Role::NullEngine) => Ok(engines::null::engine()),
+        Some(Role::Echo) => engines::null::echo(),
     };
     match result {
         Ok(code) => code,
@@ -112,6 +127,16 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn measure(scenarios: &[Scenario], options: &Options) -> anyhow::Result<ExitCode> {
+    let open = scenarios.is_empty() || scenarios.contains(&Scenario::Open);
+    if !open {
+        let json = options.json.as_deref();
+        return engines::run(scenarios, options.rounds, options.quick, json);
+    }
+    ensure!(scenarios.len() < 2, "open is measured alone: it needs the machine for itself");
+    outside(options)
 }
 
 /// Builds what is measured, then starts this program again inside new namespaces.

@@ -207,7 +207,7 @@ fn table(rows: &[Row]) -> Table {
 }
 
 /// With three digits that mean something.
-fn number(value: f64) -> String {
+pub fn number(value: f64) -> String {
     match value {
         value if value < 10.0 => format!("{value:.2}"),
         value if value < 100.0 => format!("{value:.1}"),

@@ -22,7 +22,7 @@ use crate::stage::{self, Stage};
 use crate::watchdog::{clear, start as start_watchdog, step};
 
 /// Everything that takes part runs at this priority, so that other work on the machine disturbs less.
-const NICE: i32 = -15;
+pub const NICE: i32 = -15;
 /// Longer than two clock ticks at 100 Hz: what was written before may be remembered.
 const SETTLED: Duration = Duration::from_millis(60);
 /// The scheduler comes to rest after what was done between two cases.

@@ -92,3 +92,44 @@ fn what_cannot_run_is_said_and_the_rest_is_measured() {
     assert_eq!((failed.len(), failed[0]["name"].as_str()), (1, Some("ours")));
     assert!(failed[0]["reason"].as_str().unwrap().contains("is not there"), "{failed:?}");
 }
+
+const SCENARIOS: [&str; 6] = [
+    "engines-yara",
+    "engines-clamav",
+    "engines-cost",
+    "engines-rules",
+    "engines-signatures",
+    "engines-hash",
+];
+
+#[test]
+fn every_scenario_of_the_engines_runs_in_its_smallest_form() {
+    let folder = tempfile::tempdir().unwrap();
+    let json = folder.path().join("results.json");
+    let mut command = Command::new("timeout");
+    command.arg("300").arg(env!("CARGO_BIN_EXE_seawall-perf")).args(SCENARIOS);
+    let output = command.args(["--quick", "--json"]).arg(&json).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    let results = std::fs::read_to_string(&json).unwrap_or_else(|_| panic!("{text}\n{error}"));
+    let results: Value = serde_json::from_str(&results).unwrap();
+    for scenario in SCENARIOS {
+        let own: Vec<&Value> =
+            rows(&results).into_iter().filter(|row| row["scenario"] == scenario).collect();
+        assert!(own.len() >= 2, "{scenario}: {text}\n{error}");
+        for row in own {
+            assert!(row["value"].as_f64().unwrap() > 0.0, "{row}");
+        }
+        assert!(text.contains(scenario), "{text}");
+    }
+    // Programs to compare with that only a longer run fetches. All else has to be there.
+    let failed = results["failed"].as_array().unwrap();
+    let is_peer = |one: &Value| {
+        ["yr: ", "clamdscan: "].iter().any(|peer| {
+            let reason = one["reason"].as_str().unwrap();
+            reason.starts_with(peer) && reason.contains("is not there; a run without --quick")
+        })
+    };
+    assert!(failed.iter().all(is_peer), "{failed:?}");
+    assert_eq!(output.status.success(), failed.is_empty());
+}

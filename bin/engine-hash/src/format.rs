@@ -9,36 +9,34 @@
 //! | 6 | 2 | feature bits; none is defined, a reader refuses those it does not know |
 //! | 8 | 3 × 8 | number of MD5, SHA-1 and SHA-256 records |
 //! | 32 | 8 | bytes of list names, at most [`MOST_LISTS`] |
-//! | 40 | 8 | bytes of text |
+//! | 40 | 8 | bytes of text in all records |
 //! | 48 | 32 | BLAKE3 digest of the bytes before it and of all after it |
 //! | 80 | – | list names: each a 2-byte length and the path below the folder of lists |
 //! | – | – | MD5 records, SHA-1 records, SHA-256 records, each kind in ascending order |
-//! | – | – | text: names and families, one after the other |
 //!
-//! A record:
+//! A record, with its text behind it: who finds one has read all of it at once.
 //!
 //! | size | field |
 //! |---|---|
 //! | 16, 20 or 32 | digest |
 //! | 8 | size of the content in bytes; all ones = any |
 //! | 1 | 0 = allowed, 1 = denied |
-//! | 1 | 0 = has a name, 1 = has none |
-//! | 8 | where in the text its name begins, the family following; of an allowed one without a name: number of its list and line, 4 bytes each |
 //! | 1 | severity: 0 low, 1 medium, 2 high, 3 critical |
-//! | 1 | bytes of its name |
+//! | 1 | bytes of its name; 0 = it has none |
 //! | 1 | bytes of its family |
+//! | – | text: the name, then the family; of an allowed one without both: number of its list and line, 4 bytes each |
 //!
 //! Digest, size and verdict are what a record knows content by: no two records share all three.
 
 use seawall_engine::Severity;
 
-use crate::digest::{Digest, Kind, LONGEST};
+use crate::digest::{Kind, LONGEST};
 use crate::parse::readable;
 
 /// Version of the layout above.
 ///
-/// 1: the first one.
-pub const VERSION: u16 = 1;
+/// 1: the first one. 2: a record's text lies behind it.
+pub const VERSION: u16 = 2;
 /// First four bytes of a compiled file.
 pub const MAGIC: [u8; 4] = *b"SWHL";
 /// Bytes before the list names.
@@ -51,15 +49,21 @@ pub const MOST_LISTS: u64 = 16 << 20;
 const LONGEST_LIST: usize = 240;
 /// Stands for any size.
 pub const ANY_SIZE: u64 = u64::MAX;
-/// Bytes of a record after its digest.
-const TAIL: usize = 21;
-/// Longest record, in bytes.
-pub const LONGEST_RECORD: usize = LONGEST + TAIL;
+/// Bytes of a record between its digest and its text.
+const TAIL: usize = 12;
+/// Most bytes of a record without its text.
+pub const LONGEST_FIXED: usize = LONGEST + TAIL;
+/// Most bytes of a record.
+pub const LONGEST_RECORD: usize = LONGEST_FIXED + LONGEST_TEXT;
+/// Most bytes of a record's text: a name and a family.
+const LONGEST_TEXT: usize = 2 * u8::MAX as usize;
 /// Bytes of the tail that belong to what a record knows content by.
 const KNOWN_BY: usize = 9;
+/// Bytes that name a list and a line.
+const LINE: usize = 8;
 
-/// Bytes of a record of this kind.
-pub const fn record_length(kind: Kind) -> usize {
+/// Bytes of a record of this kind without its text.
+pub const fn fixed_length(kind: Kind) -> usize {
     kind.length() + TAIL
 }
 
@@ -187,20 +191,14 @@ impl Header {
         )
     }
 
-    /// Bytes of all records of a kind.
-    fn records_length(&self, kind: Kind) -> Option<u64> {
-        self.records[kind as usize].checked_mul(record_length(kind) as u64)
+    /// Bytes of all records. Only for a header that was decoded.
+    pub fn body(&self) -> u64 {
+        self.file_length().unwrap_or_default().saturating_sub(HEADER as u64 + self.lists)
     }
 
-    /// Where the records of each kind begin, and then the text. Only for a header that was decoded.
-    pub fn places(&self) -> ([u64; 3], u64) {
-        let mut at = HEADER as u64 + self.lists;
-        let places = Kind::ALL.map(|kind| {
-            let place = at;
-            at += self.records_length(kind).unwrap_or_default();
-            place
-        });
-        (places, at)
+    /// Bytes of all records of a kind without their texts.
+    fn records_length(&self, kind: Kind) -> Option<u64> {
+        self.records[kind as usize].checked_mul(fixed_length(kind) as u64)
     }
 }
 
@@ -219,15 +217,13 @@ pub fn checksum_mut(header: &mut [u8; HEADER]) -> &mut [u8] {
     &mut header[CHECKED..]
 }
 
-/// What a record says besides its digest.
+/// What a record says besides its digest, and how long its text is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tail {
     /// Size of the content in bytes, or [`ANY_SIZE`].
     pub size: u64,
     /// What it says.
     pub verdict: Verdict,
-    /// Where its text begins; of an allowed one without a name, its list and line.
-    pub text: u64,
     /// How bad it is.
     pub severity: Severity,
     /// Bytes of its name; 0 = it has none.
@@ -237,61 +233,57 @@ pub struct Tail {
 }
 
 impl Tail {
-    /// Appends a whole record to `out`.
-    pub fn encode(&self, digest: &Digest, out: &mut Vec<u8>) {
-        out.extend_from_slice(digest.bytes());
+    /// Appends a record without its text to `out`.
+    pub fn encode(&self, digest: &[u8], out: &mut Vec<u8>) {
+        out.extend_from_slice(digest);
         out.extend_from_slice(&self.size.to_be_bytes());
         out.push(u8::from(self.verdict == Verdict::Denied));
-        out.push(u8::from(self.name == 0));
-        out.extend_from_slice(&self.text.to_be_bytes());
         out.extend_from_slice(&[self.severity as u8, self.name, self.family]);
     }
 
-    /// Reads the end of a record. None when no program writes such a one.
-    pub fn decode(record: &[u8]) -> Option<Self> {
-        let tail = record.last_chunk::<TAIL>()?;
+    /// Reads a record that begins with a digest of this kind. None when it is cut off, or when no program
+    /// writes such a one.
+    pub fn decode(kind: Kind, record: &[u8]) -> Option<Self> {
+        let tail = record.get(kind.length()..)?.first_chunk::<TAIL>()?;
         let verdict = match tail[8] {
             0 => Verdict::Allowed,
             1 => Verdict::Denied,
             _ => return None,
         };
-        let severity = match tail[18] {
+        let severity = match tail[9] {
             0 => Severity::Low,
             1 => Severity::Medium,
             2 => Severity::High,
             3 => Severity::Critical,
             _ => return None,
         };
-        let (name, family) = (tail[19], tail[20]);
-        let known = tail[9] == u8::from(name == 0);
-        known.then_some(Self {
-            size: number(&tail[..8]),
-            verdict,
-            text: number(&tail[10..18]),
-            severity,
-            name,
-            family,
-        })
+        let (name, family) = (tail[10], tail[11]);
+        // What is allowed belongs to no family.
+        let sound = verdict == Verdict::Denied || family == 0;
+        sound.then_some(Self { size: number(&tail[..8]), verdict, severity, name, family })
     }
 
-    /// The list and line that stand in for a name, where they do.
-    pub fn line(&self) -> Option<(u32, u32)> {
-        let unnamed = self.verdict == Verdict::Allowed && self.name == 0 && self.family == 0;
-        // The upper and the lower half.
-        unnamed.then_some(((self.text >> 32) as u32, self.text as u32))
+    /// Whether a list and line stand in for a name.
+    pub fn is_line(&self) -> bool {
+        self.verdict == Verdict::Allowed && self.name == 0
     }
 
-    /// Whether everything that it refers to is there.
-    pub fn is_sound(&self, lists: usize, text: u64) -> bool {
-        match self.line() {
-            Some((list, _)) => (list as usize) < lists,
-            None if self.verdict == Verdict::Allowed && self.name == 0 => false,
-            None => {
-                let bytes = u64::from(self.name) + u64::from(self.family);
-                self.text.checked_add(bytes).is_some_and(|end| end <= text)
-            }
-        }
+    /// Bytes of its text.
+    pub fn text_length(&self) -> usize {
+        if self.is_line() { LINE } else { usize::from(self.name) + usize::from(self.family) }
     }
+}
+
+/// The text of a record whose name is a list and a line.
+pub fn encode_line(list: u32, line: u32) -> [u8; LINE] {
+    (u64::from(list) << 32 | u64::from(line)).to_be_bytes()
+}
+
+/// Number of the list, and the line.
+pub fn decode_line(text: &[u8]) -> (u32, u32) {
+    let both = number(text);
+    // The upper and the lower half.
+    ((both >> 32) as u32, both as u32)
 }
 
 /// Encodes the names of lists.

@@ -1,9 +1,9 @@
 //! A compiled file in use: an index in memory, the rest read when it is asked for.
 //!
-//! In memory are the first eight bytes of each digest, sorted, and a table that narrows a search to
-//! some eight of them: together about 8.4 bytes for an entry. Content that is in no list is answered
-//! from there. Where eight bytes agree, the record is read from the file and says whether the whole
-//! digest and the size do: nothing is denied or allowed on less.
+//! In memory are the first eight bytes of each digest, sorted, a table that narrows a search to some
+//! eight of them, and where each record lies: together about 12.5 bytes for an entry. Content that is in no
+//! list is answered from there. Where eight bytes agree, the record is read from the file, with its name,
+//! and says whether the whole digest and the size agree too: nothing is denied or allowed on less.
 //!
 //! The descriptor is opened before the sandbox and only read at offsets. The file must not be
 //! changed in place while it is in use, only replaced; a record that no longer is what the index
@@ -19,14 +19,16 @@ use seawall_engine::Severity;
 use crate::digest::{Digest, Kind, key};
 use crate::format::{
     ANY_SIZE, HEADER, Header, LONGEST_RECORD, SetError, Tail, Verdict, checked, checksum,
-    decode_lists, identity_length, record_length,
+    decode_line, decode_lists, fixed_length, identity_length,
 };
 use crate::parse::readable;
 
 /// Bytes read from a file at a time while it is loaded.
 const PIECE: usize = 2 << 20;
-/// Records that are read at once rather than searched.
+/// Records with one digest's beginning that are read one by one rather than searched.
 const FEW: usize = 8;
+/// Records whose places are counted from the first of them: four bytes each are enough.
+const BLOCK: usize = 4096;
 /// Entries that a search is narrowed to, on average, as a power of two.
 const NARROW: u32 = 3;
 
@@ -35,8 +37,6 @@ pub struct Set {
     file: File,
     indexes: [Index; 3],
     lists: Vec<String>,
-    text: u64,
-    text_length: u64,
     checksum: [u8; 32],
 }
 
@@ -87,8 +87,7 @@ impl Set {
         if sum != checksum(&bytes) {
             return Err(SetError::Checksum);
         }
-        let text = header.places().1;
-        Ok(Self { file, indexes, lists, text, text_length: header.text, checksum: sum })
+        Ok(Self { file, indexes, lists, checksum: sum })
     }
 
     /// Number of entries.
@@ -125,34 +124,19 @@ impl Set {
         if first == end {
             return Ok(());
         }
+        let mut buffer = [0; LONGEST_RECORD];
+        // Nearly always there is one.
         if end - first <= FEW {
-            return self.find_among(index, digest, size, (first, end), hits);
+            for at in first..end {
+                let record = self.record(index, at, digest.key(), &mut buffer)?;
+                if record.digest == digest.bytes() && [size, ANY_SIZE].contains(&record.tail.size) {
+                    hits.push(self.hit(digest, &record)?);
+                }
+            }
+            return Ok(());
         }
         for size in [size, ANY_SIZE] {
-            self.find_sized(index, digest, size, (first, end), hits)?;
-        }
-        Ok(())
-    }
-
-    /// Looks through few records whose eight first bytes agree, which is nearly always one: a read
-    /// costs far more than a search in memory.
-    fn find_among(
-        &self,
-        index: &Index,
-        digest: &Digest,
-        size: u64,
-        (first, end): (usize, usize),
-        hits: &mut Vec<Hit>,
-    ) -> io::Result<()> {
-        let length = record_length(index.kind);
-        let mut buffer = [0; FEW * LONGEST_RECORD];
-        let records = &mut buffer[..(end - first) * length];
-        self.file.read_exact_at(records, index.place + (first * length) as u64)?;
-        for record in records.chunks_exact(length) {
-            let tail = self.checked(record, digest.key())?;
-            if record.starts_with(digest.bytes()) && [size, ANY_SIZE].contains(&tail.size) {
-                hits.push(self.hit(digest, &tail)?);
-            }
+            self.find_sized(index, digest, size, (first, end), &mut buffer, hits)?;
         }
         Ok(())
     }
@@ -164,21 +148,14 @@ impl Set {
         digest: &Digest,
         size: u64,
         (mut low, end): (usize, usize),
+        buffer: &mut [u8],
         hits: &mut Vec<Hit>,
     ) -> io::Result<()> {
-        let wanted = (digest.bytes(), size);
-        let mut buffer = [0; LONGEST_RECORD];
-        let record = &mut buffer[..record_length(index.kind)];
-        let mut read = |at: usize| {
-            self.file.read_exact_at(record, index.place + (at * record.len()) as u64)?;
-            let tail = self.checked(record, digest.key())?;
-            let order = (&record[..index.kind.length()], tail.size).cmp(&wanted);
-            Ok::<_, io::Error>((order, tail))
-        };
         let mut high = end;
         while low < high {
             let middle = low.midpoint(high);
-            if read(middle)?.0 == Ordering::Less {
+            if self.record(index, middle, digest.key(), buffer)?.cmp(digest, size) == Ordering::Less
+            {
                 low = middle + 1;
             } else {
                 high = middle;
@@ -186,40 +163,77 @@ impl Set {
         }
         // One that allows and one that denies.
         for at in low..end.min(low + 2) {
-            match read(at)? {
-                (Ordering::Equal, tail) => hits.push(self.hit(digest, &tail)?),
-                _ => break,
+            let record = self.record(index, at, digest.key(), buffer)?;
+            if record.cmp(digest, size) != Ordering::Equal {
+                break;
             }
+            hits.push(self.hit(digest, &record)?);
         }
         Ok(())
     }
 
-    /// What a record says that was read anew and whose digest should begin with `key`.
-    fn checked(&self, record: &[u8], key: u64) -> io::Result<Tail> {
-        Tail::decode(record)
-            .filter(|tail| {
-                crate::digest::key(record) == key
-                    && tail.is_sound(self.lists.len(), self.text_length)
-            })
-            .ok_or_else(|| io::Error::other("the compiled list was changed while in use"))
+    /// Record number `at`, whose digest should begin with `key`.
+    fn record<'b>(
+        &self,
+        index: &Index,
+        at: usize,
+        key: u64,
+        buffer: &'b mut [u8],
+    ) -> io::Result<Record<'b>> {
+        let (start, end) = (index.place(at), index.place(at + 1));
+        // What it was when it was loaded: no longer than the longest.
+        let bytes = buffer.get_mut(..(end - start) as usize).ok_or_else(changed)?;
+        self.file.read_exact_at(bytes, start)?;
+        match Record::split(index.kind, bytes) {
+            Some((record, [])) if crate::digest::key(record.digest) == key => Ok(record),
+            _ => Err(changed()),
+        }
     }
 
-    fn hit(&self, digest: &Digest, tail: &Tail) -> io::Result<Hit> {
-        let mut text = [0; 2 * u8::MAX as usize];
-        let (name, family) = (usize::from(tail.name), usize::from(tail.family));
-        let name = if let Some((list, line)) = tail.line() {
-            let list = self.lists.get(list as usize).map_or("", String::as_str);
+    fn hit(&self, digest: &Digest, record: &Record<'_>) -> io::Result<Hit> {
+        let Record { tail, text, .. } = record;
+        let (name, family) = text.split_at_checked(usize::from(tail.name)).ok_or_else(changed)?;
+        let name = if tail.is_line() {
+            let (list, line) = decode_line(text);
+            let list = self.lists.get(list as usize).ok_or_else(changed)?;
             format!("{list}:{line}")
+        } else if name.is_empty() {
+            format!("Hash.{}.{:016x}", digest.kind(), digest.key())
         } else {
-            self.file.read_exact_at(&mut text[..name + family], self.text + tail.text)?;
-            match name {
-                0 => format!("Hash.{}.{:016x}", digest.kind(), digest.key()),
-                _ => readable(&text[..name]),
-            }
+            readable(name)
         };
-        let family = (family > 0).then(|| readable(&text[usize::from(tail.name)..][..family]));
+        let family = (tail.family > 0).then(|| readable(family));
         Ok(Hit { verdict: tail.verdict, name, family, severity: tail.severity })
     }
+}
+
+/// One record as it lies in the file.
+struct Record<'b> {
+    /// What no other record shares; the digest first.
+    known_by: &'b [u8],
+    digest: &'b [u8],
+    tail: Tail,
+    text: &'b [u8],
+}
+
+impl<'b> Record<'b> {
+    /// The record at the beginning of `bytes`, and what follows it. None when it is cut off or makes no sense.
+    fn split(kind: Kind, bytes: &'b [u8]) -> Option<(Self, &'b [u8])> {
+        let tail = Tail::decode(kind, bytes)?;
+        let (fixed, rest) = bytes.split_at_checked(fixed_length(kind))?;
+        let (text, rest) = rest.split_at_checked(tail.text_length())?;
+        let (known_by, digest) = (&fixed[..identity_length(kind)], &fixed[..kind.length()]);
+        Some((Self { known_by, digest, tail, text }, rest))
+    }
+
+    fn cmp(&self, digest: &Digest, size: u64) -> Ordering {
+        (self.digest, self.tail.size).cmp(&(digest.bytes(), size))
+    }
+}
+
+/// What was read anew is not what the index says.
+fn changed() -> io::Error {
+    io::Error::other("the compiled list was changed while in use")
 }
 
 /// Everything after the header, in its order.
@@ -231,14 +245,13 @@ fn read_all(
     let mut names = vec![0; usize::try_from(header.lists).unwrap_or_default()];
     reader.read_exact(&mut names)?;
     let lists = decode_lists(&names).ok_or(SetError::Content { what: "list names are cut off" })?;
-    let (places, _) = header.places();
-    let mut read = |kind: Kind| {
-        let (place, count) = (places[kind as usize], header.records[kind as usize]);
-        Index::read(reader, kind, place, count, &|tail| tail.is_sound(lists.len(), header.text))
-    };
+    let place = HEADER as u64 + header.lists;
+    let mut walk = Walk { reader, window: Vec::new(), at: 0, place, left: header.body(), text: 0 };
+    let mut read =
+        |kind: Kind| Index::read(&mut walk, kind, header.records[kind as usize], lists.len());
     let indexes = [read(Kind::Md5)?, read(Kind::Sha1)?, read(Kind::Sha256)?];
-    if reader.skip(header.text)? != header.text {
-        return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+    if walk.text != header.text {
+        return Err(SetError::Content { what: "its texts are not as long as it says" });
     }
     Ok((lists, indexes))
 }
@@ -273,11 +286,54 @@ impl Read for Hashing<'_> {
     }
 }
 
+const _: () = assert!(BLOCK * LONGEST_RECORD < u32::MAX as usize);
+
+const NO_SENSE: SetError = SetError::Content { what: "a record makes no sense" };
+
+/// Goes through the records of a file from the first to the last.
+struct Walk<'r, 'f> {
+    reader: &'r mut Hashing<'f>,
+    /// A part of the file.
+    window: Vec<u8>,
+    /// Where the next record begins in it.
+    at: usize,
+    /// Where it begins in the file.
+    place: u64,
+    /// Bytes that are not in the window yet.
+    left: u64,
+    /// Bytes of text in the records so far.
+    text: u64,
+}
+
+impl Walk<'_, '_> {
+    /// The next record, which is of this kind.
+    fn next(&mut self, kind: Kind) -> Result<Record<'_>, SetError> {
+        if self.window.len() - self.at < LONGEST_RECORD && self.left > 0 {
+            self.window.drain(..self.at);
+            self.at = 0;
+            let kept = self.window.len();
+            let more = self.left.min(PIECE as u64);
+            self.window.resize(kept + more as usize, 0);
+            self.reader.read_exact(&mut self.window[kept..])?;
+            self.left -= more;
+        }
+        let bytes = &self.window[self.at..];
+        let (record, rest) = Record::split(kind, bytes).ok_or(NO_SENSE)?;
+        let length = bytes.len() - rest.len();
+        self.at += length;
+        self.place += length as u64;
+        self.text += record.text.len() as u64;
+        Ok(record)
+    }
+}
+
 /// The records of one kind, as far as they are in memory.
 struct Index {
     kind: Kind,
-    /// Where the records begin in the file.
-    place: u64,
+    /// Where each block begins in the file.
+    blocks: Vec<u64>,
+    /// Where each record begins, counted from its block; then where the last one ends.
+    places: Vec<u32>,
     /// The first eight bytes of each record's digest, in the records' order.
     keys: Vec<u64>,
     /// For each value of a key's upper bits, the number of keys that are below it; then of all.
@@ -289,20 +345,20 @@ struct Index {
 }
 
 impl Index {
-    /// Reads `count` records and checks them: in order, each only once, each `sound`.
+    /// Reads `count` records and checks them: in order, each only once, each of them with sense.
     fn read(
-        reader: &mut Hashing<'_>,
+        walk: &mut Walk<'_, '_>,
         kind: Kind,
-        place: u64,
         count: u64,
-        sound: &dyn Fn(&Tail) -> bool,
+        lists: usize,
     ) -> Result<Self, SetError> {
         let memory = || SetError::Memory { entries: count };
         let entries = usize::try_from(count).map_err(|_| memory())?;
         let bits = count.max(1).ilog2().saturating_sub(NARROW);
         let mut index = Self {
             kind,
-            place,
+            blocks: Vec::new(),
+            places: Vec::new(),
             keys: Vec::new(),
             starts: Vec::new(),
             shift: 64 - bits,
@@ -311,28 +367,37 @@ impl Index {
         };
         index.keys.try_reserve_exact(entries).map_err(|_| memory())?;
         index.starts.try_reserve_exact((1 << bits) + 1).map_err(|_| memory())?;
-        let (length, identity) = (record_length(kind), identity_length(kind));
-        let mut buffer = vec![0; (PIECE / length).min(entries) * length];
+        index.places.try_reserve_exact(entries + 1).map_err(|_| memory())?;
         let mut before = [0; LONGEST_RECORD];
-        let mut left = entries;
-        while left > 0 {
-            let piece = left.min(buffer.len() / length);
-            reader.read_exact(&mut buffer[..piece * length])?;
-            for record in buffer[..piece * length].chunks_exact(length) {
-                let first = index.keys.is_empty();
-                if !first && before[..identity] >= record[..identity] {
-                    return Err(SetError::Content { what: "its records are not in order" });
-                }
-                before[..length].copy_from_slice(record);
-                let tail = Tail::decode(record).filter(|tail| sound(tail));
-                let tail = tail.ok_or(SetError::Content { what: "a record makes no sense" })?;
-                index.push(key(record), &tail);
+        let before = &mut before[..identity_length(kind)];
+        for at in 0..entries {
+            index.push_place(at, walk.place);
+            let record = walk.next(kind)?;
+            if at > 0 && *before >= *record.known_by {
+                return Err(SetError::Content { what: "its records are not in order" });
             }
-            left -= piece;
+            before.copy_from_slice(record.known_by);
+            if record.tail.is_line() && decode_line(record.text).0 as usize >= lists {
+                return Err(NO_SENSE);
+            }
+            index.push(key(record.digest), &record.tail);
         }
+        index.push_place(entries, walk.place);
         let all = index.keys.len() as u32;
         index.starts.resize((1 << bits) + 1, all);
         Ok(index)
+    }
+
+    fn push_place(&mut self, at: usize, place: u64) {
+        if at.is_multiple_of(BLOCK) {
+            self.blocks.push(place);
+        }
+        self.places.push((place - self.blocks[at / BLOCK]) as u32);
+    }
+
+    /// Where record number `at` begins, and the one before it ends.
+    fn place(&self, at: usize) -> u64 {
+        self.blocks[at / BLOCK] + u64::from(self.places[at])
     }
 
     fn push(&mut self, key: u64, tail: &Tail) {

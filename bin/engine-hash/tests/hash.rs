@@ -463,7 +463,7 @@ fn a_damaged_compiled_list_is_named_and_the_others_are_used() {
     let out = lists.path().join("a.swhash");
     run_compile(sources.path(), &out);
     let good = fs::read(&out).unwrap();
-    for (at, reason) in [(0, "not a compiled list"), (5, "version 1 expected"), (90, "checksum")] {
+    for (at, reason) in [(0, "not a compiled list"), (5, "version 2 expected"), (90, "checksum")] {
         let mut bytes = good.clone();
         bytes[at] ^= 2;
         fs::write(&out, &bytes).unwrap();

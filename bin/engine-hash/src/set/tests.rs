@@ -206,13 +206,13 @@ fn of_a_long_list_name_the_end_and_the_line_stay() {
 fn golden_bytes() {
     let known = digest("900150983cd24fb0d6963f7d28e17f72");
     let bytes = compiled(denied(&[entry(known, Some(3), "Abc")]));
-    let golden = "5357484c00010000000000000000000100000000000000000000000000000000\
+    let golden = "5357484c00020000000000000000000100000000000000000000000000000000\
                   00000000000000090000000000000003\
                   00076261642e6d6435\
-                  900150983cd24fb0d6963f7d28e17f72000000000000000301000000000000000000010300416263";
+                  900150983cd24fb0d6963f7d28e17f72000000000000000301010300416263";
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     assert_eq!(format!("{}{}", hex(&bytes[..48]), hex(&bytes[80..])), golden);
-    assert_eq!((VERSION, MAGIC), (1, *b"SWHL"));
+    assert_eq!((VERSION, MAGIC), (2, *b"SWHL"));
 }
 
 #[test]
@@ -299,7 +299,7 @@ fn records_out_of_order_or_without_sense_are_refused() {
         entry(made(Kind::Md5, 8), Some(3), "B"),
     ]));
     let place = HEADER + "..bad.md5".len();
-    let length = record_length(Kind::Md5);
+    let length = fixed_length(Kind::Md5) + 1;
     let mut swapped = two.clone();
     let (first, rest) = swapped[place..].split_at_mut(length);
     first.swap_with_slice(&mut rest[..length]);
@@ -311,8 +311,8 @@ fn records_out_of_order_or_without_sense_are_refused() {
     let mut twice = two.clone();
     twice.copy_within(place..place + length, place + length);
     assert_eq!(what(&twice), "its records are not in order");
-    // Verdict, named, text, severity, name, family.
-    for (at, byte) in [(24, 2), (25, 1), (33, 9), (34, 4), (35, 0), (36, 255)] {
+    // Verdict, severity, name, family.
+    for (at, byte) in [(24, 2), (25, 4), (26, 255), (27, 255)] {
         let mut bytes = two.clone();
         bytes[place + at] = byte;
         assert_eq!(what(&bytes), "a record makes no sense", "byte {at}");
@@ -337,4 +337,20 @@ fn a_file_changed_in_place_is_an_error_of_the_scan() {
     file.set_len(10).unwrap();
     assert!(set.find(&known, 1, &mut Vec::new()).is_err());
     assert_eq!(names(&set, &made(Kind::Md5, 9), 1), [""; 0]);
+}
+
+/// A record keeps the length that it had when it was loaded.
+#[test]
+fn a_length_changed_in_place_is_an_error_of_the_scan() {
+    let all: Vec<Entry> = (0..3).map(|at| entry(made(Kind::Md5, at), None, "A")).collect();
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&compiled(denied(&all))).unwrap();
+    file.rewind().unwrap();
+    let set = Set::load(file.try_clone().unwrap()).unwrap();
+    let name_length = HEADER + "..bad.md5".len() + 26;
+    for byte in [0, 2, 250] {
+        file.write_all_at(&[byte], name_length as u64).unwrap();
+        assert!(set.find(&made(Kind::Md5, 0), 1, &mut Vec::new()).is_err(), "{byte}");
+        assert_eq!(names(&set, &made(Kind::Md5, 1), 1), ["A"]);
+    }
 }

@@ -1,0 +1,146 @@
+//! An engine behind the security API, as the service has it.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::PathBuf;
+use std::sync::mpsc::{self, Receiver};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use seawall_engine::Outcome;
+use seawall_engine::host::{
+    ContentFd, ContentWriter, EngineConfig, EngineHandle, Lane, Metadata, Operation, ScanReport,
+};
+use seawall_lab::Process;
+
+/// No engine takes longer to load, on any machine that is used for this.
+const READY_MAX: Duration = Duration::from_secs(600);
+/// No scan takes longer.
+const SCAN_MAX: Duration = Duration::from_secs(60);
+/// Scans under way at a time: enough that no worker waits for its next one.
+const OUTSTANDING: usize = 8;
+/// Bytes read from a file at a time.
+const PIECE: usize = 256 << 10;
+
+pub struct Api {
+    handle: EngineHandle,
+    /// From the call until the engine was ready.
+    pub loading: Duration,
+}
+
+/// What a pass over many contents came to.
+#[derive(Debug, Clone, Copy)]
+pub struct Pass {
+    pub time: Duration,
+    pub infected: usize,
+}
+
+type Answer = (Instant, ScanReport);
+
+impl Api {
+    /// Starts an engine and waits until it is ready.
+    pub fn start(command: Vec<String>, threads: u32, memory_mib: u64) -> anyhow::Result<Self> {
+        let config = EngineConfig {
+            threads,
+            memory_mib,
+            ready_timeout: READY_MAX,
+            ..EngineConfig::new("bench", command)
+        };
+        let begin = Instant::now();
+        let handle = EngineHandle::start(config, |_| ())?;
+        ensure!(handle.wait_ready(READY_MAX), "the engine is not ready: {:?}", handle.state());
+        Ok(Self { handle, loading: begin.elapsed() })
+    }
+
+    /// The engine's process.
+    pub fn process(&self) -> anyhow::Result<Process> {
+        let pid = self.handle.status().pid.context("the engine has no process")?;
+        Process::from_pid(pid).context("the engine's process is gone")
+    }
+
+    fn send(&self, content: ContentFd, tell: mpsc::Sender<Answer>) {
+        let metadata = Metadata {
+            path: Vec::new(),
+            guest: "bench".into(),
+            operation: Operation::Open,
+            size: content.len(),
+        };
+        self.handle.scan(content, metadata, Lane::OnAccess, SCAN_MAX, move |report| {
+            let _gone = tell.send((Instant::now(), report));
+        });
+    }
+
+    /// Scans one content. The time ends when the service has the report.
+    pub fn scan(&self, content: ContentFd) -> anyhow::Result<Duration> {
+        let (tell, reply) = mpsc::channel();
+        let begin = Instant::now();
+        self.send(content, tell);
+        Ok(take(&reply)?.0.duration_since(begin))
+    }
+
+    /// Copies, seals and scans one content.
+    pub fn seal_and_scan(&self, bytes: &[u8]) -> anyhow::Result<Duration> {
+        let begin = Instant::now();
+        let sealed = ContentFd::sealed(bytes)?;
+        let sealing = begin.elapsed();
+        Ok(sealing + self.scan(sealed)?)
+    }
+
+    /// Scans many contents, made one after the other while the engine works on those before.
+    pub fn pass(
+        &self,
+        contents: impl IntoIterator<Item = anyhow::Result<ContentFd>>,
+    ) -> anyhow::Result<Pass> {
+        let (tell, reply) = mpsc::channel();
+        let (mut under_way, mut infected) = (0, 0);
+        let begin = Instant::now();
+        for content in contents {
+            if under_way == OUTSTANDING {
+                infected += usize::from(take(&reply)?.1);
+                under_way -= 1;
+            }
+            self.send(content?, tell.clone());
+            under_way += 1;
+        }
+        for _ in 0..under_way {
+            infected += usize::from(take(&reply)?.1);
+        }
+        Ok(Pass { time: begin.elapsed(), infected })
+    }
+
+    /// The same with files.
+    pub fn pass_files(&self, files: &[PathBuf]) -> anyhow::Result<Pass> {
+        let mut buffer = vec![0; PIECE];
+        self.pass(files.iter().map(|path| seal_file(path, &mut buffer)))
+    }
+}
+
+/// A file as it lies there, for the engine to read.
+pub fn open_file(path: &PathBuf) -> anyhow::Result<ContentFd> {
+    let file = File::open(path)?;
+    let length = file.metadata()?.len();
+    Ok(ContentFd::from_spool(file, length)?)
+}
+
+/// A private copy of a file, as the service makes one of what a guest sends.
+pub fn seal_file(path: &PathBuf, buffer: &mut [u8]) -> anyhow::Result<ContentFd> {
+    let mut file = File::open(path)?;
+    let mut writer = ContentWriter::new(file.metadata()?.len())?;
+    loop {
+        match file.read(buffer)? {
+            0 => return Ok(writer.seal()?),
+            count => writer.append(&buffer[..count])?,
+        }
+    }
+}
+
+/// When the report came, and whether it says that something was found.
+fn take(reply: &Receiver<Answer>) -> anyhow::Result<(Instant, bool)> {
+    let (end, report) = reply.recv_timeout(2 * SCAN_MAX).context("no report came")?;
+    match report.result {
+        Ok(Outcome::Clean) => Ok((end, false)),
+        Ok(Outcome::Infected(_)) => Ok((end, true)),
+        Ok(Outcome::Allowed { name }) => bail!("allowed as {name}"),
+        Err(error) => bail!("{error}"),
+    }
+}

@@ -1,0 +1,147 @@
+//! What engines and the security API cost: `cargo xtask bench engines-…`.
+//!
+//! Each scenario compares within one run: the engine behind the API with the same library or program
+//! alone, in rounds of a new order. Nothing here is pinned or marked but where a scenario says so.
+
+mod api;
+mod clamav;
+mod cost;
+mod database;
+mod hash;
+mod made;
+mod many;
+pub mod null;
+mod report;
+mod rounds;
+mod signatures;
+mod yara;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use seawall_lab::{build_program, workspace};
+
+use self::report::Results;
+use crate::machine::{self, Machine};
+use crate::report::Failure;
+use crate::watchdog::clear;
+
+/// What can be measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Scenario {
+    /// What an open costs: unprotected, under a bare listener, and under Seawall
+    Open,
+    /// The YARA-X engine beside the yr command
+    EnginesYara,
+    /// The ClamAV engine beside clamdscan
+    EnginesClamav,
+    /// The security API's own cost for a scan
+    EnginesCost,
+    /// Ten, a thousand and ten thousand YARA rules on small files
+    EnginesRules,
+    /// Loading and changing a ClamAV database of official size
+    EnginesSignatures,
+    /// Lookups among ten million hashes
+    EnginesHash,
+}
+
+/// What a scenario works with.
+pub struct Bench {
+    pub quick: bool,
+    pub rounds: u32,
+    folder: tempfile::TempDir,
+    programs: BTreeMap<&'static str, PathBuf>,
+    notes: Vec<String>,
+    failed: Vec<Failure>,
+}
+
+impl Bench {
+    /// A folder of this name, which goes with the run. It has to be made.
+    pub fn folder(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// A program of ours.
+    pub fn program(&self, package: &str) -> anyhow::Result<PathBuf> {
+        self.programs.get(package).cloned().with_context(|| format!("{package} was not built"))
+    }
+
+    pub fn note(&mut self, note: String) {
+        self.notes.push(note);
+    }
+
+    /// A part of a scenario could not be measured; the rest goes on.
+    pub fn fail(&mut self, name: &str, error: &anyhow::Error) {
+        self.failed.push(Failure { name: name.to_owned(), reason: format!("{error:#}") });
+    }
+}
+
+/// Runs scenarios one after the other, and reports; fails when something could not be measured.
+pub fn run(
+    scenarios: &[Scenario],
+    rounds: Option<u32>,
+    quick: bool,
+    json: Option<&Path>,
+) -> anyhow::Result<ExitCode> {
+    let load_before = machine::load();
+    let mut programs = BTreeMap::new();
+    for package in ["seawall-engine-yara", "seawall-engine-clamav", "seawall-engine-hash"] {
+        let path = build_program(package, false)?;
+        anyhow::ensure!(path.exists(), "{} is not there", path.display());
+        programs.insert(package, path);
+    }
+    // So that other work on the machine disturbs less; only root may.
+    let _refused = rustix::process::setpriority_process(None, crate::run::NICE);
+    let mut bench = Bench {
+        quick,
+        rounds: rounds.unwrap_or(if quick { 2 } else { 7 }),
+        folder: tempfile::Builder::new().prefix("seawall-bench-").tempdir()?,
+        programs,
+        notes: Vec::new(),
+        failed: Vec::new(),
+    };
+    let mut rows = Vec::new();
+    for scenario in scenarios {
+        let (name, measured) = match scenario {
+            Scenario::Open => continue,
+            Scenario::EnginesYara => ("engines-yara", yara::run(&mut bench)),
+            Scenario::EnginesClamav => ("engines-clamav", clamav::run(&mut bench)),
+            Scenario::EnginesCost => ("engines-cost", cost::run(&mut bench)),
+            Scenario::EnginesRules => ("engines-rules", many::run(&mut bench)),
+            Scenario::EnginesSignatures => ("engines-signatures", signatures::run(&mut bench)),
+            Scenario::EnginesHash => ("engines-hash", hash::run(&mut bench)),
+        };
+        match measured {
+            Ok(more) => rows.extend(more),
+            Err(error) => bench.fail(name, &error),
+        }
+    }
+    clear();
+    let results = Results {
+        date: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        revision: machine::revision(),
+        programs_from: std::env::var("SEAWALL_BIN_DIR").map_or("built here", |_| "elsewhere"),
+        quick,
+        machine: Machine::describe(),
+        load: [load_before, machine::load()],
+        rows,
+        notes: bench.notes,
+        failed: bench.failed,
+    };
+    println!("{}", results.to_text());
+    let text = results.to_json()?;
+    if !quick {
+        let folder = workspace().join("perf/results");
+        fs::create_dir_all(&folder)?;
+        let path = folder.join(results.file_name());
+        fs::write(&path, &text).with_context(|| path.display().to_string())?;
+        println!("Raw results: {}", path.display());
+    }
+    if let Some(path) = json {
+        fs::write(path, &text).with_context(|| path.display().to_string())?;
+    }
+    Ok(if results.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
