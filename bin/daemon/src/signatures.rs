@@ -11,9 +11,11 @@
 //!                                                                             last scan
 //! ```
 //!
-//! What is on disk is [`set`]'s, what is remembered [`book`]'s, what a set must show [`trial`]'s.
+//! What is on disk is [`set`]'s, what is remembered [`book`]'s, what a set must show [`trial`]'s, and the end of
+//! old engines [`retired`]'s.
 
 pub mod book;
+mod retired;
 pub mod set;
 mod trial;
 mod watch;
@@ -23,12 +25,12 @@ use crate::engines::{Origin, Running, Trust, lines};
 use crate::events::now;
 use crate::host::Host;
 use book::{Book, Seen};
+use retired::Retired;
 use seawall_client::{
     ChangeKind, Event, EventKind, ReloadedEngine, SetEngine, SignatureChange, SignatureSet,
 };
 use seawall_engine::host::EngineState;
 use set::{Gathered, Manifest, SetError, Store};
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
@@ -83,16 +85,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub struct Keeper {
     orders: Receiver<Order>,
     watch: Watch,
-    /// The engines of the set before, which can be used again at once.
-    standby: Option<Standby>,
-    /// Those that end when their last scan is answered.
-    retired: Vec<Arc<Running>>,
-}
-
-struct Standby {
-    set: String,
-    engines: HashMap<usize, Arc<Running>>,
-    until: Instant,
+    retired: Retired,
 }
 
 /// An engine with the new set.
@@ -135,7 +128,7 @@ impl Signatures {
         let current = Mutex::new(current.map(Arc::new));
         let all =
             Self { store, book: Mutex::new(book), current, loading, refused, standby, orders };
-        let keeper = Keeper { orders: waiting, watch, standby: None, retired: Vec::new() };
+        let keeper = Keeper { orders: waiting, watch, retired: Retired::default() };
         Ok((all, keeper))
     }
 
@@ -291,27 +284,10 @@ impl Keeper {
         }
     }
 
-    /// Ends engines that nobody needs any more. On this thread: it may take a moment.
+    /// On this thread: ending an engine may take a moment.
     fn end_old(&mut self, host: &Host) {
-        let standing_by = host.config().signatures.standby();
-        let is_over =
-            |standby: &mut Standby| standing_by.is_zero() || standby.until <= Instant::now();
-        if let Some(over) = self.standby.take_if(is_over) {
-            *lock(&host.signatures.standby) = None;
-            self.retire(over.engines.into_values());
-        }
-        // Scans hold theirs; where nobody but this list does, the last one is answered.
-        self.retired.retain(|running| Arc::strong_count(running) > 1);
-    }
-
-    /// These end when nobody holds them any more.
-    fn retire(&mut self, old: impl IntoIterator<Item = Arc<Running>>) {
-        for running in old {
-            // Twice in the list, it would be held for ever by its other self.
-            if !self.retired.iter().any(|one| Arc::ptr_eq(one, &running)) {
-                self.retired.push(running);
-            }
-        }
+        self.retired.tidy(host.config().signatures.standby());
+        *lock(&host.signatures.standby) = self.retired.set().map(str::to_owned);
     }
 
     /// Looks whether the watched folders became another set.
@@ -441,7 +417,7 @@ impl Keeper {
             match tried {
                 Ok(tried) => Ok((candidates, tried)),
                 Err(why) => {
-                    self.retire(candidates.into_iter().map(|one| one.running));
+                    self.retired.end(candidates.into_iter().map(|one| one.running));
                     Err(why)
                 }
             }
@@ -449,7 +425,7 @@ impl Keeper {
         let ended = tried.and_then(|(candidates, tried)| {
             (change.known_bad, change.known_good) = (tried.known_bad, tried.known_good);
             if wish.kind == ChangeKind::Check {
-                self.retire(candidates.into_iter().map(|one| one.running));
+                self.retired.end(candidates.into_iter().map(|one| one.running));
                 return Ok(());
             }
             self.commit(host, wish, candidates, &mut change, began)
@@ -534,7 +510,7 @@ impl Keeper {
         match failure {
             None => Ok(candidates),
             Some(why) => {
-                self.retire(candidates.into_iter().map(|one| one.running));
+                self.retired.end(candidates.into_iter().map(|one| one.running));
                 Err(why)
             }
         }
@@ -548,15 +524,7 @@ impl Keeper {
         wanted: &EngineConfig,
         set: &Arc<Manifest>,
     ) -> std::io::Result<Arc<Running>> {
-        let standing_by = self.standby.as_ref().and_then(|standby| {
-            let running = standby.engines.get(&number)?;
-            let has_it = running
-                .origin
-                .as_ref()
-                .is_some_and(|origin| set.is_same_for(&wanted.name, &origin.set));
-            (has_it && running.description().is_some()).then(|| Arc::clone(running))
-        });
-        match standing_by {
+        match self.retired.with(set, number, &wanted.name) {
             Some(running) => Ok(running),
             None => {
                 let origin = host.signatures.origin_in(set, &wanted.name);
@@ -600,7 +568,7 @@ impl Keeper {
                 *book = old_book;
                 change.taken = false;
                 drop(book);
-                self.retire(candidates.into_iter().map(|one| one.running));
+                self.retired.end(candidates.into_iter().map(|one| one.running));
                 return Err(format!("that it is in use cannot be written down: {error}"));
             }
         }
@@ -610,14 +578,17 @@ impl Keeper {
             Err(why) => {
                 *lock(&signatures.book) = old_book;
                 let _next_time = lock(&signatures.book).save();
-                self.retire(new.into_iter().map(|(_, running)| running));
+                self.retired.end(new.into_iter().map(|(_, running)| running));
                 return Err(why);
             }
         };
         *lock(&signatures.current) = Some(Arc::clone(&wish.set));
         *lock(&signatures.refused) = None;
         let before = before.filter(|_| is_new);
-        self.stand_by(host, before.map(|set| set.id.clone()), old);
+        let for_how_long = host.config().signatures.standby();
+        let before = before.map(|set| set.id.clone());
+        self.retired.stand_by(before, old, for_how_long, &host.pipeline.in_use());
+        *lock(&signatures.standby) = self.retired.set().map(str::to_owned);
         let (set, from) = (&wish.set.id, change.from.join(", "));
         tracing::info!(set, from, kind = ?wish.kind, took_ms = change.took_ms, "the signature set is in use");
         if is_new || !new.is_empty() {
@@ -627,28 +598,6 @@ impl Keeper {
             host.events.emit(event.reason(format!("{how} {set} from {from}")));
         }
         Ok(())
-    }
-
-    /// The engines that were in use until now stand by for a while; those that stood by before end.
-    fn stand_by(&mut self, host: &Host, set: Option<String>, old: Vec<(usize, Arc<Running>)>) {
-        if let Some(earlier) = self.standby.take() {
-            let in_use = host.pipeline.in_use();
-            let is_used =
-                |running: &Arc<Running>| in_use.iter().any(|used| Arc::ptr_eq(used, running));
-            self.retire(earlier.engines.into_values().filter(|running| !is_used(running)));
-        }
-        let for_how_long = host.config().signatures.standby();
-        if let Some(set) = set
-            && !for_how_long.is_zero()
-            && !old.is_empty()
-        {
-            *lock(&host.signatures.standby) = Some(set.clone());
-            let until = Instant::now() + for_how_long;
-            self.standby = Some(Standby { set, engines: old.into_iter().collect(), until });
-        } else {
-            *lock(&host.signatures.standby) = None;
-            self.retire(old.into_iter().map(|(_, running)| running));
-        }
     }
 
     fn refuse(
@@ -679,7 +628,7 @@ impl Keeper {
     /// Removes sets that nobody needs, from the disk.
     fn tidy(&self, host: &Host) {
         let book = lock(&host.signatures.book);
-        let standby = self.standby.as_ref().map(|standby| standby.set.as_str());
+        let standby = self.retired.set();
         let kept: Vec<_> = book.kept.iter().map(|one| one.set.as_str()).chain(standby).collect();
         host.signatures.store.keep_only(&kept);
     }
@@ -752,11 +701,11 @@ impl Keeper {
         let patience = host.first_config.engines.0[number].load_timeout() + GRACE;
         let used = running.wait(patience).and_then(|description| {
             let old = host.use_engines(&[(number, Arc::clone(&running))]).map_err(failed)?;
-            self.retire(old.into_iter().map(|(_, running)| running));
+            self.retired.end(old.into_iter().map(|(_, running)| running));
             Ok((description.rules, running.tell(&description.diagnostics)))
         });
         if used.is_err() {
-            self.retire([running]);
+            self.retired.end([running]);
         }
         used
     }

@@ -1,5 +1,7 @@
 //! Signature sets: checked, taken, refused, rolled back, watched.
 
+#![allow(clippy::unwrap_used)] // A test says what it expects by unwrapping it.
+
 mod common;
 
 use common::{Engine, Service, Setup, block_on, eicar, seawall, wait_for};

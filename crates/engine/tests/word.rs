@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::{OnceLock, mpsc};
 use std::time::Duration;
 
-use seawall_engine::host::{ContentFd, EngineConfig, EngineEvent, EngineHandle, EngineState, Lane};
+use seawall_engine::host::{ContentFd, EngineConfig, EngineHandle, EngineState, Lane};
 use seawall_engine::{Detection, Metadata, Operation, Outcome};
 
 /// Far longer than anything here takes; a test that needs it has failed.
@@ -71,9 +71,7 @@ fn a_missing_file_is_a_reason() {
     let tell = move |event| drop(tell.send(event));
     let _handle = EngineHandle::start(config("/nonexistent"), tell).unwrap();
     loop {
-        if let EngineEvent::State(EngineState::Failed { diagnostics }) =
-            events.recv_timeout(LONG).unwrap()
-        {
+        if let EngineState::Failed { diagnostics } = events.recv_timeout(LONG).unwrap() {
             assert!(diagnostics[0].to_string().contains("/nonexistent: No such file"));
             return;
         }

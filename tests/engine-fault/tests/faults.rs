@@ -434,9 +434,9 @@ fn a_spare_process_that_dies_is_replaced_and_costs_no_scan() {
     let wait_spare = |but: Option<u32>| {
         let deadline = std::time::Instant::now() + LONG;
         loop {
-            let spare = engine.handle.status().spare_pid;
-            if spare.is_some() && spare != but {
-                return spare.unwrap();
+            let spare = engine.handle.status().spare_pid.filter(|pid| Some(*pid) != but);
+            if let Some(spare) = spare {
+                return spare;
             }
             assert!(std::time::Instant::now() < deadline, "no spare process");
             std::thread::sleep(Duration::from_millis(5));

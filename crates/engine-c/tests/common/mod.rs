@@ -88,9 +88,9 @@ pub fn start(program: &Path, arguments: &[&str]) -> Engine {
     let command =
         [program].into_iter().chain(arguments.iter().map(|&one| one.to_owned())).collect();
     let config = EngineConfig { memory_mib: 256, ..EngineConfig::new("test", command) };
-    let (tell, events) = mpsc::channel();
-    let handle = EngineHandle::start(config, move |event| drop(tell.send(event))).unwrap();
-    Engine { handle, events }
+    let (tell, states) = mpsc::channel();
+    let handle = EngineHandle::start(config, move |state| drop(tell.send(state))).unwrap();
+    Engine { handle, states }
 }
 
 impl Engine {
