@@ -119,16 +119,12 @@ fn alone(part: &Part<'_>, parts: &BTreeMap<&str, Part<'_>>, ast: &AST<'_>) -> St
     let mut needed = BTreeSet::from([part.rule.identifier.name]);
     let mut left = vec![part];
     while let Some(part) = left.pop() {
-        let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '*';
-        for word in part.text.split(|c| !is_part(c)).filter(|word| !word.is_empty()) {
-            let named: Vec<_> = match word.strip_suffix('*') {
-                Some(start) => parts.keys().filter(|name| name.starts_with(start)).collect(),
-                None => parts.get_key_value(word).map(|(name, _)| name).into_iter().collect(),
-            };
-            for name in named {
-                if needed.insert(name) {
-                    left.extend(parts.get(name));
-                }
+        let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        for word in part.text.split(|c| !is_part(c)) {
+            if let Some((name, asked)) = parts.get_key_value(word)
+                && needed.insert(*name)
+            {
+                left.push(asked);
             }
         }
     }
@@ -157,17 +153,20 @@ fn repeats(pattern: &Pattern<'_>) -> bool {
         Pattern::Hex(hex) => jumps(&hex.sub_patterns),
         Pattern::Regexp(regexp) => {
             let text = regexp.regexp.src;
-            text.contains(['*', '+']) || text.split('{').skip(1).any(is_wide)
+            // Within one another they multiply.
+            let all = text
+                .split('{')
+                .skip(1)
+                .try_fold(1_u32, |all, range| Some(all.saturating_mul(most(range)?.max(1))));
+            text.contains(['*', '+']) || all.is_none_or(|all| all > WIDE)
         }
     }
 }
 
-/// Whether what follows a brace is a wide range: `1,100}`, or without end: `3,}`.
-fn is_wide(text: &str) -> bool {
-    let most = text.split_once('}').and_then(|(range, _)| range.split(',').next_back());
-    most.is_some_and(|most| {
-        most.is_empty() || most.trim().parse().is_ok_and(|most: u32| most > WIDE)
-    })
+/// How often what stands before a brace is repeated at most: `1,100}`. None: without end, `3,}`.
+fn most(text: &str) -> Option<u32> {
+    let (range, _) = text.split_once('}')?;
+    range.split(',').next_back()?.trim().parse().ok()
 }
 
 fn jumps(hex: &HexSubPattern) -> bool {
@@ -245,12 +244,12 @@ mod tests {
             rule plain { strings: $a = "for all i in (0..9)" condition: $a }
             rule looping { condition: for all i in (0..filesize) : (uint8(i) == 0) }
             rule endless { strings: $a = /ab.*cd/ condition: $a }
-            rule wide { strings: $a = /ab.{1,100}cd/ condition: $a } // }
+            rule broad { strings: $a = /ab.{1,100}cd/ condition: $a } // }
             rule open { strings: $a = /ab.{1,}cd/ condition: $a }
             rule narrow { strings: $a = /ab[a-z]{1,10}cd{3}/ condition: $a }
             rule hex { strings: $a = { 41 42 [1-] 43 44 } condition: $a }
             rule jump { strings: $a = { 41 42 [1-4] 43 44 } condition: $a }"#;
-        assert_eq!(found(text), ["endless", "hex", "looping", "open", "wide"]);
+        assert_eq!(found(text), ["broad", "endless", "hex", "looping", "open"]);
     }
 
     #[test]
@@ -259,7 +258,7 @@ mod tests {
             rule helper { condition: filesize > 3 } // a brace in a comment }
             rule group_a { condition: helper /* and here } */ }
             rule other { strings: $x = "x" condition: $x }
-            rule top { condition: any of (group_*) and for any i in (0..math.abs(3)) : (i == 2) }"#;
+            rule top { condition: group_a and for any i in (0..math.abs(3)) : (i == 2) }"#;
         let mut all = Vec::new();
         suspects("a.yar", text, &mut all, |text| yara_x::compile(text).ok());
         let names: Vec<_> = all[0].rules.iter().map(|rule| rule.identifier().to_owned()).collect();
