@@ -81,32 +81,29 @@ impl Session {
     }
 
     /// The same by a clamd that may load other signatures meanwhile: an error unless its version is this one
-    /// before and after. It takes commands one after the other, and a scan's signatures as it takes it, so
-    /// those of this scan were in use between the two answers.
+    /// before and after. A scan has the signatures that are in use when clamd takes it.
     pub fn scan_as(
         &mut self,
         version: &str,
         content: BorrowedFd<'_>,
         mut go_on: impl FnMut() -> io::Result<()>,
     ) -> io::Result<Answer> {
-        self.begin();
-        let before = self.ask_version()?;
+        let mut check = |session: &mut Self| {
+            let told = session.version(&mut go_on)?;
+            if told == version { Ok(()) } else { Err(io::Error::other(changed(version, &told))) }
+        };
+        // One after the other: what comes in one read with a descriptor, clamd answers without a number.
+        check(self)?;
         let scan = self.ask_scan(content)?;
-        let after = self.ask_version()?;
         let mut spoke = Instant::now();
         let text = self.answer(scan, |session| {
             if spoke.elapsed() >= PULSE {
                 session.ask_version()?;
                 spoke = Instant::now();
             }
-            go_on()
+            Ok(())
         })?;
-        for asked in [before, after] {
-            let told = self.answer(asked, |_| go_on())?;
-            if told != version {
-                return Err(io::Error::other(changed(version, &told)));
-            }
-        }
+        check(self)?;
         Ok(parse(&text))
     }
 
