@@ -675,7 +675,7 @@ fn reported_by(engine: &EngineSlot, report: &ScanReport) -> (Reported, bool) {
             });
             (Finding::Infected(Arc::new(found.collect())), None)
         }
-        Err(error @ ScanError::TimedOut) => {
+        Err(error @ (ScanError::TimedOut | ScanError::TimedOutIn { .. })) => {
             (Finding::TimedOut(format!("engine {name}: {error}")), None)
         }
         Err(error) => (Finding::Error(format!("engine {name}: {error}")), None),

@@ -3,46 +3,64 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use seawall_engine::runtime::{Engine, Request, ScanError, Scanner, Start};
+use seawall_engine::runtime::{Engine, LoadError, Request, ScanError, Scanner, Start};
 use seawall_engine::{Description, Detection, Diagnostic, Generation, Outcome, Severity};
 
 use crate::Arguments;
 use crate::clamd::{CONTENT_MAX_MIB, Clamd, digest};
 use crate::session::{Answer, Session};
+use crate::system::{System, Watch};
 
-/// What clamd calls content of which it has not looked at everything.
 /// Bytes that must be free where clamd unpacks.
 const ROOM: u64 = 64 << 20;
+/// What clamd calls content of which it has not looked at everything.
 const BEYOND: &str = "Heuristics.Limits.Exceeded";
 
 /// A clamd that is loaded, and a session for each worker.
 pub struct Clamav {
-    /// Where clamd unpacks.
-    folder: OwnedFd,
     sockets: Vec<Arc<UnixStream>>,
     /// Those that no worker has taken.
-    sessions: Mutex<Vec<Session>>,
+    free: Mutex<Vec<Arc<Mutex<Session>>>>,
     description: Description,
-    /// Lives as long as this process.
-    _clamd: Clamd,
+    whose: Whose,
+}
+
+/// Whose clamd it is.
+enum Whose {
+    /// Ours.
+    Own {
+        /// Where it unpacks.
+        folder: OwnedFd,
+        /// Lives as long as this process.
+        _clamd: Clamd,
+    },
+    /// Somebody else's, which may load other signatures when it likes.
+    System {
+        /// The version that counts.
+        version: String,
+        /// Started with the first scanner, when what threads may do is restricted.
+        watch: Mutex<Option<Watch>>,
+    },
 }
 
 impl Clamav {
-    /// Starts clamd and waits until it has loaded its database.
-    pub fn load(arguments: &Arguments, start: &Start) -> Result<Self, Vec<Diagnostic>> {
-        Self::try_load(arguments, start).map_err(|error| {
-            let mut one = Diagnostic::error("clamav-start", error.to_string());
-            one.file = arguments.database.display().to_string();
-            vec![one]
-        })
+    /// Connects to a clamd, or starts one and waits until it has loaded its database.
+    pub fn load(arguments: &Arguments, start: &Start) -> Result<Self, LoadError> {
+        match &arguments.socket {
+            Some(socket) => Ok(Self::of_the_system(System::connect(socket, start.threads)?)),
+            None => Self::own(arguments, start).map_err(|error| {
+                let one = Diagnostic::error("clamav-start", error.to_string());
+                one.in_file(&arguments.database).into()
+            }),
+        }
     }
 
-    fn try_load(arguments: &Arguments, start: &Start) -> io::Result<Self> {
+    fn own(arguments: &Arguments, start: &Start) -> io::Result<Self> {
         let before = digest(&arguments.database, &[])?;
         let mut clamd = Clamd::start(arguments, start.threads)?;
-        let (mut sockets, mut sessions) = (Vec::new(), Vec::new());
+        let mut sessions = Vec::new();
         let mut version = String::new();
         for _ in 0..start.threads.max(1) {
             let mut session = clamd.session()?;
@@ -56,7 +74,6 @@ impl Clamav {
                     return Err(error);
                 }
             };
-            sockets.push(session.socket());
             sessions.push(session);
         }
         if digest(&arguments.database, &[])? != before {
@@ -68,19 +85,38 @@ impl Clamav {
         let mut more = vec![env!("CARGO_PKG_VERSION"), version.as_str()];
         more.extend(limits.iter().map(String::as_str));
         let generation = Generation(digest(&arguments.database, &more)?);
-        let folder = clamd.folder()?;
-        let version = version.strip_prefix("ClamAV ").unwrap_or(&version).to_owned();
-        let description = Description {
-            name: "clamav".into(),
-            version,
-            generation,
-            by_name: false,
-            rules: clamd.signatures().unwrap_or(0),
-            diagnostics: Vec::new(),
-            omitted: 0,
-        };
-        Ok(Self { folder, sockets, sessions: Mutex::new(sessions), description, _clamd: clamd })
+        let description =
+            describe(&version, generation).with_rules(clamd.signatures().unwrap_or(0).into());
+        let whose = Whose::Own { folder: clamd.folder()?, _clamd: clamd };
+        Ok(Self::with(sessions, description, |_| whose))
     }
+
+    fn of_the_system(system: System) -> Self {
+        // How many signatures it has loaded it does not tell.
+        let description =
+            describe(&system.version, system.generation()).with_diagnostics(system.warnings);
+        let version = system.version;
+        Self::with(system.sessions, description, |sessions| {
+            let watch = Watch { version: version.clone(), sessions };
+            Whose::System { version, watch: Mutex::new(Some(watch)) }
+        })
+    }
+
+    fn with(
+        sessions: Vec<Session>,
+        description: Description,
+        whose: impl FnOnce(Vec<Arc<Mutex<Session>>>) -> Whose,
+    ) -> Self {
+        let sockets = sessions.iter().map(Session::socket).collect();
+        let shared: Vec<_> =
+            sessions.into_iter().map(|session| Arc::new(Mutex::new(session))).collect();
+        let whose = whose(shared.clone());
+        Self { sockets, free: Mutex::new(shared), description, whose }
+    }
+}
+
+fn describe(version: &str, generation: Generation) -> Description {
+    Description::new("clamav", version.strip_prefix("ClamAV ").unwrap_or(version), generation)
 }
 
 impl Engine for Clamav {
@@ -88,9 +124,13 @@ impl Engine for Clamav {
         self.description.clone()
     }
 
-    fn scanner(&self) -> Box<dyn Scanner + '_> {
-        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-        Box::new(Worker { session: sessions.pop(), folder: self.folder.as_fd() })
+    fn scanner(&self) -> Result<Box<dyn Scanner + '_>, LoadError> {
+        if let Whose::System { watch, .. } = &self.whose
+            && let Some(watch) = lock(watch).take()
+        {
+            watch.start()?;
+        }
+        Ok(Box::new(Worker { session: lock(&self.free).pop(), whose: &self.whose }))
     }
 
     fn sockets(&self) -> Vec<BorrowedFd<'_>> {
@@ -98,23 +138,37 @@ impl Engine for Clamav {
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// One worker and its session.
 struct Worker<'a> {
-    folder: BorrowedFd<'a>,
+    whose: &'a Whose,
     /// None after a panic: the session may be in the midst of an answer.
-    session: Option<Session>,
+    session: Option<Arc<Mutex<Session>>>,
 }
 
 impl Worker<'_> {
     /// Whether there is room to unpack. Without it clamd takes some archives for what it could write of them.
+    /// Where somebody else's unpacks is not known.
     fn has_room(&self) -> bool {
-        rustix::fs::fstatvfs(self.folder).is_ok_and(|space| space.f_bavail * space.f_frsize > ROOM)
+        let Whose::Own { folder, .. } = self.whose else { return true };
+        rustix::fs::fstatvfs(folder).is_ok_and(|space| space.f_bavail * space.f_frsize > ROOM)
+    }
+
+    fn ask(&self, content: BorrowedFd<'_>) -> io::Result<Answer> {
+        let none = || io::Error::other("no session is left");
+        let mut session = lock(self.session.as_ref().ok_or_else(none)?);
+        match self.whose {
+            Whose::Own { .. } => session.scan(content),
+            Whose::System { version, .. } => session.scan_as(version, content, || Ok(())),
+        }
     }
 }
 
 impl Scanner for Worker<'_> {
     fn scan(&mut self, request: &Request<'_>) -> Result<Outcome, ScanError> {
-        let broken = |reason: String| ScanError::Broken { reason };
         if request.content.is_empty() {
             return Ok(Outcome::Clean);
         }
@@ -128,8 +182,7 @@ impl Scanner for Worker<'_> {
         let had_room = self.has_room();
         // clamd cannot be told to stop. Its answer is waited for, so that the service counts what it holds
         // and ends what takes too long.
-        let session = self.session.as_mut().ok_or_else(|| broken("no session is left".into()))?;
-        match session.scan(request.content.descriptor()) {
+        match self.ask(request.content.descriptor()) {
             Ok(Answer::Clean) if had_room && self.has_room() => Ok(Outcome::Clean),
             Ok(Answer::Clean) => {
                 let reason = "no room where clamd unpacks: it may not have seen everything".into();
@@ -143,7 +196,9 @@ impl Scanner for Worker<'_> {
             Ok(Answer::Error(words)) => {
                 Err(ScanError::Failed { reason: format!("clamd: {words}") })
             }
-            Err(error) => Err(broken(format!("clamd is gone: {error}"))),
+            Err(error) => {
+                Err(ScanError::Broken { reason: format!("clamd is of no more use: {error}") })
+            }
         }
     }
 }

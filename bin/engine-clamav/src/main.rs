@@ -1,4 +1,4 @@
-//! ClamAV as an engine: `seawall-engine-clamav --database DIR`.
+//! ClamAV as an engine: `seawall-engine-clamav --database DIR`, or with a clamd that runs already `--socket FILE`.
 //!
 //! ```text
 //!  seawalld ──► this process ──► clamd, in a sandbox of its own
@@ -6,11 +6,14 @@
 //! ```
 //!
 //! libclamav is GPL and parses hostile content in C, so it stays in a process of its own. [`clamd`] starts that
-//! and ends with it; [`session`] is the protocol; [`engine`] turns answers into reports.
+//! and ends with it; [`system`] is about one that somebody else has started; [`session`] is the protocol;
+//! [`engine`] turns answers into reports.
 
 mod clamd;
 mod engine;
+mod nested;
 mod session;
+mod system;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -30,6 +33,12 @@ pub struct Arguments {
     /// Folder with ClamAV's signatures (*.cvd, *.cld, *.ndb, *.hdb and so on), as freshclam keeps it
     #[arg(long, value_name = "DIR", default_value = "/var/lib/clamav")]
     database: PathBuf,
+    /// Ask the clamd that listens on this socket, such as /run/clamav/clamd.ctl, and start none. Its sandbox,
+    /// limits, time limit and memory of clean files (by MD5) are then its own; without `AlertExceedsMax yes`
+    /// what goes beyond its limits counts as clean; and of its signatures only those of daily.cvd are noticed
+    /// when they change. Whoever controls that clamd controls the verdicts
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["database", "clamd", "temporary", "scan_size", "recursion", "files"])]
+    socket: Option<PathBuf>,
     /// The program
     #[arg(long, value_name = "FILE", default_value = "/usr/sbin/clamd")]
     clamd: PathBuf,

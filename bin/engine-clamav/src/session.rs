@@ -3,13 +3,14 @@
 //! Within IDSESSION each command has a number, and answers carry it. Content goes as a descriptor (FILDES), so
 //! nothing is copied and clamd sees no name.
 
+use std::collections::BTreeMap;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
@@ -30,6 +31,10 @@ pub enum Answer {
     Error(String),
 }
 
+/// Between two questions on a session where nothing else is said. clamd ends one that is silent for its
+/// CommandReadTimeout, also while it scans.
+pub const PULSE: Duration = Duration::from_secs(2);
+
 /// A session that stands as long as its clamd.
 #[derive(Debug)]
 pub struct Session {
@@ -37,6 +42,8 @@ pub struct Session {
     /// Numbers given so far.
     last: u64,
     buffer: Vec<u8>,
+    /// What came for numbers that nobody has asked for yet: clamd answers in any order.
+    answers: BTreeMap<u64, String>,
 }
 
 impl Session {
@@ -48,7 +55,8 @@ impl Session {
             rustix::net::sockopt::Timeout::Recv,
             Some(PATIENCE),
         )?;
-        let session = Self { stream: Arc::new(stream), last: 0, buffer: Vec::new() };
+        let stream = Arc::new(stream);
+        let session = Self { stream, last: 0, buffer: Vec::new(), answers: BTreeMap::new() };
         session.send(b"zIDSESSION\0", None)?;
         Ok(session)
     }
@@ -59,19 +67,63 @@ impl Session {
     }
 
     /// Asks for clamd's version, as it tells it: `ClamAV 1.4.6/27000/Mon …`. `go_on` is asked now and then.
-    pub fn version(&mut self, go_on: impl FnMut() -> io::Result<()>) -> io::Result<String> {
-        self.send(b"zVERSION\0", None)?;
-        self.last += 1;
-        self.answer(go_on)
+    pub fn version(&mut self, mut go_on: impl FnMut() -> io::Result<()>) -> io::Result<String> {
+        self.begin();
+        let asked = self.ask_version()?;
+        self.answer(asked, |_| go_on())
     }
 
     /// Has a content scanned. Ends with an error when the session is over.
     pub fn scan(&mut self, content: BorrowedFd<'_>) -> io::Result<Answer> {
+        self.begin();
+        let asked = self.ask_scan(content)?;
+        self.answer(asked, |_| Ok(())).map(|text| parse(&text))
+    }
+
+    /// The same by a clamd that may load other signatures meanwhile: an error unless its version is this one
+    /// before and after. A scan has the signatures that are in use when clamd takes it.
+    pub fn scan_as(
+        &mut self,
+        version: &str,
+        content: BorrowedFd<'_>,
+        mut go_on: impl FnMut() -> io::Result<()>,
+    ) -> io::Result<Answer> {
+        let mut check = |session: &mut Self| {
+            let told = session.version(&mut go_on)?;
+            if told == version { Ok(()) } else { Err(io::Error::other(changed(version, &told))) }
+        };
+        // One after the other: what comes in one read with a descriptor, clamd answers without a number.
+        check(self)?;
+        let scan = self.ask_scan(content)?;
+        let mut spoke = Instant::now();
+        let text = self.answer(scan, |session| {
+            if spoke.elapsed() >= PULSE {
+                session.ask_version()?;
+                spoke = Instant::now();
+            }
+            Ok(())
+        })?;
+        check(self)?;
+        Ok(parse(&text))
+    }
+
+    /// Forgets what came for commands that nobody waits for any more.
+    fn begin(&mut self) {
+        self.answers.clear();
+    }
+
+    fn ask_version(&mut self) -> io::Result<u64> {
+        self.send(b"zVERSION\0", None)?;
+        self.last += 1;
+        Ok(self.last)
+    }
+
+    fn ask_scan(&mut self, content: BorrowedFd<'_>) -> io::Result<u64> {
         // In two: clamd takes the descriptor with the first byte after the command.
         self.send(b"zFILDES\0", None)?;
         self.send(b"\0", Some(content))?;
         self.last += 1;
-        self.answer(|| Ok(())).map(|text| parse(&text))
+        Ok(self.last)
     }
 
     fn send(&self, bytes: &[u8], pass: Option<BorrowedFd<'_>>) -> io::Result<()> {
@@ -94,35 +146,68 @@ impl Session {
         Ok(())
     }
 
-    /// The answer to the last command.
-    fn answer(&mut self, mut go_on: impl FnMut() -> io::Result<()>) -> io::Result<String> {
+    /// The answer to the command with this number.
+    fn answer(
+        &mut self,
+        number: u64,
+        mut go_on: impl FnMut(&mut Self) -> io::Result<()>,
+    ) -> io::Result<String> {
         loop {
+            if let Some(text) = self.answers.remove(&number) {
+                return Ok(text);
+            }
             if let Some(end) = self.buffer.iter().position(|byte| *byte == 0) {
                 let line: Vec<u8> = self.buffer.drain(..=end).collect();
                 let line = String::from_utf8_lossy(&line[..end]).into_owned();
-                return match line.split_once(": ") {
-                    Some((number, text)) if number.parse() == Ok(self.last) => Ok(text.to_owned()),
-                    _ => Err(io::Error::other(format!("clamd said `{line}`"))),
-                };
+                let (number, text) = self.numbered(&line)?;
+                self.answers.insert(number, text);
+                continue;
             }
             if self.buffer.len() > ANSWER_MAX {
                 return Err(io::Error::other("clamd's answer has no end"));
             }
-            let mut piece = [0; 4096];
-            let mut control = RecvAncillaryBuffer::default();
-            let mut pieces = [IoSliceMut::new(&mut piece)];
-            let received =
-                rustix::net::recvmsg(&self.stream, &mut pieces, &mut control, RecvFlags::empty());
-            match received {
-                Ok(message) if message.bytes == 0 => {
-                    return Err(io::ErrorKind::UnexpectedEof.into());
-                }
-                Ok(message) => self.buffer.extend_from_slice(&piece[..message.bytes]),
-                Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => go_on()?,
-                Err(error) => return Err(error.into()),
-            }
+            self.receive(&mut go_on)?;
         }
     }
+
+    /// An answer's number and text.
+    fn numbered(&self, line: &str) -> io::Result<(u64, String)> {
+        let parts = line.split_once(": ");
+        let number = parts.and_then(|(number, _)| number.parse().ok());
+        match (number, parts) {
+            (Some(number), Some((_, text))) if (1..=self.last).contains(&number) => {
+                Ok((number, text.to_owned()))
+            }
+            _ => Err(io::Error::other(format!("clamd said `{}`", line.trim_end()))),
+        }
+    }
+
+    fn receive(&mut self, go_on: &mut impl FnMut(&mut Self) -> io::Result<()>) -> io::Result<()> {
+        let mut piece = [0; 4096];
+        let mut control = RecvAncillaryBuffer::default();
+        let mut pieces = [IoSliceMut::new(&mut piece)];
+        let received =
+            rustix::net::recvmsg(&self.stream, &mut pieces, &mut control, RecvFlags::empty());
+        match received {
+            Ok(message) if message.bytes == 0 => {
+                // Its last words have no number and no end: `COMMAND READ TIMED OUT`.
+                let words = String::from_utf8_lossy(&self.buffer);
+                let words = if words.is_empty() { "no word" } else { words.trim_end() };
+                Err(io::Error::other(format!("clamd has ended the session with {words}")))
+            }
+            Ok(message) => {
+                self.buffer.extend_from_slice(&piece[..message.bytes]);
+                Ok(())
+            }
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => go_on(self),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Why a verdict does not count.
+pub fn changed(was: &str, is: &str) -> String {
+    format!("clamd has loaded other signatures: it was `{was}`, it is `{is}`")
 }
 
 /// `fd[10]: Name FOUND`, `fd[10]: OK`, `fd[10]: Words ERROR`; what clamd calls the content may hold anything.

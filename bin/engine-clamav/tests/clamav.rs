@@ -1,40 +1,35 @@
 //! The engine as the service runs it, with Debian's clamd and signatures of one line.
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::fs;
-use std::io::Write;
 use std::path::Path;
 use std::process::Command;
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use seawall_engine::host::{
-    ContentFd, EngineConfig, EngineHandle, EngineState, Lane, Metadata, Operation, Outcome,
-    ScanError, ScanReport,
-};
+use common::{Engine, LONG, WORD, daily, database, gzip, noise, start_command};
+use seawall_engine::host::{EngineState, Outcome, ScanError};
 
-const LONG: Duration = Duration::from_secs(60);
-const WORD: &[u8] = b"seawall-clamav-test-word";
-
-/// A folder with one signature, which finds [`WORD`].
-fn database() -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    let hex: String = WORD.iter().map(|byte| format!("{byte:02x}")).collect();
-    fs::write(folder.path().join("test.ndb"), format!("Test.Seawall.Word-1:0:*:{hex}\n")).unwrap();
-    folder
-}
-
-struct Engine {
-    handle: EngineHandle,
+struct Own {
+    engine: Engine,
     temporary: tempfile::TempDir,
 }
 
-fn start_with(database: &Path, more: &[&str]) -> Engine {
+impl std::ops::Deref for Own {
+    type Target = Engine;
+
+    fn deref(&self) -> &Engine {
+        &self.engine
+    }
+}
+
+fn start_with(database: &Path, more: &[&str]) -> Own {
     start_in(&[], database, more)
 }
 
 /// The same with `before` in front of the command; `{tmp}` in it is the temporary folder.
-fn start_in(before: &[&str], database: &Path, more: &[&str]) -> Engine {
+fn start_in(before: &[&str], database: &Path, more: &[&str]) -> Own {
     let temporary = tempfile::tempdir().unwrap();
     let shown = temporary.path().to_str().unwrap();
     let mut command: Vec<_> = before.iter().map(|word| word.replace("{tmp}", shown)).collect();
@@ -42,62 +37,24 @@ fn start_in(before: &[&str], database: &Path, more: &[&str]) -> Engine {
     for word in ["--database", database.to_str().unwrap(), "--temporary"] {
         command.push(word.to_owned());
     }
-    command.push(temporary.path().to_str().unwrap().to_owned());
+    command.push(shown.to_owned());
     command.extend(more.iter().map(|word| (*word).to_owned()));
-    let config = EngineConfig { threads: 2, ..EngineConfig::new("clamav", command) };
-    Engine { handle: EngineHandle::start(config, |_| ()).unwrap(), temporary }
+    Own { engine: start_command(command), temporary }
 }
 
-fn start(database: &Path) -> Engine {
-    let engine = start_with(database, &[]);
-    assert!(engine.handle.wait_ready(LONG), "{:?}", engine.handle.state());
-    engine
+fn start(database: &Path) -> Own {
+    let own = start_with(database, &[]);
+    assert!(own.handle.wait_ready(LONG), "{:?}", own.handle.state());
+    own
 }
 
-impl Engine {
-    fn send(&self, content: &[u8], limit: Duration) -> mpsc::Receiver<ScanReport> {
-        let (tell, reply) = mpsc::channel();
-        let metadata =
-            Metadata { path: Vec::new(), guest: "g".into(), operation: Operation::Open, size: 0 };
-        let content = ContentFd::sealed(content).unwrap();
-        let told = move |report| drop(tell.send(report));
-        self.handle.scan(content, metadata, Lane::OnAccess, limit, told);
-        reply
-    }
-
-    fn scan(&self, content: &[u8]) -> Result<Outcome, ScanError> {
-        self.send(content, LONG).recv_timeout(LONG).unwrap().result
-    }
-
-    fn names(&self, content: &[u8]) -> Vec<String> {
-        match self.scan(content).unwrap() {
-            Outcome::Infected(found) => found.into_iter().map(|one| one.name).collect(),
-            _ => Vec::new(),
-        }
-    }
-
+impl Own {
     /// The process id of its clamd.
     fn clamd(&self) -> u32 {
         let engine = self.handle.status().pid.unwrap();
         let children = format!("/proc/{engine}/task/{engine}/children");
         fs::read_to_string(children).unwrap().trim().parse().unwrap()
     }
-}
-
-fn gzip(content: &[u8]) -> Vec<u8> {
-    use std::process::Stdio;
-    let mut gzip = Command::new("gzip")
-        .arg("-c")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut input = gzip.stdin.take().unwrap();
-    let content = content.to_vec();
-    let writer = std::thread::spawn(move || input.write_all(&content));
-    let output = gzip.wait_with_output().unwrap();
-    writer.join().unwrap().unwrap();
-    output.stdout
 }
 
 #[test]
@@ -130,13 +87,7 @@ fn content_beyond_a_limit_is_an_error_and_never_clean() {
     let database = database();
     let engine = start_with(database.path(), &["--scan-size", "1", "--recursion", "3"]);
     assert!(engine.handle.wait_ready(LONG), "{:?}", engine.handle.state());
-    // Two MiB of what does not compress to nothing, in an archive.
-    let mut noise = Vec::new();
-    let mut state = 1_u64;
-    while noise.len() < 2 << 20 {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        noise.extend_from_slice(&state.to_le_bytes());
-    }
+    let mut noise = noise(2 << 20);
     noise.extend_from_slice(WORD);
     let bomb = gzip(&noise);
     let mut deep = WORD.to_vec();
@@ -150,6 +101,51 @@ fn content_beyond_a_limit_is_an_error_and_never_clean() {
         }
     }
     assert_eq!(engine.scan(b"harmless"), Ok(Outcome::Clean));
+}
+
+#[test]
+fn a_bomb_is_unpacked_within_the_limits_and_told_beyond_them() {
+    let database = database();
+    let mut large = vec![b'.'; 100 << 20];
+    large.extend_from_slice(WORD);
+    let bomb = gzip(&gzip(&large));
+    assert!(bomb.len() < 16 << 10, "{}", bomb.len());
+    let folder = tempfile::tempdir().unwrap();
+    for number in 0..50 {
+        let text = format!("number {number}, long enough to be looked at");
+        fs::write(folder.path().join(number.to_string()), text).unwrap();
+    }
+    let packed =
+        Command::new("tar").arg("-C").arg(folder.path()).args(["-c", "."]).output().unwrap();
+    let engine = start(database.path());
+    assert_eq!(engine.names(&bomb).len(), 1);
+    assert_eq!(engine.scan(&packed.stdout), Ok(Outcome::Clean));
+    let engine = start_with(database.path(), &["--scan-size", "50", "--files", "10"]);
+    for content in [&bomb, &packed.stdout] {
+        match engine.scan(content) {
+            Err(ScanError::Failed { reason }) => {
+                assert!(reason.contains("not all of it was looked at"), "{reason}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(engine.handle.status().restarts, 0);
+}
+
+#[test]
+fn content_that_keeps_clamd_busy_beyond_its_limit_costs_that_scan_alone() {
+    let database = database();
+    let engine = start(database.path());
+    let first = engine.clamd();
+    let busy = engine.send(&noise(300 << 20), Duration::from_millis(300));
+    let beside: Vec<_> = (0..4).map(|_| engine.send(WORD, LONG)).collect();
+    assert_eq!(busy.recv_timeout(LONG).unwrap().result, Err(ScanError::TimedOut));
+    for reply in beside {
+        let result = reply.recv_timeout(LONG).unwrap().result;
+        assert!(matches!(result, Ok(Outcome::Infected(_))), "{result:?}");
+    }
+    assert_eq!(engine.names(WORD).len(), 1);
+    assert_ne!(engine.clamd(), first, "it is not left to scan on");
 }
 
 /// Where there is no room to unpack, nobody has looked at what is inside.
@@ -182,7 +178,7 @@ fn clamd_killed_in_the_midst_costs_no_scan_and_nothing_is_left_behind() {
     let folders = fs::read_dir(engine.temporary.path()).unwrap().count();
     assert_eq!(folders, 1, "the folder of the first was removed");
     let pid = engine.handle.status().pid.unwrap();
-    drop(engine.handle);
+    drop(engine.engine);
     let gone = |pid: u32| {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         stat.is_empty() || stat.contains(") Z ")
@@ -264,7 +260,18 @@ fn what_stands_in_for_clamd_cannot_reach_out() {
 #[test]
 fn a_broken_database_is_told_in_clamd_s_words() {
     let folder = tempfile::tempdir().unwrap();
-    for (name, text) in [("broken.ndb", "this is no signature\n"), ("empty.hdb", "")] {
+    daily(folder.path(), 1, WORD);
+    let whole = fs::read(folder.path().join("daily.cud")).unwrap();
+    let cut = &whole[..whole.len() / 3];
+    for (name, text) in [
+        ("broken.ndb", &b"this is no signature\n"[..]),
+        ("rubbish.ndb", b"\x00\xff\xfe::::\x1b[31m:*:{{{{\n"),
+        ("hostile.ndb", b"A:0:*:{0-99999999999999999999}(((((((((((((((((((((\n"),
+        ("empty.hdb", b""),
+        ("daily.cvd", cut),
+        // Whole, and signed by nobody.
+        ("main.cvd", &whole),
+    ] {
         for entry in fs::read_dir(folder.path()).unwrap() {
             fs::remove_file(entry.unwrap().path()).unwrap();
         }

@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use seawall_engine::content::ContentError;
-use seawall_engine::runtime::{Engine, Request, ScanError, Scanner};
+use seawall_engine::runtime::{Engine, LoadError, Request, ScanError, Scanner};
 use seawall_engine::{Cleaning, Description, Detection, Outcome};
 
 use crate::digest::{Digest, Hashers};
@@ -33,19 +32,12 @@ impl Hash {
 impl Engine for Hash {
     fn describe(&self) -> Description {
         let (diagnostics, omitted) = self.lists.report.diagnostics();
-        Description {
-            name: "hash".into(),
-            version: env!("CARGO_PKG_VERSION").into(),
-            generation: self.lists.generation,
-            by_name: false,
-            rules: u32::try_from(self.lists.count).unwrap_or(u32::MAX),
-            diagnostics,
-            omitted,
-        }
+        let plain = Description::new("hash", env!("CARGO_PKG_VERSION"), self.lists.generation);
+        Description { omitted, ..plain.with_rules(self.lists.count).with_diagnostics(diagnostics) }
     }
 
-    fn scanner(&self) -> Box<dyn Scanner + '_> {
-        Box::new(HashScanner { lists: &self.lists })
+    fn scanner(&self) -> Result<Box<dyn Scanner + '_>, LoadError> {
+        Ok(Box::new(HashScanner { lists: &self.lists }))
     }
 }
 
@@ -68,27 +60,24 @@ impl Scanner for HashScanner<'_> {
     }
 }
 
-/// Hashes the content where it lies, or piece by piece where it cannot lie in memory.
+/// Hashes the content where it lies, or piece by piece where that would take a copy.
 fn digests(request: &Request<'_>, wanted: [bool; 3]) -> Result<Vec<Digest>, ScanError> {
     let mut hashers = Hashers::new(wanted);
-    match request.content.bytes() {
-        Ok(bytes) => {
-            for part in bytes.chunks(LOOK) {
-                may_go_on(request)?;
-                part.chunks(PIECE).for_each(|piece| hashers.update(piece));
-            }
+    let content = request.content;
+    if content.is_in_place() {
+        for part in content.bytes()?.chunks(LOOK) {
+            may_go_on(request)?;
+            part.chunks(PIECE).for_each(|piece| hashers.update(piece));
         }
-        Err(ContentError::Memory { .. }) => {
-            let mut buffer = vec![0; LOOK];
-            let mut at = 0;
-            while at < request.content.len() {
-                may_go_on(request)?;
-                let count = request.content.read_at(at, &mut buffer)?;
-                buffer[..count].chunks(PIECE).for_each(|piece| hashers.update(piece));
-                at += count as u64;
-            }
+    } else {
+        let mut buffer = vec![0; LOOK];
+        let mut at = 0;
+        while at < content.len() {
+            may_go_on(request)?;
+            let count = content.read_at(at, &mut buffer)?;
+            buffer[..count].chunks(PIECE).for_each(|piece| hashers.update(piece));
+            at += count as u64;
         }
-        Err(other) => return Err(other.into()),
     }
     Ok(hashers.finish())
 }

@@ -14,6 +14,7 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use seawall_engine::signatures::{self, Found};
 use seawall_engine::{Diagnostic, Generation, Level};
 
 use crate::compile::Builder;
@@ -27,8 +28,6 @@ use crate::set::{Hit, Set};
 pub const COMPILED: &str = "swhash";
 /// Most compiled files in one folder. Each is a descriptor, of which the sandbox leaves few.
 const MOST_COMPILED: usize = 4;
-/// Deepest folder that is looked into.
-const DEEPEST: usize = 32;
 
 /// All lists of a folder, ready to be asked.
 pub struct Lists {
@@ -242,13 +241,13 @@ fn classify(folder: &Path, path: &Path) -> Option<Class> {
 /// All files with entries below the folder, in the order of their paths. Those whose name says
 /// nothing are told.
 fn find(folder: &Path, report: &mut Report) -> Vec<Source> {
-    let mut files = Vec::new();
-    if let Err(error) = walk(folder, 0, &mut files, report) {
+    let found = signatures::walk(folder, "hash-read", |_| true).unwrap_or_else(|error| {
         report.add(about(folder, "hash-read", format!("cannot read the folder: {error}")));
-    }
-    files.sort();
+        Found::default()
+    });
+    found.problems.into_iter().for_each(|one| report.add(one));
     let mut sources = Vec::new();
-    for path in files {
+    for path in found.files {
         if let Some(class) = classify(folder, &path) {
             let name = path.strip_prefix(folder).unwrap_or(&path).display().to_string();
             sources.push(Source { path, name, class });
@@ -260,36 +259,6 @@ fn find(folder: &Path, report: &mut Report) -> Vec<Source> {
         }
     }
     sources
-}
-
-/// Hidden names are left out. Folders that are symbolic links are not followed (they can form a
-/// circle), files are.
-fn walk(
-    folder: &Path,
-    depth: usize,
-    files: &mut Vec<PathBuf>,
-    report: &mut Report,
-) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        let path = entry.path();
-        if entry.file_name().as_encoded_bytes().starts_with(b".") {
-            continue;
-        }
-        if entry.file_type()?.is_dir() {
-            let below = if depth < DEEPEST {
-                walk(&path, depth + 1, files, report)
-            } else {
-                Err(io::Error::other("too many folders in one another"))
-            };
-            if let Err(error) = below {
-                report.add(about(&path, "hash-read", format!("cannot read the folder: {error}")));
-            }
-        } else {
-            files.push(path);
-        }
-    }
-    Ok(())
 }
 
 /// The entries of all lists. Only too little memory is an error here, the rest is in the report.

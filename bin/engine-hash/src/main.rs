@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
+use seawall_engine::runtime::LoadError;
 use seawall_engine_hash::engine::Hash;
 use seawall_engine_hash::lists::{self, Lists};
 use seawall_engine_hash::report::Report;
@@ -54,7 +55,7 @@ fn main() -> ExitCode {
         (Some(folder), ..) => {
             return seawall_engine::runtime::run(|start| {
                 let lists = Lists::load(folder, start.strict);
-                lists.map(Hash::new).map_err(|report| report.diagnostics().0)
+                lists.map(Hash::new).map_err(|report| LoadError::all(report.diagnostics().0))
             });
         }
         // The parser lets none of the other combinations through.

@@ -2,17 +2,21 @@
 
 use std::time::Duration;
 
-use seawall_engine::runtime::{Engine, Request, ScanError, Scanner};
+use seawall_engine::runtime::{Engine, LoadError, Request, ScanError, Scanner};
 use seawall_engine::{Description, Detection, Metadata, Outcome};
 
 use crate::meta;
 use crate::rules::RuleSet;
+use crate::slow;
 
 /// yara-x counts whole seconds, and a limit of n ends a scan between n - 1 and n seconds after its
 /// start. Below this hard limit its own would come far too early, so the hard one must do.
 const SHORTEST_LIMIT: Duration = Duration::from_secs(3);
 /// What yara-x's own limit stays below the hard one, at least: the report still has to travel.
 const HEAD_START: Duration = Duration::from_millis(500);
+/// From here on a part is kept for naming slow rules, and at most so much.
+const LONG_LIMIT: Duration = Duration::from_secs(10);
+const LONGEST_RESERVE: Duration = Duration::from_secs(4);
 /// No limit of its own: yara-x cannot forget one that was set.
 const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -30,22 +34,17 @@ impl Yara {
 
 impl Engine for Yara {
     fn describe(&self) -> Description {
-        Description {
-            name: "yara-x".into(),
-            version: yara_x::VERSION.into(),
-            generation: self.set.generation,
-            by_name: self.set.by_name(),
-            rules: self.set.count,
-            diagnostics: self.set.diagnostics.clone(),
-            omitted: 0,
-        }
+        Description::new("yara-x", yara_x::VERSION, self.set.generation)
+            .with_by_name(self.set.by_name())
+            .with_rules(self.set.count.into())
+            .with_diagnostics(self.set.diagnostics.clone())
     }
 
-    fn scanner(&self) -> Box<dyn Scanner + '_> {
+    fn scanner(&self) -> Result<Box<dyn Scanner + '_>, LoadError> {
         let mut scanner = yara_x::Scanner::new(&self.set.rules);
         // One match decides; later ones of a pattern whose number no rule asks for are not counted.
         scanner.fast_scan(true);
-        Box::new(YaraScanner { scanner, set: &self.set })
+        Ok(Box::new(YaraScanner { scanner, set: &self.set }))
     }
 }
 
@@ -58,48 +57,85 @@ struct YaraScanner<'r> {
 impl Scanner for YaraScanner<'_> {
     fn scan(&mut self, request: &Request<'_>) -> Result<Outcome, ScanError> {
         self.scanner.set_timeout(own_limit(request.limit));
-        self.set_variables(request.metadata)?;
-        let results = self.scanner.scan(request.content.bytes()?).map_err(|error| match error {
-            yara_x::errors::ScanError::Timeout => ScanError::TimedOut,
-            other => ScanError::Failed { reason: other.to_string() },
-        })?;
-        let detections: Vec<Detection> =
-            results.matching_rules().map(|rule| meta::detection(&rule)).collect();
-        Ok(if detections.is_empty() { Outcome::Clean } else { Outcome::Infected(detections) })
+        set_variables(&mut self.scanner, self.set, request.metadata)
+            .map_err(|error| ScanError::Failed { reason: error.to_string() })?;
+        let content = request.content.bytes()?;
+        match self.scanner.scan(content) {
+            Ok(results) => {
+                let detections: Vec<Detection> =
+                    results.matching_rules().map(|rule| meta::detection(&rule)).collect();
+                Ok(if detections.is_empty() {
+                    Outcome::Clean
+                } else {
+                    Outcome::Infected(detections)
+                })
+            }
+            Err(yara_x::errors::ScanError::Timeout) => Err(self.too_slow(request, content)),
+            Err(other) => Err(ScanError::Failed { reason: other.to_string() }),
+        }
     }
 }
 
 impl YaraScanner<'_> {
-    /// Tells the rules what they ask of the file. Bytes that are no UTF-8 become U+FFFD.
-    fn set_variables(&mut self, metadata: &Metadata) -> Result<(), ScanError> {
-        if self.set.variables.is_empty() {
-            return Ok(());
-        }
-        let path = String::from_utf8_lossy(&metadata.path).into_owned();
-        let name = path.rsplit('/').next().unwrap_or_default().to_owned();
-        let dot = name.rfind('.').filter(|dot| *dot > 0);
-        let extension = dot.map(|dot| name[dot..].to_owned()).unwrap_or_default();
-        for variable in &self.set.variables {
-            let set = match *variable {
-                "path" | "filepath" => self.scanner.set_global(variable, path.as_str()),
-                "name" | "filename" => self.scanner.set_global(variable, name.as_str()),
-                "extension" => self.scanner.set_global(variable, extension.as_str()),
-                "guest" => self.scanner.set_global(variable, metadata.guest.as_str()),
-                "size" => {
-                    let size = i64::try_from(metadata.size).unwrap_or(i64::MAX);
-                    self.scanner.set_global(variable, size)
-                }
-                _ => continue,
-            };
-            set.map_err(|error| ScanError::Failed { reason: error.to_string() })?;
-        }
-        Ok(())
+    /// Names the rules that took the time, if there is any left.
+    fn too_slow(&self, request: &Request<'_>, content: &[u8]) -> ScanError {
+        let left = || {
+            if request.is_cancelled() {
+                return Duration::ZERO;
+            }
+            request.left().saturating_sub(HEAD_START)
+        };
+        let named = slow::name(&self.set.suspects, content, left, |scanner| {
+            // It has been set for the whole set before.
+            let _same = set_variables(scanner, self.set, request.metadata);
+        });
+        named.map_or(ScanError::TimedOut, |what| {
+            eprintln!("a scan took too long: {what}");
+            ScanError::TimedOutIn { what }
+        })
     }
 }
 
-/// The largest whole number of seconds that ends before the hard limit.
+/// Tells the rules what they ask of the file. Bytes that are no UTF-8 become U+FFFD.
+fn set_variables(
+    scanner: &mut yara_x::Scanner<'_>,
+    set: &RuleSet,
+    metadata: &Metadata,
+) -> Result<(), yara_x::errors::VariableError> {
+    if set.variables.is_empty() {
+        return Ok(());
+    }
+    let path = String::from_utf8_lossy(&metadata.path);
+    let name = path.rsplit('/').next().unwrap_or_default();
+    let dot = name.rfind('.').filter(|dot| *dot > 0);
+    for variable in &set.variables {
+        match *variable {
+            "path" | "filepath" => scanner.set_global(variable, path.as_ref()),
+            "name" | "filename" => scanner.set_global(variable, name),
+            "extension" => scanner.set_global(variable, dot.map_or("", |dot| &name[dot..])),
+            "guest" => scanner.set_global(variable, metadata.guest.as_str()),
+            "size" => {
+                let size = i64::try_from(metadata.size).unwrap_or(i64::MAX);
+                scanner.set_global(variable, size)
+            }
+            _ => continue,
+        }?;
+    }
+    Ok(())
+}
+
+/// The largest whole number of seconds that ends before the hard limit, and leaves time to find out what took
+/// so long.
 fn own_limit(hard: Duration) -> Duration {
-    if hard < SHORTEST_LIMIT { FOREVER } else { Duration::from_secs((hard - HEAD_START).as_secs()) }
+    if hard < SHORTEST_LIMIT {
+        return FOREVER;
+    }
+    Duration::from_secs((hard - HEAD_START - reserve(hard)).as_secs())
+}
+
+/// What is kept of a limit for naming slow rules. Of a short one nothing: every second of it counts.
+fn reserve(hard: Duration) -> Duration {
+    if hard < LONG_LIMIT { Duration::ZERO } else { (hard / 6).min(LONGEST_RESERVE) }
 }
 
 #[cfg(test)]
@@ -108,12 +144,23 @@ mod tests {
 
     #[test]
     fn the_own_limit_ends_before_the_hard_one_and_never_far_too_early() {
-        for millis in [3000, 3499, 3500, 4000, 29_999, 30_000, 30_600] {
+        for (millis, kept) in [
+            (3000, 0),
+            (3499, 0),
+            (3500, 0),
+            (4000, 0),
+            (9999, 0),
+            (10_000, 1666),
+            (29_999, 4000),
+            (30_000, 4000),
+            (90_600, 4000),
+        ] {
             let hard = Duration::from_millis(millis);
             let own = own_limit(hard);
+            let kept = Duration::from_millis(kept) + HEAD_START;
             assert_eq!(own.subsec_nanos(), 0);
-            assert!(own + HEAD_START <= hard, "{hard:?} {own:?}");
-            assert!(own + HEAD_START + Duration::from_secs(1) > hard, "{hard:?} {own:?}");
+            assert!(own + kept <= hard, "{hard:?} {own:?}");
+            assert!(own + kept + Duration::from_millis(1001) > hard, "{hard:?} {own:?}");
         }
         assert_eq!(own_limit(Duration::from_millis(2999)), FOREVER);
     }

@@ -1,12 +1,13 @@
 //! YARA-X as an engine: `seawall-engine-yara --rules DIR`.
 //!
 //! [`rules`] turns a folder into one compiled set and says what in it is wrong; [`engine`] scans
-//! with it. Process, sandbox and protocol are `seawall-engine`'s. Started by the service; by hand
+//! with it; [`slow`] names those that take too long. Process, sandbox and protocol are `seawall-engine`'s. Started by the service; by hand
 //! only `--check` makes sense.
 
 mod engine;
 mod meta;
 mod rules;
+mod slow;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use seawall_engine::Level;
+use seawall_engine::runtime::LoadError;
 
 use crate::engine::Yara;
 use crate::rules::RuleSet;
@@ -47,7 +49,7 @@ fn main() -> ExitCode {
         };
     }
     seawall_engine::runtime::run(|start| {
-        RuleSet::load(&arguments.rules, start.strict).map(Yara::new)
+        RuleSet::load(&arguments.rules, start.strict).map(Yara::new).map_err(LoadError::all)
     })
 }
 

@@ -10,6 +10,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use seawall_engine::signatures::{self, DEEPEST};
 use seawall_engine::{Diagnostic, Generation, Level};
 use yara_x::errors::CompileError;
 use yara_x::warnings::Warning;
@@ -17,12 +18,11 @@ use yara_x::{Compiler, Rules, SourceCode};
 use yara_x_parser::ast::{AST, Item, WithSpan};
 
 use crate::meta;
+use crate::slow::{self, Suspect};
 
 /// Largest rule file that is read, in bytes: against a mistake (a device, a disk image), not an
 /// attack; whoever writes rules decides what is detected anyway.
 const LARGEST_FILE: u64 = 64 << 20;
-/// Deepest folder that is looked into, and most files that include one another.
-const DEEPEST: usize = 32;
 /// What a rule may ask of the file besides its content. The first of each pair is ours, the second what
 /// public rules call it.
 pub const NAMES: [&str; 6] = ["path", "filepath", "name", "filename", "extension", "guest"];
@@ -44,6 +44,8 @@ pub struct RuleSet {
     pub variables: BTreeSet<&'static str>,
     /// What is wrong, errors first.
     pub diagnostics: Vec<Diagnostic>,
+    /// Those that can be slow, each by itself.
+    pub suspects: Vec<Suspect>,
 }
 
 /// A rule file in memory: compiled and hashed from the same bytes.
@@ -100,7 +102,14 @@ impl RuleSet {
             errors.extend(found);
         }
         let generation = digest(sources.values());
-        Ok(Self { rules, count, generation, variables: made.variables, diagnostics: errors })
+        let mut suspects = Vec::new();
+        for (unit, parts) in made.units {
+            slow::suspects(&unit.name, &text_of(&parts), &mut suspects, |text| {
+                compile_alone(&unit.name, text, &made.variables)
+            });
+        }
+        let (variables, diagnostics) = (made.variables, errors);
+        Ok(Self { rules, count, generation, variables, diagnostics, suspects })
     }
 
     /// Whether a verdict depends on more than the content.
@@ -117,6 +126,8 @@ struct Compiled<'a> {
     unknown: BTreeSet<&'static str>,
     /// The units in which they do.
     asking: BTreeSet<&'a str>,
+    /// Each unit with its sources, in order.
+    units: Vec<(&'a Source, Vec<&'a Source>)>,
     errors: Vec<Diagnostic>,
     warnings: Vec<Diagnostic>,
 }
@@ -128,26 +139,10 @@ impl<'a> Compiled<'a> {
         variables: &BTreeSet<&'static str>,
         only: Option<&BTreeSet<&str>>,
     ) -> Self {
-        let mut compiler = Compiler::new();
-        // They are resolved here: see `Source::includes`.
-        compiler.enable_includes(false);
-        // What YARA takes and yara-x by itself does not.
-        compiler.relaxed_re_syntax(true);
-        // A matter of taste; the name is checked by the tests, where it would show.
-        let _ = compiler.switch_warning("text_as_hex", false);
-        let (unknown, asking, errors, warnings) = Default::default();
+        let (compiler, errors) = compiler(variables);
+        let (unknown, asking, units, warnings) = Default::default();
         let variables = variables.clone();
-        let mut all = Self { compiler, variables, unknown, asking, errors, warnings };
-        for variable in all.variables.clone() {
-            let defined = if variable == "size" {
-                all.compiler.define_global(variable, 0)
-            } else {
-                all.compiler.define_global(variable, "")
-            };
-            if let Err(error) = defined {
-                all.errors.push(Diagnostic::error("yara-variable", error.to_string()));
-            }
-        }
+        let mut all = Self { compiler, variables, unknown, asking, units, errors, warnings };
         let included: BTreeSet<_> = sources.values().flat_map(|source| &source.includes).collect();
         let mut seen = BTreeSet::new();
         let (inner, units): (Vec<_>, Vec<_>) =
@@ -158,6 +153,7 @@ impl<'a> Compiled<'a> {
             if is_wanted && !seen.contains(unit.name.as_str()) {
                 let unknown = std::mem::take(&mut all.unknown);
                 all.compiler.new_namespace(&unit.name);
+                all.units.push((unit, Vec::new()));
                 let mut done = BTreeSet::new();
                 all.add(sources, unit, &mut Vec::new(), &mut done);
                 seen.append(&mut done);
@@ -181,9 +177,8 @@ impl<'a> Compiled<'a> {
         done: &mut BTreeSet<&'a str>,
     ) {
         if stack.contains(&source.name.as_str()) || stack.len() > DEEPEST {
-            let mut one = Diagnostic::error("yara-include", "this file includes itself");
-            one.file = source.shown.clone();
-            return self.errors.push(one);
+            let one = Diagnostic::error("yara-include", "this file includes itself");
+            return self.errors.push(one.in_file(&source.shown));
         }
         if !done.insert(&source.name) {
             return;
@@ -195,6 +190,9 @@ impl<'a> Compiled<'a> {
             }
         }
         stack.pop();
+        if let Some((_, parts)) = self.units.last_mut() {
+            parts.push(source);
+        }
         let (errors, warnings) = (self.compiler.errors().len(), self.compiler.warnings().len());
         let code = SourceCode::from(source.bytes.as_slice()).with_origin(&source.shown);
         // The errors are all in the compiler; the one returned here is the first of them.
@@ -210,6 +208,41 @@ impl<'a> Compiled<'a> {
         let warnings = self.compiler.warnings()[warnings..].iter().map(|w| warning(source, w));
         self.warnings.extend(warnings);
     }
+}
+
+/// A compiler that knows these variables.
+fn compiler<'a>(variables: &BTreeSet<&'static str>) -> (Compiler<'a>, Vec<Diagnostic>) {
+    let mut compiler = Compiler::new();
+    // They are resolved here: see `Source::includes`.
+    compiler.enable_includes(false);
+    // What YARA takes and yara-x by itself does not.
+    compiler.relaxed_re_syntax(true);
+    // A matter of taste; the name is checked by the tests, where it would show.
+    let _ = compiler.switch_warning("text_as_hex", false);
+    let mut errors = Vec::new();
+    for variable in variables {
+        let defined = if *variable == "size" {
+            compiler.define_global(variable, 0)
+        } else {
+            compiler.define_global(variable, "")
+        };
+        if let Err(error) = defined {
+            errors.push(Diagnostic::error("yara-variable", error.to_string()));
+        }
+    }
+    (compiler, errors)
+}
+
+/// All sources of a unit in one.
+fn text_of(parts: &[&Source]) -> String {
+    parts.iter().map(|part| String::from_utf8_lossy(&part.bytes) + "\n").collect()
+}
+
+fn compile_alone(unit: &str, text: &str, variables: &BTreeSet<&'static str>) -> Option<Rules> {
+    let (mut compiler, _) = compiler(variables);
+    compiler.new_namespace(unit);
+    compiler.add_source(text).ok()?;
+    Some(compiler.build())
 }
 
 /// The variable of ours that the error is about.
@@ -300,10 +333,11 @@ fn read_all(
     folder: &Path,
     errors: &mut Vec<Diagnostic>,
 ) -> Result<BTreeMap<String, Source>, Vec<Diagnostic>> {
-    let mut files = Vec::new();
-    walk(folder, 0, &mut files, errors)
+    let is_rule = |path: &Path| path.extension().is_some_and(|end| end == "yar" || end == "yara");
+    let found = signatures::walk(folder, "yara-read", is_rule)
         .map_err(|error| vec![unreadable(folder, &format!("cannot read the folder: {error}"))])?;
-    files.sort();
+    errors.extend(found.problems);
+    let mut files = found.files;
     if files.is_empty() {
         errors.push(unreadable(folder, "no *.yar or *.yara file: nothing can be detected"));
     }
@@ -377,38 +411,7 @@ fn find_included(folder: &Path, from: &Path, path: &str) -> Result<PathBuf, Stri
 }
 
 fn unreadable(path: &Path, reason: &str) -> Diagnostic {
-    let mut one = Diagnostic::error("yara-read", reason);
-    one.file = path.display().to_string();
-    one
-}
-
-/// Folders that are symbolic links are not followed (they can form a circle), files are.
-fn walk(
-    folder: &Path,
-    depth: usize,
-    files: &mut Vec<PathBuf>,
-    errors: &mut Vec<Diagnostic>,
-) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        let path = entry.path();
-        if entry.file_name().as_encoded_bytes().starts_with(b".") {
-            continue;
-        }
-        if entry.file_type()?.is_dir() {
-            let below = if depth < DEEPEST {
-                walk(&path, depth + 1, files, errors)
-            } else {
-                Err(io::Error::other("too many folders in one another"))
-            };
-            if let Err(error) = below {
-                errors.push(unreadable(&path, &format!("cannot read the folder: {error}")));
-            }
-        } else if path.extension().is_some_and(|end| end == "yar" || end == "yara") {
-            files.push(path);
-        }
-    }
-    Ok(())
+    Diagnostic::error("yara-read", reason).in_file(path)
 }
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {

@@ -164,10 +164,58 @@ fn a_slow_rule_ends_at_its_limit_and_others_are_answered() {
     let content = vec![b'.'; 1 << 20];
     for (limit, restarts) in [(Duration::from_secs(6), 0), (Duration::from_millis(500), 1)] {
         let report = send(&engine, &content, limit).recv_timeout(LONG).unwrap();
-        assert_eq!(report.result, Err(ScanError::TimedOut));
+        let timed_out =
+            matches!(report.result, Err(ScanError::TimedOut | ScanError::TimedOutIn { .. }));
+        assert!(timed_out, "{report:?}");
         assert!(report.scanned < limit + Duration::from_secs(5), "{report:?}");
         assert_eq!(engine.status().restarts, restarts, "{limit:?}");
     }
+}
+
+/// By its condition or by its pattern, among others that are not.
+#[test]
+fn the_rule_that_made_a_scan_time_out_is_named() {
+    let condition = "rule crawls { condition: for all i in (0..2000000000) : ( \
+                     uint8(i % filesize) + uint8((i * 7) % filesize) != 1000 ) }";
+    let pattern = "rule crawls { strings: $a = /aa([ab]{1,40}c?){1,40}d/ condition: $a }";
+    let others = "rule fine { condition: for any i in (0..9) : (uint8(i) == 1) }\n\
+                  rule good { strings: $a = /ab+c/ condition: $a }";
+    for slow in [condition, pattern] {
+        let folder = rules(&[("others.yar", others), ("slow.yar", slow)]);
+        let engine = start(folder.path());
+        let limit = Duration::from_secs(12);
+        let report = send(&engine, &vec![b'a'; 64 << 20], limit).recv_timeout(LONG).unwrap();
+        let Err(ScanError::TimedOutIn { what }) = report.result else { panic!("{report:?}") };
+        assert!(what.starts_with("slowest: rule crawls (slow.yar) more than "), "{what}");
+        assert_eq!(engine.status().restarts, 0);
+    }
+}
+
+/// What they can do to whoever loads them: they are taken or named, and the others are used.
+#[test]
+fn hostile_rules_end_as_errors_of_their_own() {
+    let deep = format!(
+        "rule deep {{ condition: {}filesize == 1{} }}",
+        "(".repeat(20_000),
+        ")".repeat(20_000)
+    );
+    let huge = format!(
+        "rule huge {{ strings: $a = /a{}/ condition: $a }}",
+        "(b{1,1000}){1,1000}".repeat(20)
+    );
+    let text = format!("rule text {{ strings: $a = \"{}", "x".repeat(1 << 20));
+    let circle = "include \"circle.yar\"\nrule circle { condition: false }";
+    let files =
+        [("deep.yar", &*deep), ("huge.yar", &*huge), ("text.yar", &*text), ("circle.yar", circle)];
+    let folder = rules(&files);
+    fs::write(folder.path().join("eicar.yar"), eicar_rule()).unwrap();
+    let engine = start(folder.path());
+    let EngineState::Ready { description } = engine.state() else { panic!("not ready") };
+    for (name, _) in &files[1..] {
+        let told = description.diagnostics.iter().any(|one| one.file.ends_with(name));
+        assert!(told, "{name}: {:?}", description.diagnostics);
+    }
+    assert_eq!(names(scan(&engine, &eicar())), ["Eicar"]);
 }
 
 #[test]

@@ -44,7 +44,8 @@
 // The scan could not be finished. Return seawall_report_error(…) to say why.
 #define SEAWALL_ERROR 3
 
-// The engine gave up before its time limit.
+// The engine gave up before its time limit. What took the time may be said before, with
+// seawall_report_error.
 #define SEAWALL_TIMED_OUT 4
 
 // The engine gave up since seawall_request_is_cancelled. Given up though it is wanted, the scan counts
@@ -163,8 +164,9 @@ void seawall_description_version(struct seawall_description *description, const 
 void seawall_description_generation(struct seawall_description *description,
                                     const uint8_t *digest);
 
-// Sets whether a verdict depends on path or guest besides the content. Then it is remembered for that name
-// alone, and a guest that calls a file otherwise can change it. False when never called.
+// Sets whether a verdict depends on path or guest besides the content. Only then does a scan get them: else
+// both are empty. The verdict is remembered for that name alone, and a guest that calls a file otherwise can
+// change it. False when never called.
 void seawall_description_by_name(struct seawall_description *description,
                                  bool by_name);
 
@@ -238,11 +240,13 @@ int64_t seawall_request_read(const struct seawall_request *request,
                              size_t length);
 
 // The path as the guest named it, and its length in *length; length may be NULL. Any bytes, without a
-// NUL at the end; at most 4096, of a longer one the end. Length 0 when the access has no true path.
+// NUL at the end; at most 4096, of a longer one the end. Length 0 when the access has no true path, and
+// always unless the engine has said seawall_description_by_name.
 const uint8_t *seawall_request_path(const struct seawall_request *request,
                                     size_t *length);
 
-// Name of the guest in the service's configuration, a string.
+// Name of the guest in the service's configuration, a string; empty unless the engine has said
+// seawall_description_by_name.
 const char *seawall_request_guest(const struct seawall_request *request);
 
 // Why the content is looked at: one of SEAWALL_OPERATION_OPEN to SEAWALL_OPERATION_ON_DEMAND. Later

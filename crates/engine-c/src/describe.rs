@@ -2,7 +2,8 @@
 
 use std::ffi::{c_char, c_int};
 
-use seawall_engine::{Diagnostic, Generation, Level, runtime};
+use seawall_engine::runtime::{self, LoadError};
+use seawall_engine::{Diagnostic, Generation, Level};
 
 use crate::{text, with, with_mut};
 
@@ -22,15 +23,7 @@ pub struct Description {
 
 impl Description {
     pub(crate) fn new() -> Self {
-        let value = seawall_engine::Description {
-            name: String::new(),
-            version: String::new(),
-            generation: Generation([0; 32]),
-            by_name: false,
-            rules: 0,
-            diagnostics: Vec::new(),
-            omitted: 0,
-        };
+        let value = seawall_engine::Description::new("", "", Generation([0; 32]));
         Self { value, generation: None }
     }
 
@@ -38,9 +31,11 @@ impl Description {
     pub(crate) fn finish(
         mut self,
         returned: c_int,
-    ) -> Result<seawall_engine::Description, Vec<Diagnostic>> {
+    ) -> Result<seawall_engine::Description, LoadError> {
         let missing = match self.generation {
-            _ if returned != 0 && self.value.has_errors() => return Err(self.value.diagnostics),
+            _ if returned != 0 && self.value.has_errors() => {
+                return Err(LoadError::all(self.value.diagnostics));
+            }
             _ if returned != 0 => "load failed and says not why",
             _ if self.value.name.is_empty() => "load has set no name",
             None => "load has set no generation",
@@ -50,7 +45,7 @@ impl Description {
         };
         // In front: the first one is what `status` shows as the reason.
         self.value.diagnostics.insert(0, Diagnostic::error("engine-load", missing));
-        Err(self.value.diagnostics)
+        Err(LoadError::all(self.value.diagnostics))
     }
 }
 
@@ -114,8 +109,9 @@ pub unsafe extern "C" fn seawall_description_generation(
     }
 }
 
-/// Sets whether a verdict depends on path or guest besides the content. Then it is remembered for that name
-/// alone, and a guest that calls a file otherwise can change it. False when never called.
+/// Sets whether a verdict depends on path or guest besides the content. Only then does a scan get them: else
+/// both are empty. The verdict is remembered for that name alone, and a guest that calls a file otherwise can
+/// change it. False when never called.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn seawall_description_by_name(description: *mut Description, by_name: bool) {
     // SAFETY: as the header says.

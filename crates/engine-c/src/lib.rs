@@ -23,12 +23,12 @@ mod report;
 mod request;
 
 use std::ffi::{CStr, c_char, c_int, c_void};
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use seawall_engine::runtime::{self, ScanError, Scanner};
+use seawall_engine::runtime::{self, LoadError, ScanError, Scanner};
 use seawall_engine::{Diagnostic, Outcome};
 
 use crate::describe::{Description, Start};
@@ -106,7 +106,7 @@ pub unsafe extern "C" fn seawall_engine_run(engine: *const Engine) -> c_int {
     }
     // SAFETY: the caller gives NULL or a table of the length that its struct_size says.
     let table = unsafe { Table::read(engine) };
-    let load = |start: &runtime::Start| Loaded::load(table.map_err(|one| vec![one])?, start);
+    let load = |start: &runtime::Start| Loaded::load(table.map_err(LoadError::from)?, start);
     match catch_unwind(AssertUnwindSafe(|| runtime::run(load))) {
         Ok(code) if code == ExitCode::SUCCESS => 0,
         _ => 1,
@@ -169,7 +169,7 @@ struct Loaded {
 }
 
 impl Loaded {
-    fn load(table: Table, start: &runtime::Start) -> Result<Self, Vec<Diagnostic>> {
+    fn load(table: Table, start: &runtime::Start) -> Result<Self, LoadError> {
         let start = Start(start);
         let mut description = Description::new();
         let returned = table.0.load.map_or(1, |load| {
@@ -186,18 +186,17 @@ impl runtime::Engine for Loaded {
         self.description.clone()
     }
 
-    fn scanner(&self) -> Box<dyn Scanner + '_> {
+    fn scanner(&self) -> Result<Box<dyn Scanner + '_>, LoadError> {
         let table = self.table;
         let mut scanner = ptr::null_mut();
         if let Some(new) = table.0.scanner_new {
             // SAFETY: a callback of the engine with its own context.
             scanner = unsafe { new(table.0.context) };
             if scanner.is_null() {
-                // Not panic!, which would print: the runtime tells the service what is in the box.
-                resume_unwind(Box::new("scanner_new returned NULL".to_owned()));
+                return Err(LoadError::new("engine-scanner", "scanner_new returned NULL"));
             }
         }
-        Box::new(ForeignScanner { table, scanner })
+        Ok(Box::new(ForeignScanner { table, scanner }))
     }
 }
 
@@ -209,6 +208,7 @@ struct ForeignScanner {
 
 impl Scanner for ForeignScanner {
     fn scan(&mut self, request: &runtime::Request<'_>) -> Result<Outcome, ScanError> {
+        let content = request.content;
         let request = Request::new(request);
         let mut report = Report::default();
         let Engine { context, scan, .. } = self.table.0;
@@ -217,7 +217,7 @@ impl Scanner for ForeignScanner {
             // them; the scanner is this thread's own.
             unsafe { scan(context, self.scanner, &raw const request, &raw mut report) }
         });
-        report.finish(returned, request.into_failure())
+        report.finish(returned, content.unseen())
     }
 }
 

@@ -7,7 +7,6 @@ use seawall_engine::report::MAX_DETECTIONS;
 use seawall_engine::runtime::ScanError;
 use seawall_engine::{Cleaning, Outcome, Severity};
 
-use crate::request::Failure;
 use crate::{text, with_mut};
 
 /// Nothing was found in the whole content.
@@ -19,7 +18,8 @@ pub const SEAWALL_INFECTED: c_int = 1;
 pub const SEAWALL_ALLOWED: c_int = 2;
 /// The scan could not be finished. Return seawall_report_error(…) to say why.
 pub const SEAWALL_ERROR: c_int = 3;
-/// The engine gave up before its time limit.
+/// The engine gave up before its time limit. What took the time may be said before, with
+/// seawall_report_error.
 pub const SEAWALL_TIMED_OUT: c_int = 4;
 /// The engine gave up since seawall_request_is_cancelled. Given up though it is wanted, the scan counts
 /// as failed.
@@ -49,17 +49,15 @@ pub struct Detection(seawall_engine::Detection);
 
 impl Report {
     /// What the scan came to. A result that contradicts the report is an error: it must not count as
-    /// clean.
-    pub(crate) fn finish(
-        self,
-        returned: c_int,
-        failure: Option<Failure>,
-    ) -> Result<Outcome, ScanError> {
+    /// clean. `why` is why content could not be read.
+    pub(crate) fn finish(self, returned: c_int, why: Option<String>) -> Result<Outcome, ScanError> {
         let failed = |reason: String| Err(ScanError::Failed { reason });
         let nothing_found = self.detections.is_empty();
-        let (lost, why) = failure.map_or((false, None), |one| (one.lost, Some(one.reason)));
         match returned {
-            SEAWALL_TIMED_OUT => Err(ScanError::TimedOut),
+            SEAWALL_TIMED_OUT => Err(match self.reason {
+                Some(what) => ScanError::TimedOutIn { what },
+                None => ScanError::TimedOut,
+            }),
             SEAWALL_CANCELLED => Err(ScanError::Cancelled),
             SEAWALL_ERROR => {
                 failed(self.reason.or(why).unwrap_or_else(|| "it gives no reason".into()))
@@ -73,7 +71,6 @@ impl Report {
             SEAWALL_CLEAN | SEAWALL_ALLOWED if !nothing_found => {
                 failed("it names a detection and does not say infected".into())
             }
-            SEAWALL_CLEAN | SEAWALL_ALLOWED if lost => failed(why.unwrap_or_default()),
             SEAWALL_CLEAN => Ok(Outcome::Clean),
             SEAWALL_ALLOWED => match self.allowed {
                 Some(name) => Ok(Outcome::Allowed { name }),

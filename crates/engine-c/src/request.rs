@@ -1,10 +1,9 @@
 //! What `scan` gets to look at.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::OnceCell;
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::{ptr, slice};
 
-use seawall_engine::content::ContentError;
 use seawall_engine::{Operation, runtime};
 
 use crate::with;
@@ -23,38 +22,11 @@ pub struct Request<'a> {
     inner: &'a runtime::Request<'a>,
     /// The guest's name as a C string, made at the first question.
     guest: OnceCell<CString>,
-    /// Why content could not be read, the first time.
-    failure: RefCell<Option<Failure>>,
-}
-
-/// Why content could not be read.
-pub(crate) struct Failure {
-    /// For people.
-    pub(crate) reason: String,
-    /// Bytes are missing. False where only the memory for a copy was, which an engine may do without.
-    pub(crate) lost: bool,
 }
 
 impl<'a> Request<'a> {
     pub(crate) fn new(inner: &'a runtime::Request<'a>) -> Self {
-        Self { inner, guest: OnceCell::new(), failure: RefCell::new(None) }
-    }
-
-    pub(crate) fn into_failure(self) -> Option<Failure> {
-        self.failure.into_inner()
-    }
-
-    /// Keeps the first failure, and one that lost bytes rather than one that did not.
-    fn note(&self, error: &ContentError) {
-        let reason = match error {
-            ContentError::Io(cause) => format!("{error}: {cause}"),
-            ContentError::Short { .. } | ContentError::Memory { .. } => error.to_string(),
-        };
-        let lost = !matches!(error, ContentError::Memory { .. });
-        let mut failure = self.failure.borrow_mut();
-        if failure.as_ref().is_none_or(|old| lost && !old.lost) {
-            *failure = Some(Failure { reason, lost });
-        }
+        Self { inner, guest: OnceCell::new() }
     }
 }
 
@@ -77,7 +49,7 @@ pub unsafe extern "C" fn seawall_request_bytes(
     // SAFETY: as the header says.
     let bytes = unsafe {
         with(request, None, |request| {
-            let bytes = request.inner.content.bytes().map_err(|error| request.note(&error)).ok()?;
+            let bytes = request.inner.content.bytes().ok()?;
             Some((bytes.as_ptr(), bytes.len()))
         })
     };
@@ -113,19 +85,15 @@ pub unsafe extern "C" fn seawall_request_read(
             }
             ptr::write_bytes(buffer.cast::<u8>(), 0, wanted);
             let buffer = slice::from_raw_parts_mut(buffer.cast::<u8>(), wanted);
-            match request.inner.content.read_at(offset, buffer) {
-                Ok(got) => i64::try_from(got).unwrap_or(-1),
-                Err(error) => {
-                    request.note(&error);
-                    -1
-                }
-            }
+            let got = request.inner.content.read_at(offset, buffer).ok();
+            got.and_then(|got| i64::try_from(got).ok()).unwrap_or(-1)
         })
     }
 }
 
 /// The path as the guest named it, and its length in *length; length may be NULL. Any bytes, without a
-/// NUL at the end; at most 4096, of a longer one the end. Length 0 when the access has no true path.
+/// NUL at the end; at most 4096, of a longer one the end. Length 0 when the access has no true path, and
+/// always unless the engine has said seawall_description_by_name.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn seawall_request_path(
     request: *const Request<'_>,
@@ -145,7 +113,8 @@ pub unsafe extern "C" fn seawall_request_path(
     start
 }
 
-/// Name of the guest in the service's configuration, a string.
+/// Name of the guest in the service's configuration, a string; empty unless the engine has said
+/// seawall_description_by_name.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn seawall_request_guest(request: *const Request<'_>) -> *const c_char {
     // SAFETY: as the header says.

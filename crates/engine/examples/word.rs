@@ -2,15 +2,15 @@
 
 use std::process::ExitCode;
 
-use seawall_engine::runtime::{Engine, Request, ScanError, Scanner, run};
-use seawall_engine::{Description, Detection, Diagnostic, Generation, Outcome};
+use seawall_engine::runtime::{Engine, LoadError, Request, ScanError, Scanner, run};
+use seawall_engine::{Description, Detection, Generation, Outcome};
 
 struct Word(Vec<u8>);
 
 impl Word {
     /// Before the sandbox, once. What is read here is the signature set.
-    fn load() -> Result<Self, Vec<Diagnostic>> {
-        let refuse = |reason: String| vec![Diagnostic::error("word-file", reason)];
+    fn load() -> Result<Self, LoadError> {
+        let refuse = |reason: String| LoadError::new("word-file", reason);
         let Some(path) = std::env::args().nth(1) else {
             return Err(refuse("give the file with the word as argument".into()));
         };
@@ -24,20 +24,13 @@ impl Word {
 
 impl Engine for Word {
     fn describe(&self) -> Description {
-        Description {
-            name: "word".into(),
-            version: "1".into(),
-            // A digest of all that verdicts depend on.
-            generation: Generation(blake3::hash(&self.0).into()),
-            by_name: false,
-            rules: 1,
-            diagnostics: Vec::new(),
-            omitted: 0,
-        }
+        // A digest of all that verdicts depend on.
+        let generation = Generation(blake3::hash(&self.0).into());
+        Description::new("word", "1", generation).with_rules(1)
     }
 
-    fn scanner(&self) -> Box<dyn Scanner + '_> {
-        Box::new(Search(&self.0))
+    fn scanner(&self) -> Result<Box<dyn Scanner + '_>, LoadError> {
+        Ok(Box::new(Search(&self.0)))
     }
 }
 

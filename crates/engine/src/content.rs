@@ -5,7 +5,7 @@
 //! under the engine nor raise SIGBUS. Everything else (a spool file) is copied, and a copy that
 //! comes out short is an error, never a shorter scan.
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell, RefCell};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -126,6 +126,10 @@ pub struct Content {
     file: File,
     length: u64,
     bytes: OnceCell<Bytes>,
+    /// Why some of it could not be read, the first time.
+    failure: RefCell<Option<String>>,
+    /// There was no memory for a copy, and nothing was read in another way since.
+    unread: Cell<bool>,
 }
 
 enum Bytes {
@@ -136,7 +140,13 @@ enum Bytes {
 impl Content {
     /// Content behind a received descriptor.
     pub(crate) fn new(fd: OwnedFd, length: u64) -> Self {
-        Self { file: File::from(fd), length, bytes: OnceCell::new() }
+        Self {
+            file: File::from(fd),
+            length,
+            bytes: OnceCell::new(),
+            failure: RefCell::new(None),
+            unread: Cell::new(false),
+        }
     }
 
     /// Empty content, to warm a scanner up.
@@ -156,6 +166,31 @@ impl Content {
         self.length == 0
     }
 
+    /// Whether [`Content::bytes`] costs no memory: it is sealed, and read where it lies. Else it is copied, and
+    /// [`Content::read_at`] may do.
+    pub fn is_in_place(&self) -> bool {
+        sys::is_sealed(self.file.as_fd())
+    }
+
+    /// Why not all of it can have been seen; None when nothing went wrong. After that a scan cannot end as
+    /// clean: the runtime makes an error of it.
+    pub fn unseen(&self) -> Option<String> {
+        let memory = || ContentError::Memory { length: self.length }.to_string();
+        self.failure.borrow().clone().or_else(|| self.unread.get().then(memory))
+    }
+
+    fn note(&self, error: &ContentError) {
+        match error {
+            ContentError::Memory { .. } => self.unread.set(true),
+            ContentError::Io(cause) => self.note_text(format!("{error}: {cause}")),
+            ContentError::Short { .. } => self.note_text(error.to_string()),
+        }
+    }
+
+    fn note_text(&self, reason: String) {
+        self.failure.borrow_mut().get_or_insert(reason);
+    }
+
     /// The descriptor itself, to be handed on: it can only be read.
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
@@ -165,7 +200,8 @@ impl Content {
     pub fn bytes(&self) -> Result<&[u8], ContentError> {
         if self.bytes.get().is_none() {
             // A second value is impossible: `Content` is not Sync.
-            let _ = self.bytes.set(self.load()?);
+            let loaded = self.load().inspect_err(|error| self.note(error))?;
+            let _ = self.bytes.set(loaded);
         }
         match self.bytes.get() {
             Some(Bytes::Mapped(mapping)) => Ok(mapping),
@@ -176,6 +212,14 @@ impl Content {
 
     /// Reads at an offset; fewer bytes than asked for only at the end of the content.
     pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<usize, ContentError> {
+        let read = self.read_part(offset, buffer).inspect_err(|error| self.note(error))?;
+        if read > 0 {
+            self.unread.set(false);
+        }
+        Ok(read)
+    }
+
+    fn read_part(&self, offset: u64, buffer: &mut [u8]) -> Result<usize, ContentError> {
         let left = self.length.saturating_sub(offset);
         let wanted = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
         let mut got = 0;
@@ -206,7 +250,7 @@ impl Content {
         let mut copy = Vec::new();
         copy.try_reserve_exact(length).map_err(|_| memory())?;
         copy.resize(length, 0);
-        self.read_at(0, &mut copy)?;
+        self.read_part(0, &mut copy)?;
         Ok(Bytes::Copied(copy))
     }
 }
@@ -227,7 +271,7 @@ mod tests {
         let sealed = ContentFd::sealed(b"some bytes").unwrap();
         let content = received(&sealed);
         assert_eq!(content.bytes().unwrap(), b"some bytes");
-        assert!(matches!(content.bytes.get(), Some(Bytes::Mapped(_))));
+        assert!(matches!(content.bytes.get(), Some(Bytes::Mapped(_))) && content.is_in_place());
         let file = File::from(sealed.fd.try_clone().unwrap());
         assert!(file.write_at(b"x", 0).is_err());
         assert!(file.set_len(1).is_err());
@@ -240,7 +284,7 @@ mod tests {
         file.write_all(b"abc").unwrap();
         let content = Content::new(file.into(), 3);
         assert_eq!(content.bytes().unwrap(), b"abc");
-        assert!(matches!(content.bytes.get(), Some(Bytes::Copied(_))));
+        assert!(matches!(content.bytes.get(), Some(Bytes::Copied(_))) && !content.is_in_place());
     }
 
     #[test]
@@ -249,8 +293,24 @@ mod tests {
             [ContentFd::sealed(b"abc").unwrap(), ContentFd::from_spool(spool(b"abc"), 3).unwrap()]
         {
             let content = Content::new(fd.fd.try_clone().unwrap(), 4);
+            assert_eq!(content.unseen(), None);
             assert!(matches!(content.bytes(), Err(ContentError::Short { expected: 4, got: 3 })));
+            let reason = "the content ended after 3 of 4 bytes";
+            assert_eq!(content.unseen().as_deref(), Some(reason));
+            assert_eq!(content.read_at(0, &mut [0; 3]).unwrap(), 3);
+            assert_eq!(content.unseen().as_deref(), Some(reason), "for good");
         }
+    }
+
+    #[test]
+    fn what_there_was_no_memory_for_may_be_read_in_pieces() {
+        let file = spool(b"abc");
+        let length = 1 << 60;
+        let content = Content::new(file.into(), length);
+        assert!(matches!(content.bytes(), Err(ContentError::Memory { .. })));
+        assert!(content.unseen().is_some_and(|why| why.starts_with("no memory for ")));
+        assert_eq!(content.read_at(0, &mut [0; 2]).unwrap(), 2);
+        assert_eq!(content.unseen(), None);
     }
 
     #[test]

@@ -10,31 +10,23 @@
 //! - [`runtime::run`], for an engine's `main`: takes an implementation of [`runtime::Engine`] and
 //!   does the rest, sandbox included.
 //! - [`protocol`] is what passes between them, [`report`] the words that both use, [`content`] the
-//!   descriptor with the bytes to scan.
+//!   descriptor with the bytes to scan, [`signatures`] a way to find files of signatures.
 //!
 //! An engine that finds one word, complete but for its `main`:
 //!
 //! ```
-//! use seawall_engine::runtime::{Engine, Request, ScanError, Scanner};
+//! use seawall_engine::runtime::{Engine, LoadError, Request, ScanError, Scanner};
 //! use seawall_engine::{Description, Detection, Generation, Outcome};
 //!
 //! struct Word;
 //!
 //! impl Engine for Word {
 //!     fn describe(&self) -> Description {
-//!         Description {
-//!             name: "word".into(),
-//!             version: "1".into(),
-//!             generation: Generation([0; 32]),
-//!             by_name: false,
-//!             rules: 1,
-//!             diagnostics: Vec::new(),
-//!             omitted: 0,
-//!         }
+//!         Description::new("word", "1", Generation([0; 32])).with_rules(1)
 //!     }
 //!
-//!     fn scanner(&self) -> Box<dyn Scanner + '_> {
-//!         Box::new(Find)
+//!     fn scanner(&self) -> Result<Box<dyn Scanner + '_>, LoadError> {
+//!         Ok(Box::new(Find))
 //!     }
 //! }
 //!
@@ -57,6 +49,7 @@ pub mod host;
 pub mod protocol;
 pub mod report;
 pub mod runtime;
+pub mod signatures;
 mod sys;
 
 pub use report::{

@@ -98,7 +98,10 @@ pub enum Answer {
         reason: String,
     },
     /// The engine gave up before its time limit.
-    TimedOut,
+    TimedOut {
+        /// What took the time, for people; empty where the engine does not know.
+        what: String,
+    },
     /// The engine gave up since nobody wants the report.
     Cancelled,
 }
@@ -267,7 +270,10 @@ pub fn encode_to_host(mut message: ToHost) -> Result<Vec<u8>, ProtocolError> {
         ToHost::Report { answer: Answer::Done(Outcome::Allowed { name }), .. } => {
             clip(name, MAX_NAME);
         }
-        ToHost::Report { answer: Answer::Error { reason }, .. } => clip(reason, MAX_REASON),
+        ToHost::Report {
+            answer: Answer::Error { reason: text } | Answer::TimedOut { what: text },
+            ..
+        } => clip(text, MAX_REASON),
         ToHost::Report { .. } | ToHost::Started { .. } | ToHost::Pong => {}
     }
     encode(&message, MAX_TO_HOST)
@@ -289,9 +295,10 @@ pub fn decode_to_host(bytes: &[u8]) -> Result<ToHost, ProtocolError> {
         ToHost::Report { answer: Answer::Done(Outcome::Allowed { name }), .. } => {
             bound("list entry", name.len(), MAX_NAME)?;
         }
-        ToHost::Report { answer: Answer::Error { reason }, .. } => {
-            bound("reason", reason.len(), MAX_REASON)?;
-        }
+        ToHost::Report {
+            answer: Answer::Error { reason: text } | Answer::TimedOut { what: text },
+            ..
+        } => bound("reason", text.len(), MAX_REASON)?,
         ToHost::Report { .. } | ToHost::Started { .. } | ToHost::Pong => {}
     }
     Ok(message)
@@ -351,22 +358,16 @@ mod tests {
     }
 
     fn description() -> Description {
-        Description {
-            name: "yara".into(),
-            version: "1.22".into(),
-            generation: Generation([7; 32]),
-            by_name: false,
-            rules: 300,
-            diagnostics: vec![Diagnostic {
-                level: Level::Warning,
-                file: "a.yar".into(),
-                line: 3,
-                column: 1,
-                code: "W1".into(),
-                reason: "slow".into(),
-            }],
-            omitted: 2,
-        }
+        let warning = Diagnostic {
+            level: Level::Warning,
+            file: "a.yar".into(),
+            line: 3,
+            column: 1,
+            code: "W1".into(),
+            reason: "slow".into(),
+        };
+        let plain = Description::new("yara", "1.22", Generation([7; 32])).with_rules(300);
+        Description { omitted: 2, ..plain.with_diagnostics(vec![warning]) }
     }
 
     use crate::report::Level;
@@ -436,7 +437,10 @@ mod tests {
                 ToHost::Report { id: 1, answer: Answer::Error { reason: "no".into() } },
                 "030101026e6f".into(),
             ),
-            (ToHost::Report { id: 1, answer: Answer::TimedOut }, "030102".into()),
+            (
+                ToHost::Report { id: 1, answer: Answer::TimedOut { what: String::new() } },
+                "03010200".into(),
+            ),
             (ToHost::Report { id: 1, answer: Answer::Cancelled }, "030103".into()),
             (
                 ToHost::Report {

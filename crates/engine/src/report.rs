@@ -214,6 +214,11 @@ impl Diagnostic {
         }
     }
 
+    /// The same, about this file.
+    pub fn in_file(self, file: impl AsRef<std::path::Path>) -> Self {
+        Self { file: file.as_ref().display().to_string(), ..self }
+    }
+
     /// A warning that is about no file.
     pub fn warning(code: &str, reason: impl Into<String>) -> Self {
         Self { level: Level::Warning, ..Self::error(code, reason) }
@@ -269,6 +274,38 @@ pub struct Description {
 }
 
 impl Description {
+    /// With neither signatures nor diagnostics, and verdicts that follow from the content alone.
+    pub fn new(
+        name: impl Into<String>,
+        version: impl Into<String>,
+        generation: Generation,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            version: version.into(),
+            generation,
+            by_name: false,
+            rules: 0,
+            diagnostics: Vec::new(),
+            omitted: 0,
+        }
+    }
+
+    /// So many signatures are in use; more than fit the number count as the most that do.
+    pub fn with_rules(self, count: u64) -> Self {
+        Self { rules: u32::try_from(count).unwrap_or(u32::MAX), ..self }
+    }
+
+    /// Whether verdicts depend on path or guest.
+    pub fn with_by_name(self, by_name: bool) -> Self {
+        Self { by_name, ..self }
+    }
+
+    /// What could not be loaded, and what else is worth knowing.
+    pub fn with_diagnostics(self, diagnostics: Vec<Diagnostic>) -> Self {
+        Self { diagnostics, ..self }
+    }
+
     /// True when signatures are missing from the set.
     pub fn has_errors(&self) -> bool {
         self.diagnostics.iter().any(|one| one.level == Level::Error)

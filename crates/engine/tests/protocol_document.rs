@@ -71,7 +71,7 @@ fn name_of_answer(answer: &Answer) -> &'static str {
         },
         Answer::Done(Outcome::Allowed { .. }) => "Report, allowed",
         Answer::Error { .. } => "Report, error",
-        Answer::TimedOut => "Report, timed out",
+        Answer::TimedOut { .. } => "Report, timed out",
         Answer::Cancelled => "Report, cancelled",
     }
 }
@@ -91,15 +91,8 @@ fn to_engine() -> Vec<ToEngine> {
 }
 
 fn to_host() -> Vec<ToHost> {
-    let ready = Description {
-        name: "word".into(),
-        version: "1".into(),
-        generation: Generation([7; 32]),
-        by_name: true,
-        rules: 300,
-        diagnostics: Vec::new(),
-        omitted: 0,
-    };
+    let ready =
+        Description::new("word", "1", Generation([7; 32])).with_by_name(true).with_rules(300);
     let warning = Diagnostic {
         level: Level::Warning,
         file: "a.yar".into(),
@@ -139,7 +132,7 @@ fn reports() -> Vec<ToHost> {
         infected(1, delete),
         report(1, Answer::Done(Outcome::Allowed { name: "l:3".into() })),
         report(1, Answer::Error { reason: "no".into() }),
-        report(1, Answer::TimedOut),
+        report(1, Answer::TimedOut { what: "r1".into() }),
         report(1, Answer::Cancelled),
     ]
 }

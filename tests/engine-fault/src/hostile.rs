@@ -104,15 +104,8 @@ impl Hostile {
     }
 
     fn ready(&self, diagnostics: Vec<Diagnostic>) {
-        self.say(ToHost::Ready(Description {
-            name: "hostile".into(),
-            version: "1".into(),
-            generation: Generation([9; 32]),
-            by_name: false,
-            rules: 0,
-            diagnostics,
-            omitted: 0,
-        }));
+        let description = Description::new("hostile", "1", Generation([9; 32]));
+        self.say(ToHost::Ready(description.with_diagnostics(diagnostics)));
     }
 
     fn report(&self, id: u64) {

@@ -1,6 +1,6 @@
 //! An engine that misbehaves when the content says so, to test what surrounds an engine.
 //!
-//! `seawall-engine-fault [--rules FILE | --as NAME]`. Content that starts with `SEAWALL-FAULT ` and
+//! `seawall-engine-fault [--rules FILE | --as NAME | --scannerless]`. Content that starts with `SEAWALL-FAULT ` and
 //!
 //! | word | does |
 //! |---|---|
@@ -12,9 +12,11 @@
 //! | `memory` | allocates until it cannot |
 //! | `escape` | tries to leave the sandbox; infected with `escaped` when anything works |
 //! | `read` | sleeps 1.5 s, then reads the whole content |
+//! | `swallow` | sleeps 1.5 s, reads the whole content, and says clean whether that worked or not |
 //! | `keep` | reads the whole content, sleeps 1.5 s, then looks at all of it |
 //! | `until-cancelled` | works until it is cancelled |
 //! | `gives-up` | says that it was cancelled |
+//! | `slow=WHAT` | gives up for want of time, because of WHAT |
 //! | `left` | infected with `left`, after 200 ms and with the time used as the family |
 //! | `found=NAME` | infected with NAME |
 //! | `allow=ENTRY` | known to be good by ENTRY |
@@ -32,7 +34,7 @@ use std::process::{Command, ExitCode};
 use std::thread;
 use std::time::Duration;
 
-use seawall_engine::runtime::{Engine, Request, ScanError, Scanner, run};
+use seawall_engine::runtime::{Engine, LoadError, Request, ScanError, Scanner, run};
 use seawall_engine::{Description, Detection, Diagnostic, Generation, Outcome};
 
 const MARK: &[u8] = b"SEAWALL-FAULT ";
@@ -45,10 +47,11 @@ struct Fault {
     name: String,
     generation: Generation,
     diagnostics: Vec<Diagnostic>,
+    no_scanner: bool,
 }
 
 impl Fault {
-    fn load() -> Result<Self, Vec<Diagnostic>> {
+    fn load() -> Result<Self, LoadError> {
         let mut generation = Generation([0; 32]);
         let mut diagnostics = Vec::new();
         let mut name = String::new();
@@ -59,7 +62,7 @@ impl Fault {
         } else if first == "--rules" {
             let path = PathBuf::from(arguments.next().unwrap_or_default());
             let text = std::fs::read(&path).map_err(|error| {
-                vec![Diagnostic::error("fault-read", format!("{}: {error}", path.display()))]
+                Diagnostic::error("fault-read", error.to_string()).in_file(&path)
             })?;
             for (to, from) in generation.0.iter_mut().zip(&text) {
                 *to = *from;
@@ -67,14 +70,12 @@ impl Fault {
             misbehave_loading(&String::from_utf8_lossy(&text));
             for (number, line) in String::from_utf8_lossy(&text).lines().enumerate() {
                 if line.contains("broken") {
-                    let mut one = Diagnostic::error("fault-broken", "this line is broken");
-                    one.file = path.display().to_string();
-                    one.line = number as u32 + 1;
-                    diagnostics.push(one);
+                    let one = Diagnostic::error("fault-broken", "this line is broken");
+                    diagnostics.push(Diagnostic { line: number as u32 + 1, ..one.in_file(&path) });
                 }
             }
         }
-        Ok(Self { name, generation, diagnostics })
+        Ok(Self { name, generation, diagnostics, no_scanner: first == "--scannerless" })
     }
 }
 
@@ -95,19 +96,16 @@ fn misbehave_loading(text: &str) {
 
 impl Engine for Fault {
     fn describe(&self) -> Description {
-        Description {
-            name: "fault".into(),
-            version: env!("CARGO_PKG_VERSION").into(),
-            generation: self.generation,
-            by_name: false,
-            rules: 1,
-            diagnostics: self.diagnostics.clone(),
-            omitted: 0,
-        }
+        Description::new("fault", env!("CARGO_PKG_VERSION"), self.generation)
+            .with_rules(1)
+            .with_diagnostics(self.diagnostics.clone())
     }
 
-    fn scanner(&self) -> Box<dyn Scanner + '_> {
-        Box::new(FaultScanner { name: &self.name })
+    fn scanner(&self) -> Result<Box<dyn Scanner + '_>, LoadError> {
+        if self.no_scanner {
+            return Err(LoadError::new("fault-scanner", "asked to have none"));
+        }
+        Ok(Box::new(FaultScanner { name: &self.name }))
     }
 }
 
@@ -141,6 +139,7 @@ impl Scanner for FaultScanner<'_> {
                 Err(ScanError::Cancelled)
             }
             ("gives-up", _) => Err(ScanError::Cancelled),
+            ("slow", what) => Err(ScanError::TimedOutIn { what: what.to_owned() }),
             ("left", _) => {
                 thread::sleep(Duration::from_millis(200));
                 let used = request.limit - request.left();
@@ -163,6 +162,11 @@ impl Scanner for FaultScanner<'_> {
             ("read", _) => {
                 thread::sleep(Duration::from_millis(1500));
                 content.bytes()?;
+                Ok(Outcome::Clean)
+            }
+            ("swallow", _) => {
+                thread::sleep(Duration::from_millis(1500));
+                let _unread = content.bytes();
                 Ok(Outcome::Clean)
             }
             ("keep", _) => {

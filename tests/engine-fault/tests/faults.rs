@@ -309,6 +309,42 @@ fn a_spool_file_that_is_truncated_meanwhile_is_an_error_and_no_crash() {
     assert_eq!(engine.handle.status().restarts, 0);
 }
 
+/// The engine looks away; its runtime does not.
+#[test]
+fn what_could_not_be_read_is_never_clean_whatever_the_engine_says() {
+    let engine = ready();
+    let file = tempfile::tempfile().unwrap();
+    (&file).write_all(&order("swallow")).unwrap();
+    let content = |length| ContentFd::from_spool(file.try_clone().unwrap(), length).unwrap();
+    file.set_len(1 << 20).unwrap();
+    let whole = engine.send_fd(content(1 << 20), LONG).recv_timeout(LONG).unwrap();
+    assert_eq!(whole.result, Ok(Outcome::Clean));
+    let too_long = engine.send_fd(content(2 << 20), LONG).recv_timeout(LONG).unwrap();
+    let reason = "the content ended after 1048576 of 2097152 bytes".to_owned();
+    assert_eq!(too_long.result, Err(ScanError::Failed { reason }));
+    file.set_len(1 << 30).unwrap();
+    let too_large = engine.send_fd(content(1 << 30), LONG).recv_timeout(LONG).unwrap();
+    let reason = "no memory for 1073741824 bytes of content".to_owned();
+    assert_eq!(too_large.result, Err(ScanError::Failed { reason }));
+    assert_eq!(engine.handle.status().restarts, 0);
+}
+
+#[test]
+fn what_took_the_time_is_told() {
+    let error = ready().scan(&order("slow=rule_x")).result.unwrap_err();
+    assert_eq!(error, ScanError::TimedOutIn { what: "rule_x".into() });
+    assert_eq!(error.to_string(), "the scan took longer than its limit: rule_x");
+}
+
+#[test]
+fn an_engine_without_a_scanner_says_why() {
+    let engine = start(config(env!("CARGO_BIN_EXE_seawall-engine-fault"), &["--scannerless"]));
+    let state = engine.wait_state(|state| matches!(state, EngineState::Failed { .. }));
+    let EngineState::Failed { diagnostics } = state else { panic!() };
+    let told: Vec<_> = diagnostics.iter().map(ToString::to_string).collect();
+    assert_eq!(told, ["error[fault-scanner]: asked to have none"]);
+}
+
 #[test]
 fn a_spool_file_that_is_truncated_after_it_was_read_makes_no_difference() {
     let engine = ready();

@@ -349,7 +349,8 @@ impl Flow {
         let result = match answer {
             Answer::Done(outcome) => Ok(outcome),
             Answer::Error { reason } => Err(ScanError::Failed { reason }),
-            Answer::TimedOut => Err(ScanError::TimedOut),
+            Answer::TimedOut { what } if what.is_empty() => Err(ScanError::TimedOut),
+            Answer::TimedOut { what } => Err(ScanError::TimedOutIn { what }),
             Answer::Cancelled if flight.job.cancelled => Err(ScanError::Cancelled),
             // It would leave somebody who waits without a verdict.
             Answer::Cancelled => {

@@ -99,6 +99,12 @@ pub enum ScanError {
     /// Past its limit: the engine gave up, or was killed.
     #[error("the scan took longer than its limit")]
     TimedOut,
+    /// The engine gave up, and knows what took the time.
+    #[error("the scan took longer than its limit: {what}")]
+    TimedOutIn {
+        /// The engine's words.
+        what: String,
+    },
     /// The process died twice with this scan in work.
     #[error("killed the engine twice")]
     KilledTwice,

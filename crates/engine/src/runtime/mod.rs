@@ -15,6 +15,7 @@
 //! started and no executable memory be made, so a [`Scanner`] starts what it needs when it is built
 //! or in its first scan, which is one of empty content before the sandbox.
 
+mod error;
 mod helper;
 mod sandbox;
 
@@ -28,11 +29,13 @@ use std::sync::{Arc, Barrier, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+pub use error::{LoadError, ScanError};
+use error::{StartError, chain};
 pub use helper::{HelperFolders, start_helper};
 pub use sandbox::SandboxError;
 
 use crate::FD_VARIABLE;
-use crate::content::{Content, ContentError};
+use crate::content::Content;
 use crate::protocol::{
     Answer, MAX_TO_ENGINE, ProtocolError, Scan, ToEngine, ToHost, decode_to_engine, encode_to_host,
 };
@@ -47,7 +50,10 @@ pub trait Engine: Send + Sync {
 
     /// A scanner for one worker thread. Called on that thread, before the sandbox; called again
     /// inside it when a scan has panicked.
-    fn scanner(&self) -> Box<dyn Scanner + '_>;
+    ///
+    /// # Errors
+    /// There can be none: the engine does not run.
+    fn scanner(&self) -> Result<Box<dyn Scanner + '_>, LoadError>;
 
     /// Sockets made while it loaded that scans talk through: sendmsg(2) and recvmsg(2) are allowed on
     /// these, and on no others.
@@ -89,52 +95,6 @@ impl Request<'_> {
     }
 }
 
-/// Why a scan has no outcome.
-#[derive(Debug, thiserror::Error)]
-pub enum ScanError {
-    /// The engine gave up before the time limit.
-    #[error("the scan took too long")]
-    TimedOut,
-    /// Nobody wants the report any more.
-    #[error("nobody waits for the scan any more")]
-    Cancelled,
-    /// The content could not be read.
-    #[error(transparent)]
-    Content(#[from] ContentError),
-    /// The engine cannot go on: its process ends, another one takes its place, and the scan is tried once
-    /// more there.
-    #[error("{reason}")]
-    Broken {
-        /// For the log.
-        reason: String,
-    },
-    /// Anything else.
-    #[error("{reason}")]
-    Failed {
-        /// For people.
-        reason: String,
-    },
-}
-
-/// Why the process ends before its first scan.
-#[derive(Debug, thiserror::Error)]
-enum StartError {
-    #[error("a system call failed")]
-    Io(#[from] io::Error),
-    #[error(transparent)]
-    Protocol(#[from] ProtocolError),
-    #[error("the service sent something else than Start")]
-    NoStart,
-    #[error("Start came without the page of cancelled scans")]
-    NoPage,
-    #[error("the service is gone")]
-    Gone,
-    #[error(transparent)]
-    Sandbox(#[from] SandboxError),
-    #[error("the engine cannot be used")]
-    Refused(Vec<Diagnostic>),
-}
-
 /// Runs an engine until the service closes the socket. Call it from `main`, before any thread is
 /// started. `load` gets the service's wishes and returns the loaded engine, or why there is none.
 ///
@@ -143,7 +103,7 @@ enum StartError {
 pub fn run<E, F>(load: F) -> ExitCode
 where
     E: Engine,
-    F: FnOnce(&Start) -> Result<E, Vec<Diagnostic>>,
+    F: FnOnce(&Start) -> Result<E, LoadError>,
 {
     match inherited_socket() {
         Ok(socket) => match serve(&socket, load) {
@@ -179,7 +139,7 @@ pub fn inherited_socket() -> io::Result<OwnedFd> {
 fn serve<E, F>(socket: &OwnedFd, load: F) -> Result<(), StartError>
 where
     E: Engine,
-    F: FnOnce(&Start) -> Result<E, Vec<Diagnostic>>,
+    F: FnOnce(&Start) -> Result<E, LoadError>,
 {
     sys::harden_process()?;
     let (start, cancelled) = receive_start(socket.as_fd())?;
@@ -187,9 +147,9 @@ where
     let engine = catch_unwind(AssertUnwindSafe(|| load(&start)))
         .unwrap_or_else(|panic| {
             let reason = format!("loading panicked: {}", panic_text(&*panic));
-            Err(vec![Diagnostic::error("engine-panic", reason)])
+            Err(LoadError::new("engine-panic", reason))
         })
-        .map_err(StartError::Refused)?;
+        .map_err(|error| StartError::Refused(error.into_diagnostics()))?;
     let mut description = engine.describe();
     if start.strict && description.has_errors() {
         return Err(StartError::Refused(description.diagnostics));
@@ -247,8 +207,7 @@ fn work<E: Engine>(
             }
         }
         for _ in 0..threads {
-            if let Ok(Err(reason)) = warmed.recv() {
-                let refused = vec![Diagnostic::error("engine-scanner", reason)];
+            if let Ok(Err(refused)) = warmed.recv() {
                 give_up(socket, StartError::Refused(refused));
             }
         }
@@ -270,18 +229,29 @@ fn give_up(socket: BorrowedFd<'_>, error: StartError) -> ! {
 }
 
 /// One worker: builds its scanner, waits for the sandbox, then scans until the socket ends.
-fn worker<E: Engine>(own: &Own<'_, E>, warm: &mpsc::Sender<Result<(), String>>, sealed: &Barrier) {
+fn worker<E: Engine>(
+    own: &Own<'_, E>,
+    warm: &mpsc::Sender<Result<(), Vec<Diagnostic>>>,
+    sealed: &Barrier,
+) {
     let built = catch_unwind(AssertUnwindSafe(|| {
-        let mut scanner = own.engine.scanner();
+        let mut scanner = own.engine.scanner()?;
         warm_up(&mut *scanner);
-        scanner
+        Ok(scanner)
     }));
-    let told = built.as_ref().map(drop).map_err(|panic| panic_text(&**panic).to_owned());
+    let built = built.unwrap_or_else(|panic| {
+        let reason = format!("building a scanner panicked: {}", panic_text(&*panic));
+        Err(LoadError::new("engine-scanner", reason))
+    });
+    let (scanner, told) = match built {
+        Ok(scanner) => (Some(scanner), Ok(())),
+        Err(error) => (None, Err(error.into_diagnostics())),
+    };
     // The receiver lives until every worker has told.
     let _ = warm.send(told);
     // A failed build ends the process; until then this thread waits like the others.
     sealed.wait();
-    if let Ok(mut scanner) = built {
+    if let Some(mut scanner) = scanner {
         let mut buffer = vec![0; MAX_TO_ENGINE];
         while step(own, &mut scanner, &mut buffer) {}
     }
@@ -357,8 +327,13 @@ fn answer<'e, E: Engine>(
         cancelled: Some(own.cancelled),
     };
     match catch_unwind(AssertUnwindSafe(|| scanner.scan(&request))) {
-        Ok(Ok(outcome)) => Answer::Done(outcome),
-        Ok(Err(ScanError::TimedOut)) => Answer::TimedOut,
+        Ok(Ok(outcome)) => match content.unseen() {
+            // What nobody could read must not count as clean.
+            Some(reason) if !matches!(outcome, Outcome::Infected(_)) => Answer::Error { reason },
+            _ => Answer::Done(outcome),
+        },
+        Ok(Err(ScanError::TimedOut)) => Answer::TimedOut { what: String::new() },
+        Ok(Err(ScanError::TimedOutIn { what })) => Answer::TimedOut { what },
         Ok(Err(ScanError::Cancelled)) => Answer::Cancelled,
         Ok(Err(ScanError::Broken { reason })) => {
             eprintln!("{reason}");
@@ -368,7 +343,11 @@ fn answer<'e, E: Engine>(
         Err(panic) => {
             let reason = format!("the engine panicked: {}", panic_text(&*panic));
             match catch_unwind(AssertUnwindSafe(|| own.engine.scanner())) {
-                Ok(fresh) => *scanner = fresh,
+                Ok(Ok(fresh)) => *scanner = fresh,
+                Ok(Err(error)) => {
+                    eprintln!("{error}");
+                    sys::exit_now(1)
+                }
                 Err(_) => sys::exit_now(1),
             }
             Answer::Error { reason }
@@ -394,18 +373,6 @@ fn report_failure(socket: impl AsFd, error: StartError) {
     if let Err(error) = send(socket.as_fd(), message) {
         eprintln!("the service could not be told: {}", chain(&error));
     }
-}
-
-/// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        cause = inner.source();
-    }
-    text
 }
 
 fn panic_text(panic: &(dyn Any + Send)) -> &str {
