@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
-use seawall_engine::runtime::{Engine, Request, ScanError, Scanner};
+use seawall_engine::runtime::{Engine, LoadError, Request, ScanError, Scanner};
 use seawall_engine::{Description, Generation, Outcome};
 
 /// Bytes of a message that goes to and fro: about what a scan and its report take.
@@ -16,19 +16,11 @@ struct Null;
 
 impl Engine for Null {
     fn describe(&self) -> Description {
-        Description {
-            name: "null".into(),
-            version: "1".into(),
-            generation: Generation([0; 32]),
-            by_name: false,
-            rules: 1,
-            diagnostics: Vec::new(),
-            omitted: 0,
-        }
+        Description::new("null", "1", Generation([0; 32])).with_rules(1)
     }
 
-    fn scanner(&self) -> Box<dyn Scanner + '_> {
-        Box::new(Touch)
+    fn scanner(&self) -> Result<Box<dyn Scanner + '_>, LoadError> {
+        Ok(Box::new(Touch))
     }
 }
 
