@@ -253,7 +253,7 @@ impl Host {
 
     /// New signatures are not taken: of one engine, or a whole set.
     pub fn tell_refused(&self, engine: Option<&str>, why: &str) {
-        tracing::error!(engine, "new signatures are refused, the last good ones stay: {why}");
+        tracing::error!(engine, "new signatures are refused, the last good set stays: {why}");
         let mut event = Event::new(EventKind::SignaturesRefused).reason(why.to_owned());
         event.engine = engine.map(str::to_owned);
         self.events.emit(event);
