@@ -101,6 +101,7 @@ fn all_test_files_are_denied(checks: &mut Checks, lab: &Lab, guest: &Guest) {
     guest.write(b"harmless", "/data/files/harmless", 0o644, None).unwrap();
     let output = guest.exec(["cat", "/data/files/harmless"]).unwrap();
     checks.that("and nothing else", output.text() == "harmless", shown(&output));
+    clamdscan_reports_the_same(checks, lab, folder, files.len());
     let back = lab.cli(["signatures", "rollback"]).unwrap();
     checks.that("the set before is back", back.status.success(), &back);
     // The driver hears of it with the next heartbeat at the latest, and asks again.
@@ -110,6 +111,23 @@ fn all_test_files_are_denied(checks: &mut Checks, lab: &Lab, guest: &Guest) {
     let forth = lab.cli(["signatures", "apply", set]).unwrap();
     checks.that("and the new one", forth.status.success(), &forth);
     checks.denied("the archive", &guest.exec(["cat", "/data/files/clam.zip"]).unwrap());
+}
+
+/// Debian's client on the host, at the service's socket.
+fn clamdscan_reports_the_same(checks: &mut Checks, lab: &Lab, folder: &Path, files: usize) {
+    let state = lab.state().unwrap();
+    let config = state.state_dir.join("clamdscan.conf");
+    std::fs::write(&config, format!("LocalSocket {}\n", state.clamd_socket.display())).unwrap();
+    let output = Command::new("clamdscan")
+        .args(["--fdpass", "--no-summary", "--config-file"])
+        .arg(&config)
+        .arg(folder)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let found = text.lines().filter(|line| line.ends_with(" FOUND")).count();
+    checks.that("clamdscan reports every test file", found == files, &text);
+    checks.that("and says so", output.status.code() == Some(1), &output);
 }
 
 fn one_killed_engine_costs_nothing_else(checks: &mut Checks, lab: &Lab, guest: &Guest) {

@@ -28,6 +28,8 @@ pub struct Running {
     pub origin: Option<Origin>,
     /// Whether its events count. They come from its own thread.
     in_use: Arc<AtomicBool>,
+    /// It was before, and its lost processes are counted.
+    is_counted: AtomicBool,
 }
 
 /// The part of a set that an engine has.
@@ -81,11 +83,9 @@ impl Running {
         let (listening, name, counts) =
             (Arc::clone(host), wanted.name.clone(), Arc::clone(&in_use));
         let handle = EngineHandle::start(settings, move |state| {
-            if counts.load(SeqCst) {
-                listening.engine_is(number, &name, state);
-            }
+            listening.engine_is(number, &name, &counts, state);
         })?;
-        Ok(Arc::new(Self { handle, origin, in_use }))
+        Ok(Arc::new(Self { handle, origin, in_use, is_counted: AtomicBool::new(false) }))
     }
 
     /// What it has loaded, where it is ready.
@@ -173,9 +173,13 @@ impl Host {
         &self,
         new: &[(usize, Arc<Running>)],
     ) -> Result<Vec<(usize, Arc<Running>)>, String> {
+        let telling = self.telling();
+        // First this, then their state: what they become afterwards they tell themselves.
+        new.iter().for_each(|(_, running)| running.in_use.store(true, SeqCst));
         let mut ready = Vec::new();
         for (number, running) in new {
             let Some(description) = running.description() else {
+                new.iter().for_each(|(_, running)| running.in_use.store(false, SeqCst));
                 let name = running.handle.name();
                 return Err(format!(
                     "engine {name} was ready and is not any more; its log says why"
@@ -183,18 +187,18 @@ impl Host {
             };
             ready.push((*number, description));
         }
-        let telling = self.telling();
         let before = self.pipeline.in_use();
         let old: Vec<_> =
             new.iter().map(|(number, _)| (*number, Arc::clone(&before[*number]))).collect();
-        for (number, running) in &old {
-            running.in_use.store(false, SeqCst);
+        for ((number, old), (_, new)) in old.iter().zip(new) {
+            old.in_use.store(false, SeqCst);
             let slot = &self.pipeline.engines()[*number];
-            slot.restarts_before.fetch_add(running.handle.status().restarts, Relaxed);
+            slot.restarts_before.fetch_add(old.handle.status().restarts, Relaxed);
+            old.is_counted.store(true, Relaxed);
+            if new.is_counted.swap(false, Relaxed) {
+                slot.restarts_before.fetch_sub(new.handle.status().restarts, Relaxed);
+            }
             slot.set_refused(Vec::new());
-        }
-        for (_, running) in new {
-            running.in_use.store(true, SeqCst);
         }
         self.pipeline.take_into_use(new);
         let mut generation = None;
@@ -212,12 +216,19 @@ impl Host {
     }
 
     /// An engine that is in use changed its state. Runs on its supervisor's thread: nothing here waits.
-    fn engine_is(&self, number: usize, engine: &str, state: HandleState) {
+    fn engine_is(&self, number: usize, engine: &str, counts: &AtomicBool, state: HandleState) {
+        if !counts.load(SeqCst) {
+            return;
+        }
         match state {
             HandleState::Starting => {}
             HandleState::Ready { description } => {
                 {
                     let _telling = self.telling();
+                    // Another may have taken its place meanwhile: what this one has counts no more.
+                    if !counts.load(SeqCst) {
+                        return;
+                    }
                     if let Some(new) = self.pipeline.engine_has(number, loaded(&description)) {
                         self.broadcast(&ToGuest::Generation(new));
                     }

@@ -15,6 +15,7 @@
 //! old engines [`retired`]'s.
 
 pub mod book;
+mod reload;
 mod retired;
 pub mod set;
 mod trial;
@@ -44,6 +45,8 @@ const ORDERS: usize = 32;
 const TICK: Duration = Duration::from_millis(500);
 /// A process that loads is given up so long after its own limit.
 const GRACE: Duration = Duration::from_secs(10);
+/// Codes of diagnostics that say nothing about the signatures: it was slow, died, or could not be started.
+const PASSES: [&str; 3] = ["engine-slow", "engine-start", "engine-spawn"];
 /// Diagnostics of an engine that are kept in the history.
 const MOST_DIAGNOSTICS: usize = 50;
 
@@ -92,6 +95,17 @@ pub struct Keeper {
 struct Candidate {
     number: usize,
     running: Arc<Running>,
+    /// It has the same files as the engine that is in use, which has failed.
+    is_same: bool,
+}
+
+/// Why a set is not taken.
+#[derive(Debug)]
+enum Failure {
+    /// It is wrong, and will be the next time.
+    Set(String),
+    /// It may be right: a full disk, a crash, an engine that is too busy.
+    Circumstances(String),
 }
 
 /// What is to become of a set.
@@ -110,18 +124,32 @@ impl Signatures {
     ) -> Result<(Self, Keeper), SetError> {
         let store = Store::open(folder)?;
         let mut book = Book::open(folder);
-        let mut current = book.in_use.clone().and_then(|id| {
-            let read = store.read(&id);
-            if let Err(error) = &read {
-                tracing::error!("the signature set in use is lost: {error}");
+        if book.is_empty() {
+            // New, or set aside because it was damaged: what is on the disk is better than nothing.
+            for set in store.all() {
+                let change = SignatureChange {
+                    engines: engines.iter().filter_map(|one| part(&set, &one.name)).collect(),
+                    taken: true,
+                    ..change(ChangeKind::First, Some(&set))
+                };
+                book.take(&set.id, &change, usize::MAX);
             }
-            read.ok()
-        });
+        }
+        let mut current = book.in_use.clone().and_then(|id| store.read(&id).ok());
+        if current.is_none() && book.in_use.is_some() {
+            tracing::error!(
+                set = book.in_use,
+                "the signature set in use is lost; an earlier one is used"
+            );
+            let earlier = book.kept.iter().rev().filter(|one| !one.undone);
+            current = earlier.filter_map(|one| store.read(&one.set).ok()).next();
+            book.in_use = current.as_ref().map(|set| set.id.clone());
+        }
         let watch = Watch::default();
         if current.is_none() && engines.iter().any(|engine| !engine.signatures.is_nothing()) {
             current = Self::first(&store, &mut book, &watch, engines, watched);
         }
-        let kept: Vec<_> = book.kept.iter().map(|one| one.set.as_str()).collect();
+        let kept: Vec<_> = book.kept.iter().map(|one| one.set.clone()).collect();
         store.keep_only(&kept);
         let (orders, waiting) = sync_channel(ORDERS);
         let (loading, refused, standby) = Default::default();
@@ -286,7 +314,9 @@ impl Keeper {
 
     /// On this thread: ending an engine may take a moment.
     fn end_old(&mut self, host: &Host) {
-        self.retired.tidy(host.config().signatures.standby());
+        if self.retired.tidy(host.config().signatures.standby()) {
+            self.tidy(host);
+        }
         *lock(&host.signatures.standby) = self.retired.set().map(str::to_owned);
     }
 
@@ -300,19 +330,24 @@ impl Keeper {
         let engines = &host.first_config.engines.0;
         let began = Instant::now();
         let base = lock(&host.signatures.current).clone();
+        // A file system that is not mounted must not make the set smaller.
+        let was_there = |path: &Path| {
+            let name = path.display().to_string();
+            base.as_ref().is_some_and(|base| base.from.contains(&name))
+        };
+        if let Some(gone) = watched.iter().find(|path| was_there(path) && !there.contains(path)) {
+            let why = format!(
+                "{} is not there and was part of the set in use; take it out of `watch`, or bring it back",
+                gone.display()
+            );
+            return self.look_again(host, &there, began, why);
+        }
         let gathered = match host.signatures.store.gather(&there, engines, base.as_deref()) {
             Ok(gathered) => gathered,
             Err(SetError::Empty { .. } | SetError::NoTaker) => return,
             Err(error) => {
                 // Most often somebody is still writing.
-                self.watch.again();
-                let why = error.to_string();
-                if lock(&host.signatures.refused).as_deref() != Some(&why) {
-                    let mut change = change(ChangeKind::Watch, None);
-                    change.from = there.iter().map(|path| path.display().to_string()).collect();
-                    self.refuse(host, change, began, why);
-                }
-                return;
+                return self.look_again(host, &there, began, error.to_string());
             }
         };
         let seen = Seen { stamp, source: gathered.source.clone(), takers: watch::takers(engines) };
@@ -342,6 +377,14 @@ impl Keeper {
         self.make(host, ChangeKind::Watch, gathered, Some(seen), began);
     }
 
+    /// The watched folders make no set for a reason that may pass.
+    fn look_again(&mut self, host: &Host, there: &[PathBuf], began: Instant, why: String) {
+        self.watch.again();
+        let mut change = change(ChangeKind::Watch, None);
+        change.from = there.iter().map(|path| path.display().to_string()).collect();
+        self.refuse(host, change, began, why);
+    }
+
     fn apply(&mut self, host: &Arc<Host>, kind: ChangeKind, from: &[PathBuf]) -> SignatureChange {
         let began = Instant::now();
         let base = lock(&host.signatures.current).clone();
@@ -362,16 +405,19 @@ impl Keeper {
         let wanted = {
             let book = lock(&host.signatures.book);
             match set {
-                Some(digits) => book.find(digits).map(str::to_owned).ok_or_else(|| {
-                    SetError::Unknown(digits.to_owned()).to_string()
-                }),
-                None => book.before().map(str::to_owned).ok_or_else(|| {
-                    "there is no earlier set; `seawall signatures list` shows those that are kept".to_owned()
-                }),
+                Some(digits) => {
+                    let found = book.find(digits).map(str::to_owned);
+                    found.ok_or_else(|| SetError::Unknown(digits.to_owned()))
+                }
+                None => book.before().map(str::to_owned).ok_or(SetError::NoEarlier),
             }
         };
-        let read = wanted
-            .and_then(|id| host.signatures.store.read(&id).map_err(|error| error.to_string()));
+        let read = wanted.and_then(|id| {
+            let set = host.signatures.store.read(&id)?;
+            let current = lock(&host.signatures.current).clone();
+            host.signatures.store.complete(set, current.as_deref())
+        });
+        let read = read.map_err(|error| error.to_string());
         match read {
             Ok(set) => {
                 change.set = Some(set.id.clone());
@@ -434,16 +480,30 @@ impl Keeper {
         for engine in host.pipeline.engines() {
             engine.loading.store(false, Relaxed);
         }
-        if let Err(why) = ended {
+        if let Err(failure) = ended {
+            let why = match failure {
+                Failure::Set(why) => {
+                    if let Some(seen) = &wish.seen {
+                        // Not tried again before it is another.
+                        let mut book = lock(&signatures.book);
+                        book.seen = Some(seen.clone());
+                        let _next_time = book.save();
+                    }
+                    why
+                }
+                Failure::Circumstances(why) => {
+                    if wish.kind == ChangeKind::Watch {
+                        self.watch.again();
+                    }
+                    why
+                }
+            };
             let change = self.refuse(host, change, began, why);
-            if let Some(seen) = &wish.seen {
-                // Not tried again before it is another.
-                let mut book = lock(&signatures.book);
-                book.seen = Some(seen.clone());
-                let _next_time = book.save();
-            }
             self.tidy(host);
             return change;
+        }
+        if wish.kind == ChangeKind::Watch {
+            self.watch.done();
         }
         change.taken = true;
         change.took_ms = millis(began);
@@ -457,7 +517,7 @@ impl Keeper {
         host: &Arc<Host>,
         set: &Arc<Manifest>,
         change: &mut SignatureChange,
-    ) -> Result<Vec<Candidate>, String> {
+    ) -> Result<Vec<Candidate>, Failure> {
         let current = lock(&host.signatures.current).clone();
         let in_use = host.pipeline.in_use();
         let mut candidates = Vec::new();
@@ -469,21 +529,23 @@ impl Keeper {
                 current.as_ref().is_some_and(|current| set.is_same_for(&wanted.name, current));
             let state = in_use[number].handle.state();
             // One that loads or restarts gets there by itself.
-            part.changed = !is_same || matches!(state, EngineState::Failed { .. });
+            let has_failed = matches!(state, EngineState::Failed { .. });
+            part.changed = !is_same || has_failed && part.files > 0;
             part.rules = in_use[number].description().map(|description| description.rules);
             if part.changed {
                 part.rules = None;
                 host.pipeline.engines()[number].loading.store(true, Relaxed);
                 match self.begin(host, number, wanted, set) {
-                    Ok(running) => candidates.push(Candidate { number, running }),
+                    Ok(running) => candidates.push(Candidate { number, running, is_same }),
                     Err(error) => {
-                        failure =
-                            failure.or_else(|| Some(format!("engine {}: {error}", wanted.name)))
+                        let why = format!("engine {}: {error}", wanted.name);
+                        failure = failure.or(Some(Failure::Circumstances(why)));
                     }
                 }
             }
             change.engines.push(part);
         }
+        let mut lame = Vec::new();
         for candidate in &candidates {
             let wanted = &host.first_config.engines.0[candidate.number];
             let waited = candidate.running.wait(wanted.load_timeout() + GRACE);
@@ -501,12 +563,23 @@ impl Keeper {
                 }
                 Err(diagnostics) => {
                     let why = format!("engine {}: {}", wanted.name, lines(&diagnostics));
-                    failure = failure.or(Some(why));
+                    let passes = diagnostics.iter().any(|one| PASSES.contains(&one.code.as_str()));
+                    if candidate.is_same {
+                        // It could not run before: no reason against the signatures of another.
+                        lame.push(candidate.number);
+                    } else if passes {
+                        failure = failure.or(Some(Failure::Circumstances(why)));
+                    } else {
+                        failure = Some(Failure::Set(why));
+                    }
                     part.diagnostics = diagnostics;
                 }
             }
             part.diagnostics.truncate(MOST_DIAGNOSTICS);
         }
+        let (lame, candidates): (Vec<_>, Vec<_>) =
+            candidates.into_iter().partition(|one| lame.contains(&one.number));
+        self.retired.end(lame.into_iter().map(|one| one.running));
         match failure {
             None => Ok(candidates),
             Some(why) => {
@@ -527,6 +600,7 @@ impl Keeper {
         match self.retired.with(set, number, &wanted.name) {
             Some(running) => Ok(running),
             None => {
+                self.retired.make_room(number);
                 let origin = host.signatures.origin_in(set, &wanted.name);
                 Running::start(host, number, wanted, Some(origin), Trust::Candidate)
             }
@@ -541,7 +615,7 @@ impl Keeper {
         candidates: Vec<Candidate>,
         change: &mut SignatureChange,
         began: Instant,
-    ) -> Result<(), String> {
+    ) -> Result<(), Failure> {
         let signatures = &host.signatures;
         let keep = host.config().signatures.keep as usize;
         let before = lock(&signatures.current).clone();
@@ -555,7 +629,7 @@ impl Keeper {
         {
             let mut book = lock(&signatures.book);
             if wish.kind == ChangeKind::Rollback && is_new {
-                book.undo();
+                book.undo(&wish.set.id);
             }
             if let Some(seen) = &wish.seen {
                 book.seen = Some(seen.clone());
@@ -569,7 +643,10 @@ impl Keeper {
                 change.taken = false;
                 drop(book);
                 self.retired.end(candidates.into_iter().map(|one| one.running));
-                return Err(format!("that it is in use cannot be written down: {error}"));
+                // It may be on the disk all the same.
+                let _as_before = lock(&signatures.book).save();
+                let why = format!("that it is in use cannot be written down: {error}");
+                return Err(Failure::Circumstances(why));
             }
         }
         let new: Vec<_> = candidates.into_iter().map(|one| (one.number, one.running)).collect();
@@ -579,7 +656,7 @@ impl Keeper {
                 *lock(&signatures.book) = old_book;
                 let _next_time = lock(&signatures.book).save();
                 self.retired.end(new.into_iter().map(|(_, running)| running));
-                return Err(why);
+                return Err(Failure::Circumstances(why));
             }
         };
         *lock(&signatures.current) = Some(Arc::clone(&wish.set));
@@ -614,7 +691,10 @@ impl Keeper {
             return change;
         }
         if change.kind != ChangeKind::Rollback {
-            *lock(&host.signatures.refused) = Some(why.clone());
+            let known = lock(&host.signatures.refused).replace(why.clone());
+            if change.kind == ChangeKind::Watch && known.as_ref() == Some(&why) {
+                return change;
+            }
         }
         host.tell_refused(None, &format!("{}: {why}", change.from.join(", ")));
         let mut book = lock(&host.signatures.book);
@@ -625,94 +705,22 @@ impl Keeper {
         change
     }
 
-    /// Removes sets that nobody needs, from the disk.
+    /// Removes sets that nobody needs from the disk. What an engine would load again after a crash is needed, however
+    /// old the set is that it came with.
     fn tidy(&self, host: &Host) {
-        let book = lock(&host.signatures.book);
-        let standby = self.retired.set();
-        let kept: Vec<_> = book.kept.iter().map(|one| one.set.as_str()).chain(standby).collect();
-        host.signatures.store.keep_only(&kept);
-    }
-
-    /// See [`Signatures::reload`].
-    fn reload(&mut self, host: &Arc<Host>) -> Vec<ReloadedEngine> {
-        self.look(host, true);
-        let engines = &host.first_config.engines.0;
-        let mut own = Vec::new();
-        for (number, wanted) in engines.iter().enumerate() {
-            if wanted.signatures.is_nothing() {
-                host.pipeline.engines()[number].loading.store(true, Relaxed);
-                own.push((number, Running::start(host, number, wanted, None, Trust::Candidate)));
-            }
-        }
-        let mut reloaded = Vec::new();
-        for (number, started) in own {
-            let slot = &host.pipeline.engines()[number];
-            let taken = self.use_own(host, number, started);
-            slot.loading.store(false, Relaxed);
-            if let Err(why) = &taken {
-                host.tell_refused(Some(&slot.name), &lines(why));
-                slot.set_refused(why.clone());
-            }
-            let (rules, diagnostics) = match taken {
-                Ok((rules, diagnostics)) => (Some(rules), diagnostics),
-                Err(why) => (None, why),
-            };
-            let engine = slot.name.clone();
-            reloaded.push((
-                number,
-                ReloadedEngine { engine, taken: rules.is_some(), rules, diagnostics },
-            ));
-        }
-        let refused = lock(&host.signatures.refused).clone();
-        let last = lock(&host.signatures.book).history.last().cloned();
-        for (number, wanted) in engines.iter().enumerate() {
-            if wanted.signatures.is_nothing() {
-                continue;
-            }
-            let description = host.pipeline.in_use()[number].description();
-            let part = last
-                .iter()
-                .flat_map(|change| &change.engines)
-                .find(|part| part.engine == wanted.name);
-            let refused = refused.is_some() && part.is_some_and(|part| part.changed);
-            reloaded.push((
-                number,
-                ReloadedEngine {
-                    engine: wanted.name.clone(),
-                    taken: !refused && description.is_some(),
-                    rules: description.map(|description| description.rules),
-                    diagnostics: part.map(|part| part.diagnostics.clone()).unwrap_or_default(),
-                },
-            ));
-        }
-        reloaded.sort_by_key(|(number, _)| *number);
-        reloaded.into_iter().map(|(_, engine)| engine).collect()
-    }
-
-    /// Uses an engine that has loaded its own signatures again.
-    fn use_own(
-        &mut self,
-        host: &Arc<Host>,
-        number: usize,
-        started: std::io::Result<Arc<Running>>,
-    ) -> Result<(u32, Vec<seawall_client::Diagnostic>), Vec<seawall_client::Diagnostic>> {
-        let failed = |why: String| vec![crate::api::signatures::diagnostic(&why)];
-        let running = started.map_err(|error| failed(error.to_string()))?;
-        let patience = host.first_config.engines.0[number].load_timeout() + GRACE;
-        let used = running.wait(patience).and_then(|description| {
-            let old = host.use_engines(&[(number, Arc::clone(&running))]).map_err(failed)?;
-            self.retired.end(old.into_iter().map(|(_, running)| running));
-            Ok((description.rules, running.tell(&description.diagnostics)))
-        });
-        if used.is_err() {
-            self.retired.end([running]);
-        }
-        used
+        let mut needed: Vec<String> =
+            lock(&host.signatures.book).kept.iter().map(|one| one.set.clone()).collect();
+        needed.extend(self.retired.set().map(str::to_owned));
+        needed.extend(self.retired.sets());
+        let in_use = host.pipeline.in_use();
+        let origins = in_use.iter().filter_map(|running| running.origin.as_ref());
+        needed.extend(origins.map(|origin| origin.set.id.clone()));
+        host.signatures.store.keep_only(&needed);
     }
 }
 
 /// Has the new engines show what they find, together with those that stay.
-fn try_out(host: &Arc<Host>, candidates: &[Candidate]) -> Result<trial::Tried, String> {
+fn try_out(host: &Arc<Host>, candidates: &[Candidate]) -> Result<trial::Tried, Failure> {
     let in_use = host.pipeline.in_use();
     let of = |number: usize| {
         let new = candidates.iter().find(|one| one.number == number).map(|one| &one.running);

@@ -104,6 +104,12 @@ fn on_disk(service: &Service) -> HashSet<String> {
     entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }
 
+/// What is not needed goes as soon as its engines have ended.
+fn wait_on_disk(service: &Service, sets: &[&str]) {
+    let wanted = sets.iter().map(|set| (*set).to_owned()).collect::<HashSet<_>>();
+    wait_for("the disk to hold these sets alone", || (on_disk(service) == wanted).then_some(()));
+}
+
 #[test]
 fn a_set_is_checked_taken_and_rolled_back() {
     let service = start();
@@ -122,7 +128,7 @@ fn a_set_is_checked_taken_and_rolled_back() {
     assert!(checked.known_bad >= 1 && checked.known_good >= 2, "{checked:?}");
     assert_eq!((in_use(&service), pid(&service, "yara")), (first.clone(), yara));
     assert_eq!(verdict(&service, b"a zq-fresh one"), Verdict::Clean);
-    assert_eq!(on_disk(&service), HashSet::from([first.clone()]), "a check leaves nothing behind");
+    wait_on_disk(&service, &[&first]);
 
     let change = applied(&service, &new);
     let second = change.set.clone().unwrap();
@@ -248,7 +254,7 @@ fn a_set_that_fails_is_refused_with_the_reason() {
     refused(&crash, &["engine fault", "signal 6"]);
     let memory = with("memory", &[("set.fault", "memory\nload-memory\n")]);
     refused(&memory, &["engine fault", "before it was ready"]);
-    assert_eq!(on_disk(&service), HashSet::from([first.clone()]), "nothing is left of them");
+    wait_on_disk(&service, &[&first]);
     assert_eq!(verdict(&service, &eicar()), Verdict::Infected);
     let change = applied(&service, &with("right", &[]));
     assert_eq!((change.known_bad, change.left_out_count), (2, 0));
@@ -487,13 +493,16 @@ fn odd_files_make_a_set_or_a_reason_and_never_a_wait() {
 #[test]
 fn the_oldest_sets_go_and_files_are_on_the_disk_once() {
     let service = Service::start(setup("keep = 2\nstandby_minutes = 0\n"));
-    let mut names = Vec::new();
+    // The other engines came with it and have it still.
+    let mut names = vec![in_use(&service)];
     for n in 0..3 {
         let rules = [("eicar.yar", eicar_rule()), ("n.yar", rule("N", &format!("number {n}")))];
         let rules: Vec<_> = rules.iter().map(|(name, text)| (*name, text.as_str())).collect();
         names.push(applied(&service, &folder(&service, &format!("set{n}"), &rules)).set.unwrap());
     }
-    assert_eq!(on_disk(&service), names[1..].iter().cloned().collect());
+    let gone = names.remove(1);
+    wait_on_disk(&service, &[&names[0], &names[1], &names[2]]);
+    assert!(!sets(&service).iter().any(|set| set.set == gone || set.set == names[0]));
     let file = |set: &str| {
         let path = service.path("state/signatures/sets").join(set).join("engines/yara/eicar.yar");
         std::os::unix::fs::MetadataExt::ino(&fs::metadata(path).unwrap())
@@ -507,4 +516,133 @@ fn the_oldest_sets_go_and_files_are_on_the_disk_once() {
     assert!(text.contains("in use") && text.contains(&names[2]), "{text}");
     let output = seawall(&service, &["signatures", "history"]);
     assert!(String::from_utf8_lossy(&output.stdout).contains("rollback"), "{output:?}");
+}
+
+/// An engine whose files are the same in all of them still runs with those of the first.
+#[test]
+fn an_engine_that_dies_long_after_its_set_is_gone_comes_back_with_its_files() {
+    let service = Service::start(setup("keep = 1\nstandby_minutes = 0\n"));
+    let first = in_use(&service);
+    for n in 0..3 {
+        let rules = [("eicar.yar", eicar_rule()), ("n.yar", rule("N", &format!("number {n}")))];
+        let rules: Vec<_> = rules.iter().map(|(name, text)| (*name, text.as_str())).collect();
+        applied(&service, &folder(&service, &format!("set{n}"), &rules));
+    }
+    assert!(on_disk(&service).contains(&first), "the engine of hash lists has it");
+    let before = pid(&service, "hash");
+    common::kill(before);
+    wait_for("the next process", || {
+        let status = service.status();
+        let engine = status.engines.iter().find(|one| one.name == "hash")?;
+        (engine.state == seawall_client::EngineState::Ready && engine.pid? != before).then_some(())
+    });
+    assert_eq!(verdict(&service, b"harmless"), Verdict::Clean);
+}
+
+#[test]
+fn a_damaged_book_or_set_costs_no_signatures() {
+    let mut service = start();
+    let new = folder(
+        &service,
+        "new",
+        &[("eicar.yar", &eicar_rule()), ("fresh.yar", &rule("Fresh", "fresh"))],
+    );
+    let set = applied(&service, &new).set.unwrap();
+    fs::remove_dir_all(service.path("rules")).unwrap();
+    fs::create_dir(service.path("rules")).unwrap();
+    service.restart_after("TERM", |service| {
+        fs::write(service.path("state/signatures/book.json"), "{ half").unwrap();
+    });
+    assert_eq!((in_use(&service), sets(&service).len()), (set.clone(), 2));
+    assert_eq!(verdict(&service, b"a zq-fresh one"), Verdict::Infected);
+    // The manifest of the set in use is gone: the one before is used.
+    service.restart_after("TERM", |service| {
+        fs::remove_file(service.path("state/signatures/sets").join(&set).join("set.json")).unwrap();
+    });
+    assert_ne!(in_use(&service), set);
+    assert_eq!(verdict(&service, &eicar()), Verdict::Infected);
+    // Applied anew it is whole again.
+    let file = service.path("state/signatures/sets").join(&set).join("engines/yara/fresh.yar");
+    assert_eq!(applied(&service, &new).set.as_ref(), Some(&set));
+    assert!(file.exists());
+    assert_eq!(verdict(&service, b"a zq-fresh one"), Verdict::Infected);
+}
+
+#[test]
+fn an_engine_that_cannot_run_keeps_no_signatures_from_the_others() {
+    let mut service = start();
+    // It has files that it cannot load, from the first start on.
+    let keep = |service: &Service| {
+        fs::remove_dir_all(service.path("state/signatures")).unwrap();
+        fs::write(service.path("rules/set.fault"), "x\nload-crash\n").unwrap();
+    };
+    service.setup.more = WATCH.to_owned();
+    service.signal("TERM");
+    service.wait_end();
+    keep(&service);
+    service.again_unready();
+    wait_for("the failure", || {
+        let status = service.try_status()?;
+        let state =
+            |name: &str| status.engines.iter().find(|one| one.name == name).map(|one| one.state);
+        (state("fault")? == seawall_client::EngineState::Failed
+            && state("yara")? == seawall_client::EngineState::Ready)
+            .then_some(())
+    });
+    let new = folder(
+        &service,
+        "new",
+        &[("eicar.yar", &eicar_rule()), ("fresh.yar", &rule("Fresh", "fresh"))],
+    );
+    applied(&service, &new);
+    let report = service.scan("x", b"a zq-fresh one");
+    assert_eq!(report.verdict, Verdict::Infected);
+    // And gets well with files that it can load.
+    applied(&service, &folder(&service, "well", &[("set.fault", "well\n")]));
+    assert_eq!(verdict(&service, b"harmless"), Verdict::Clean);
+}
+
+#[test]
+fn going_back_leaves_an_engine_what_it_has_where_the_set_has_nothing_for_it() {
+    let mut service = start();
+    service.signal("TERM");
+    service.wait_end();
+    fs::remove_dir_all(service.path("state/signatures")).unwrap();
+    fs::remove_file(service.path("rules/bad.md5")).unwrap();
+    service.again_unready();
+    wait_for("the rules", || {
+        let status = service.try_status()?;
+        let yara = status.engines.iter().find(|one| one.name == "yara")?;
+        (yara.state == seawall_client::EngineState::Ready).then_some(())
+    });
+    let digest = "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae";
+    let list = [
+        ("one.sha256", format!("{digest}  Foo\n")),
+        ("fresh.yar", rule("Fresh", "fresh")),
+        ("eicar.yar", eicar_rule()),
+    ];
+    let list: Vec<_> = list.iter().map(|(name, text)| (*name, text.as_str())).collect();
+    applied(&service, &folder(&service, "both", &list));
+    assert!(roll_back(&service, None).taken);
+    for _ in 0..2 {
+        assert_eq!(verdict(&service, b"foo"), Verdict::Infected, "the lists stay");
+        assert_eq!(verdict(&service, b"a zq-fresh one"), Verdict::Clean, "the rule is gone");
+        service.restart("KILL");
+    }
+}
+
+#[test]
+fn a_watched_folder_that_is_gone_makes_no_smaller_set() {
+    let more = "[signatures]\nwatch = [\"{dir}/rules\", \"{dir}/more\"]\n";
+    let service = Service::start(Setup { more: more.into(), ..setup("") });
+    folder(&service, "more", &[("fresh.yar", &rule("Fresh", "fresh"))]);
+    wait_for("both folders", || {
+        (verdict(&service, b"a zq-fresh one") == Verdict::Infected).then_some(())
+    });
+    let set = in_use(&service);
+    fs::rename(service.path("more"), service.path("elsewhere")).unwrap();
+    let refused = wait_for("the refusal", || service.status().signatures.refused);
+    assert!(refused.contains("more is not there"), "{refused}");
+    assert_eq!(in_use(&service), set);
+    assert_eq!(history(&service).iter().filter(|change| !change.taken).count(), 1);
 }

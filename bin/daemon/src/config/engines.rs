@@ -267,7 +267,12 @@ pub enum EngineOrder {
 }
 
 fn engine_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    simple_name(deserializer, "an engine's name")
+    let name = simple_name(deserializer, "an engine's name")?;
+    // It is a folder's name, too.
+    if name.starts_with('.') {
+        return Err(de::Error::custom("an engine's name must not begin with `.`"));
+    }
+    Ok(name)
 }
 
 fn command<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {

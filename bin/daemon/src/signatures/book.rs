@@ -52,7 +52,7 @@ pub struct Seen {
 }
 
 impl Book {
-    /// Opens the book in `folder`. One that cannot be read is set aside: the sets on the disk stay.
+    /// Opens the book in `folder`. One that cannot be read is set aside, and a new one is empty.
     pub fn open(folder: &Path) -> Self {
         let path = folder.join("book.json");
         let read = match fs::read(&path) {
@@ -131,9 +131,18 @@ impl Book {
         }
     }
 
-    /// Somebody goes back from the set in use.
-    pub fn undo(&mut self) {
+    /// Whether it knows of no set.
+    pub fn is_empty(&self) -> bool {
+        self.kept.is_empty() && self.history.is_empty()
+    }
+
+    /// Somebody goes back from the set in use, to an earlier one: forth it is no going back.
+    pub fn undo(&mut self, to: &str) {
         let now = self.in_use.clone();
+        let at = |set: Option<&str>| self.kept.iter().position(|one| Some(one.set.as_str()) == set);
+        if at(Some(to)).is_some_and(|to| Some(to) > at(now.as_deref())) {
+            return;
+        }
         if let Some(one) = self.kept.iter_mut().find(|one| Some(&one.set) == now.as_ref()) {
             one.undone = true;
         }
@@ -173,7 +182,7 @@ mod tests {
         for expected in ["b", "a"] {
             let before = book.before().unwrap().to_owned();
             assert_eq!(before, expected);
-            book.undo();
+            book.undo(&before);
             book.take(&before, &change(ChangeKind::Rollback), 10);
         }
         assert_eq!(book.before(), None);
@@ -181,6 +190,11 @@ mod tests {
         assert_eq!(book.before(), Some("a"), "b and c were undone");
         book.take("c", &change(ChangeKind::Apply), 10);
         assert_eq!(book.before(), Some("d"), "c was applied anew");
+        book.undo("d");
+        book.take("d", &change(ChangeKind::Rollback), 10);
+        book.undo("c");
+        book.take("c", &change(ChangeKind::Rollback), 10);
+        assert_eq!(book.before(), Some("d"), "forth is no going back");
         book.save().unwrap();
         let again = Book::open(folder.path());
         assert_eq!((again.in_use.as_deref(), again.before()), (Some("c"), Some("d")));
@@ -195,7 +209,7 @@ mod tests {
             book.take(set, &change(ChangeKind::Apply), 2);
         }
         assert_eq!(book.kept.iter().map(|one| one.set.as_str()).collect::<Vec<_>>(), ["b", "c"]);
-        book.undo();
+        book.undo("b");
         book.take("b", &change(ChangeKind::Rollback), 1);
         assert_eq!(book.kept.iter().map(|one| one.set.as_str()).collect::<Vec<_>>(), ["b"]);
     }

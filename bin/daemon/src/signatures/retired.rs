@@ -40,13 +40,16 @@ impl Retired {
         for_how_long: Duration,
         in_use: &InUse,
     ) {
+        if old.is_empty() {
+            return;
+        }
         if let Some(earlier) = self.standby.take() {
             let is_used =
                 |running: &Arc<Running>| in_use.iter().any(|used| Arc::ptr_eq(used, running));
             self.end(earlier.engines.into_values().filter(|running| !is_used(running)));
         }
         match set {
-            Some(set) if !for_how_long.is_zero() && !old.is_empty() => {
+            Some(set) if !for_how_long.is_zero() => {
                 let until = Instant::now() + for_how_long;
                 self.standby = Some(Standby { set, engines: old.into_iter().collect(), until });
             }
@@ -67,14 +70,31 @@ impl Retired {
         (has_it(set, &origin.set) && running.description().is_some()).then(|| Arc::clone(running))
     }
 
-    /// Ends what nobody needs any more. It may take a moment.
-    pub fn tidy(&mut self, for_how_long: Duration) {
+    /// Ends the engine that stands by for this one: another is to be loaded, and three at once are too many.
+    pub fn make_room(&mut self, number: usize) {
+        let old = self.standby.as_mut().and_then(|standby| standby.engines.remove(&number));
+        self.end(old);
+        self.standby.take_if(|standby| standby.engines.is_empty());
+        self.ending.retain(|running| Arc::strong_count(running) > 1);
+    }
+
+    /// The sets that these engines would load again.
+    pub fn sets(&self) -> Vec<String> {
+        let standing_by = self.standby.iter().flat_map(|standby| standby.engines.values());
+        let origins = standing_by.chain(&self.ending).filter_map(|one| one.origin.as_ref());
+        origins.map(|origin| origin.set.id.clone()).collect()
+    }
+
+    /// Ends what nobody needs any more, and tells whether there was any. It may take a moment.
+    pub fn tidy(&mut self, for_how_long: Duration) -> bool {
         let is_over =
             |standby: &mut Standby| for_how_long.is_zero() || standby.until <= Instant::now();
         if let Some(over) = self.standby.take_if(is_over) {
             self.end(over.engines.into_values());
         }
         // Scans hold theirs; where nobody but this list does, the last one is answered.
+        let before = self.ending.len();
         self.ending.retain(|running| Arc::strong_count(running) > 1);
+        self.ending.len() < before
     }
 }

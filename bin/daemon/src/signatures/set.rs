@@ -25,6 +25,8 @@ const DEEPEST: usize = 32;
 const MOST_FILES: usize = 100_000;
 /// Most bytes of one set, for the same reason.
 const MOST_BYTES: u64 = 32 << 30;
+/// What stays free on the disk for everything else, at most.
+const RESERVE: u64 = 256 << 20;
 /// Files left out that are named.
 const MOST_NAMED: usize = 50;
 /// Digits of a set's name.
@@ -57,6 +59,8 @@ pub enum SetError {
     Store { path: PathBuf, reason: io::Error },
     #[error("there is no set `{0}`; `seawall signatures list` shows those that are kept")]
     Unknown(String),
+    #[error("there is no earlier set; `seawall signatures list` shows those that are kept")]
+    NoEarlier,
 }
 
 /// One file of a set.
@@ -120,6 +124,7 @@ pub struct Store {
 /// A file that was found, and for whom it is.
 struct Found {
     path: PathBuf,
+    size: u64,
     /// Engine and the name there.
     names: Vec<(String, String)>,
 }
@@ -152,6 +157,83 @@ impl Store {
         })
     }
 
+    /// All sets that can be read, the oldest first.
+    pub fn all(&self) -> Vec<Manifest> {
+        let entries = fs::read_dir(&self.sets).into_iter().flatten().flatten();
+        let mut sets: Vec<_> = entries
+            .filter_map(|entry| {
+                let made = entry.metadata().and_then(|about| about.modified()).ok()?;
+                Some((made, self.read(entry.file_name().to_str()?).ok()?))
+            })
+            .collect();
+        sets.sort_by_key(|(made, _)| *made);
+        sets.into_iter().map(|(_, set)| set).collect()
+    }
+
+    /// The set with what `current` has for engines for which it has nothing: these keep what they have.
+    pub fn complete(
+        &self,
+        set: Manifest,
+        current: Option<&Manifest>,
+    ) -> Result<Manifest, SetError> {
+        let Some(current) = current else { return Ok(set) };
+        let mut engines = set.engines.clone();
+        for (engine, files) in &current.engines {
+            if !files.is_empty() && set.files(engine).is_empty() {
+                engines.insert(engine.clone(), files.clone());
+            }
+        }
+        if engines == set.engines {
+            return Ok(set);
+        }
+        let staging = self.stage()?;
+        for (engine, files) in &engines {
+            let owner = if set.files(engine).is_empty() { current } else { &set };
+            let folder = engine_folder(staging.path(), engine);
+            fs::create_dir_all(&folder).map_err(|reason| self.failed(reason))?;
+            for file in files {
+                let there = self.folder(&owner.id, engine).join(&file.path);
+                self.link(&there, &folder.join(&file.path))?;
+            }
+        }
+        let mut id = digest(&engines);
+        id.truncate(ID_DIGITS);
+        let set = Manifest { id, engines, from: set.from };
+        self.publish(&set, staging).map_err(|reason| self.failed(reason))?;
+        Ok(set)
+    }
+
+    fn stage(&self) -> Result<tempfile::TempDir, SetError> {
+        let staging = tempfile::Builder::new().prefix(".new-").tempdir_in(&self.sets);
+        staging.map_err(|reason| self.failed(reason))
+    }
+
+    /// Whether there is room for so many bytes more, and for what the service keeps on the same disk.
+    fn check_room(&self, bytes: u64) -> Result<(), SetError> {
+        let space = rustix::fs::statvfs(&self.sets).map_err(|error| self.failed(error.into()))?;
+        let free = space.f_bavail.saturating_mul(space.f_frsize);
+        // A part of a small disk, and never more than that of a large one.
+        let reserve = (space.f_blocks.saturating_mul(space.f_frsize) / 20).min(RESERVE);
+        if bytes.saturating_add(reserve) > free {
+            let what =
+                format!("it needs {bytes} bytes, and of {free} that are free {reserve} stay so");
+            return Err(self.failed(io::Error::new(io::ErrorKind::StorageFull, what)));
+        }
+        Ok(())
+    }
+
+    /// Whether all files of a set are there, as they were.
+    fn is_whole(&self, set: &Manifest) -> bool {
+        let is_there = |engine: &String, file: &SetFile| {
+            has_hash(&self.folder(&set.id, engine).join(&file.path), &file.hash)
+        };
+        self.read(&set.id).is_ok()
+            && set
+                .engines
+                .iter()
+                .all(|(engine, files)| files.iter().all(|file| is_there(engine, file)))
+    }
+
     /// Copies what engines take of `from` into a set of its own. An engine for which there is nothing keeps
     /// what it has in `base`.
     pub fn gather(
@@ -172,8 +254,14 @@ impl Store {
             let endings = endings.iter().map(|one| format!(".{one}")).collect::<Vec<_>>().join(" ");
             return Err(SetError::Empty { from: from.join(", "), endings });
         }
-        let staging = tempfile::Builder::new().prefix(".new-").tempdir_in(&self.sets);
-        let staging = staging.map_err(|reason| self.failed(reason))?;
+        let bytes = found.iter().map(|one| one.size).sum();
+        if bytes > MOST_BYTES {
+            let what =
+                format!("these folders have more than {} GiB of signatures", MOST_BYTES >> 30);
+            return Err(SetError::TooMuch { what });
+        }
+        self.check_room(bytes)?;
+        let staging = self.stage()?;
         let mut made = BTreeMap::<String, Vec<SetFile>>::new();
         for one in &found {
             self.copy(one, staging.path(), base, &mut made)?;
@@ -256,9 +344,8 @@ impl Store {
             hasher.update(&piece[..read]);
             target.write_all(&piece[..read]).map_err(|reason| self.failed(reason))?;
             size += read as u64;
-            if size > MOST_BYTES {
-                let what = format!("{} has more than {} GiB", from.display(), MOST_BYTES >> 30);
-                return Err(SetError::TooMuch { what });
+            if size > before.len() {
+                return Err(SetError::Changed(from.to_owned()));
             }
         }
         let after = fs::metadata(from).map_err(unreadable)?;
@@ -287,8 +374,8 @@ impl Store {
         let mut new = copy.as_os_str().to_owned();
         new.push(".shared");
         let (there, new) = (self.folder(&base.id, engine).join(&file.path), PathBuf::from(new));
-        // Where it cannot be shared it is there twice.
-        if fs::hard_link(there, &new).is_ok() {
+        // Where it cannot be shared, or is damaged, it is there twice.
+        if has_hash(&there, hash) && fs::hard_link(there, &new).is_ok() {
             fs::rename(&new, copy).map_err(|reason| self.failed(reason))?;
         }
         Ok(())
@@ -310,8 +397,14 @@ impl Store {
         fs::write(staging.path().join(MANIFEST), text)?;
         let place = self.sets.join(&set.id);
         if place.exists() {
-            // The same files; what is in use stays where it is.
-            return Ok(());
+            if self.is_whole(set) {
+                // The same files; what is in use stays where it is.
+                return Ok(());
+            }
+            tracing::warn!(set = set.id, "the set on the disk is damaged; it is replaced");
+            let aside = self.sets.join(format!(".damaged-{}", set.id));
+            let _earlier = fs::remove_dir_all(&aside);
+            fs::rename(&place, aside)?;
         }
         rustix::fs::syncfs(File::open(&self.sets)?)?;
         fs::rename(staging.path(), &place)?;
@@ -321,11 +414,11 @@ impl Store {
     }
 
     /// Removes all sets but these.
-    pub fn keep_only(&self, ids: &[&str]) {
+    pub fn keep_only(&self, ids: &[String]) {
         let entries = fs::read_dir(&self.sets).into_iter().flatten().flatten();
         for entry in entries {
             let name = entry.file_name();
-            if ids.iter().any(|id| name == *id) {
+            if ids.iter().any(|id| name == **id) {
                 continue;
             }
             if let Err(error) = fs::remove_dir_all(entry.path()) {
@@ -333,6 +426,12 @@ impl Store {
             }
         }
     }
+}
+
+fn has_hash(path: &Path, hash: &str) -> bool {
+    let mut hasher = blake3::Hasher::new();
+    let read = File::open(path).and_then(|file| hasher.update_reader(file).map(drop));
+    read.is_ok() && hex(hasher.finalize().as_bytes()) == hash
 }
 
 fn engine_folder(set: &Path, engine: &str) -> PathBuf {
@@ -404,7 +503,8 @@ fn find(from: &[PathBuf], takers: &[&EngineConfig]) -> Result<(Vec<Found>, Vec<S
             if names.is_empty() {
                 left_out.push(path.display().to_string());
             } else {
-                found.push(Found { path, names });
+                let size = fs::metadata(&path).map_or(0, |about| about.len());
+                found.push(Found { path, size, names });
             }
         }
     }

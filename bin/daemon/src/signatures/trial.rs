@@ -3,6 +3,7 @@
 //! The files go the way of every content, through a pipeline of their own in which the new engines stand in the
 //! place of the old ones. Nothing of it is remembered.
 
+use super::Failure;
 use super::set::{files_of, open_file};
 use crate::config::Config;
 use crate::copy::{Budget, CopyError, PrivateCopy};
@@ -16,8 +17,8 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-/// No probe takes longer: an engine's own limits end it before.
-const PATIENCE: Duration = Duration::from_secs(4 * 3600);
+/// So long no probe is answered: then engines are too busy, or worse.
+const PATIENCE: Duration = Duration::from_secs(600);
 /// Probes under way at once.
 const AT_ONCE: usize = 4;
 /// Failed probes that are named.
@@ -59,11 +60,12 @@ pub fn run(
     pipeline: &Arc<Pipeline>,
     budget: &Arc<Budget>,
     config: &Config,
-) -> Result<Tried, String> {
-    let probes = probes(config)?;
+) -> Result<Tried, Failure> {
+    let probes = probes(config).map_err(Failure::Circumstances)?;
     let count = |wanted| probes.iter().filter(|probe| probe.wanted == wanted).count() as u64;
     let tried = Tried { known_bad: count(Wanted::Something), known_good: count(Wanted::Nothing) };
-    let mut wrong = Vec::new();
+    // `passes`: something was not the set's fault, and may be otherwise the next time.
+    let (mut wrong, mut passes) = (Vec::new(), false);
     let (tell, answers) = channel::<(usize, Answer)>();
     let (mut next, mut under_way) = (0, 0);
     while next < probes.len() || under_way > 0 {
@@ -74,13 +76,20 @@ pub fn run(
                     scan(pipeline, content, move |answer| drop(tell.send((number, answer))));
                     under_way += 1;
                 }
-                Err(error) => wrong.push(format!("{}: {error}", probes[next].name)),
+                Err(error) => {
+                    passes |= true;
+                    wrong.push(format!("{}: {error}", probes[next].name));
+                }
             }
             next += 1;
             continue;
         }
-        let (number, answer) = answers.recv().map_err(|error| error.to_string())?;
+        let answer = answers.recv_timeout(PATIENCE);
+        let (number, answer) = answer.map_err(|_| {
+            Failure::Circumstances("the engines are too busy to try the set".to_owned())
+        })?;
         under_way -= 1;
+        passes |= matches!(answer.finding, Finding::Error(_) | Finding::TimedOut(_));
         wrong.extend(judge(&probes[number], &answer));
     }
     if wrong.is_empty() {
@@ -89,7 +98,8 @@ pub fn run(
     let more = wrong.len().saturating_sub(MOST_NAMED);
     wrong.truncate(MOST_NAMED);
     let more = if more > 0 { format!("; and {more} more") } else { String::new() };
-    Err(wrong.join("; ") + &more)
+    let why = wrong.join("; ") + &more;
+    Err(if passes { Failure::Circumstances(why) } else { Failure::Set(why) })
 }
 
 /// What is wrong with what was found.
@@ -178,7 +188,8 @@ fn scan(pipeline: &Arc<Pipeline>, copy: PrivateCopy, reply: impl FnOnce(Answer) 
         hash: copy.hash(),
         copy,
         meta,
-        lane: Lane::OnDemand,
+        // Few at a time; behind all accesses of busy guests they might never have their turn.
+        lane: Lane::OnAccess,
         until: Instant::now() + PATIENCE,
         reply: Box::new(reply),
     });

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 /// How often they are looked at.
 const EVERY: Duration = Duration::from_secs(3);
-/// How long after a failure, at least.
-const AGAIN: Duration = Duration::from_secs(30);
+/// How long after a failure, the first time and at most.
+const AGAIN: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(3600));
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -24,6 +24,8 @@ pub struct Watch {
     /// As it was when it was last read.
     read: Option<String>,
     next: Option<Instant>,
+    /// Failures one after the other.
+    failures: u32,
 }
 
 impl Watch {
@@ -51,10 +53,18 @@ impl Watch {
         Some(stamp)
     }
 
-    /// What was read made no set; it is read again, though it stays as it is.
+    /// What was read made no set for a reason that may pass: it is read again, though it stays as it is, ever more
+    /// seldom.
     pub fn again(&mut self) {
         self.read = None;
-        self.next = Some(Instant::now() + AGAIN);
+        let pause = AGAIN.0.saturating_mul(1 << self.failures.min(10));
+        self.failures += 1;
+        self.next = Some(Instant::now() + pause.min(AGAIN.1));
+    }
+
+    /// What was read is dealt with.
+    pub fn done(&mut self) {
+        self.failures = 0;
     }
 
     /// Digest of names, sizes and times. `None` where they cannot be read now, or there is nothing.

@@ -200,8 +200,13 @@ impl Service {
 
     /// Starts it anew after it has ended.
     pub fn again(&mut self) {
-        self.child = spawn(self.folder.path(), &self.setup, self.port, &self.log);
+        self.again_unready();
         self.wait_ready();
+    }
+
+    /// The same, and waits for nothing.
+    pub fn again_unready(&mut self) {
+        self.child = spawn(self.folder.path(), &self.setup, self.port, &self.log);
     }
 
     /// How it ended, if it does within `patience`.
