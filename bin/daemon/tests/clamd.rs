@@ -346,7 +346,7 @@ fn every_match_is_told_to_who_asks_for_all() {
 
 #[test]
 fn a_version_is_one_that_clients_take_apart_and_new_signatures_have_another() {
-    let service = service("");
+    let service = serve(Setup { engine: Engine::Yara, ..Setup::default() }, "");
     let version = || {
         let told = ask(&socket(&service), b"zVERSION\0");
         let parts: Vec<_> = told.trim_end_matches('\0').split('/').map(str::to_owned).collect();
@@ -363,7 +363,15 @@ fn a_version_is_one_that_clients_take_apart_and_new_signatures_have_another() {
         assert!(date.parse::<u8>().is_ok() && year.parse::<u16>().is_ok(), "{time}");
         number.parse::<u32>().unwrap()
     };
-    assert!(version() > 200_000_000);
+    let before = version();
+    assert!(before > 200_000_000);
+    // The number is a second.
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    assert_eq!(version(), before);
+    std::fs::write(service.path("rules/more.yar"), "rule More { condition: filesize == 1 }")
+        .unwrap();
+    block_on(service.client().reload()).unwrap();
+    assert!(version() > before);
     let told = ask(&socket(&service), b"zVERSIONCOMMANDS\0");
     let (_, commands) = told.trim_end_matches('\0').split_once("| COMMANDS: ").unwrap();
     assert!(commands.split(' ').any(|command| command == "INSTREAM"), "{commands}");
