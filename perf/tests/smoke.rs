@@ -104,6 +104,8 @@ const SCENARIOS: [&str; 6] = [
 
 #[test]
 fn every_scenario_of_the_engines_runs_in_its_smallest_form() {
+    // Here and not in the run: building may take longer than a run may.
+    ensure_binaries(Need::ALL).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let json = folder.path().join("results.json");
     let mut command = Command::new("timeout");

@@ -217,9 +217,7 @@ pub fn status(status: &Status, style: Style) -> String {
     }
     for engine in &status.engines {
         for found in engine.diagnostics.iter().chain(&engine.refused) {
-            let at = format!("{}:{}:{}", found.file, found.line, found.column);
-            let line = format!("{at}: {}[{}]: {}", found.level, found.code, found.reason);
-            let _ = writeln!(out, "  {}", printable(&line));
+            let _ = writeln!(out, "  {}", printable(&signatures::line(found)));
         }
     }
     let done = &status.counters;

@@ -113,6 +113,8 @@ struct Wish {
     kind: ChangeKind,
     set: Arc<Manifest>,
     seen: Option<Seen>,
+    /// The kept set that it stands for, with what others had for the engines that it left out.
+    completes: Option<String>,
 }
 
 impl Signatures {
@@ -415,14 +417,17 @@ impl Keeper {
         let read = wanted.and_then(|id| {
             let set = host.signatures.store.read(&id)?;
             let current = lock(&host.signatures.current).clone();
-            host.signatures.store.complete(set, current.as_deref())
+            let complete = host.signatures.store.complete(set, current.as_deref())?;
+            let completes = (complete.id != id).then_some(id);
+            Ok((complete, completes))
         });
         let read = read.map_err(|error| error.to_string());
         match read {
-            Ok(set) => {
+            Ok((set, completes)) => {
                 change.set = Some(set.id.clone());
                 change.from.clone_from(&set.from);
-                let wish = Wish { kind: ChangeKind::Rollback, set: Arc::new(set), seen: None };
+                let (kind, set) = (ChangeKind::Rollback, Arc::new(set));
+                let wish = Wish { kind, set, seen: None, completes };
                 self.take(host, &wish, change, began)
             }
             Err(why) => self.refuse(host, change, began, why),
@@ -440,7 +445,8 @@ impl Keeper {
         let Gathered { set, left_out, left_out_count, .. } = gathered;
         let mut change = change(kind, Some(&set));
         (change.left_out, change.left_out_count) = (left_out, left_out_count as u64);
-        self.take(host, &Wish { kind, set: Arc::new(set), seen }, change, began)
+        let wish = Wish { kind, set: Arc::new(set), seen, completes: None };
+        self.take(host, &wish, change, began)
     }
 
     /// Loads a set, tries it, and takes it into use.
@@ -629,7 +635,10 @@ impl Keeper {
         {
             let mut book = lock(&signatures.book);
             if wish.kind == ChangeKind::Rollback && is_new {
-                book.undo(&wish.set.id);
+                book.undo(wish.completes.as_ref().unwrap_or(&wish.set.id));
+            }
+            if let Some(set) = &wish.completes {
+                book.leave(set);
             }
             if let Some(seen) = &wish.seen {
                 book.seen = Some(seen.clone());
@@ -696,7 +705,9 @@ impl Keeper {
                 return change;
             }
         }
-        host.tell_refused(None, &format!("{}: {why}", change.from.join(", ")));
+        let from = change.from.join(", ");
+        let told = if why.starts_with(&from) { why } else { format!("{from}: {why}") };
+        host.tell_refused(None, &told);
         let mut book = lock(&host.signatures.book);
         book.note(change.clone());
         if let Err(error) = book.save() {

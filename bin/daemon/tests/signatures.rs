@@ -629,6 +629,7 @@ fn going_back_leaves_an_engine_what_it_has_where_the_set_has_nothing_for_it() {
         assert_eq!(verdict(&service, b"a zq-fresh one"), Verdict::Clean, "the rule is gone");
         service.restart("KILL");
     }
+    assert!(why(&roll_back(&service, None)).contains("no earlier set"), "it is there already");
 }
 
 #[test]

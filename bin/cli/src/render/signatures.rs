@@ -111,7 +111,7 @@ pub fn change(change: &SignatureChange, style: Style) -> String {
     if change.known_bad + change.known_good > 0 {
         let _ = writeln!(
             out,
-            "Tried with {} files that are bad and {} that are good.",
+            "Tried: {} known bad and {} known good.",
             change.known_bad, change.known_good
         );
     }
@@ -126,7 +126,7 @@ pub fn change(change: &SignatureChange, style: Style) -> String {
         }
     }
     if change.left_out_count > 0 {
-        let _ = writeln!(out, "No engine takes {} of the files:", change.left_out_count);
+        let _ = writeln!(out, "Left out, since no engine takes them ({}):", change.left_out_count);
         for file in change.left_out.iter().take(MOST_LEFT_OUT) {
             let _ = writeln!(out, "  {}", printable(file));
         }

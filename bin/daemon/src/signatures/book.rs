@@ -143,7 +143,14 @@ impl Book {
         if at(Some(to)).is_some_and(|to| Some(to) > at(now.as_deref())) {
             return;
         }
-        if let Some(one) = self.kept.iter_mut().find(|one| Some(&one.set) == now.as_ref()) {
+        if let Some(now) = now {
+            self.leave(&now);
+        }
+    }
+
+    /// Going back does not lead to this set any more.
+    pub fn leave(&mut self, set: &str) {
+        if let Some(one) = self.kept.iter_mut().find(|one| one.set == set) {
             one.undone = true;
         }
     }

@@ -48,8 +48,12 @@ impl Retired {
                 |running: &Arc<Running>| in_use.iter().any(|used| Arc::ptr_eq(used, running));
             self.end(earlier.engines.into_values().filter(|running| !is_used(running)));
         }
+        // One that cannot run is nothing to go back to.
+        let (old, lame): (Vec<_>, Vec<_>) =
+            old.into_iter().partition(|(_, running)| running.description().is_some());
+        self.end(lame.into_iter().map(|(_, running)| running));
         match set {
-            Some(set) if !for_how_long.is_zero() => {
+            Some(set) if !for_how_long.is_zero() && !old.is_empty() => {
                 let until = Instant::now() + for_how_long;
                 self.standby = Some(Standby { set, engines: old.into_iter().collect(), until });
             }
