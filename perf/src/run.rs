@@ -64,18 +64,23 @@ pub fn run(
     let results = bench.finish(quick, load_before);
     clear();
     println!("{}", results.to_text());
-    let text = results.to_json()?;
+    keep(&results.to_json()?, &results.file_name(), quick, json)?;
+    Ok(if results.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Writes results among those that are kept, unless they are not for figures, and where somebody wants them.
+pub fn keep(text: &str, file_name: &str, quick: bool, json: Option<&Path>) -> anyhow::Result<()> {
     if !quick {
         let folder = workspace().join("perf/results");
         fs::create_dir_all(&folder)?;
-        let path = folder.join(results.file_name());
-        fs::write(&path, &text).with_context(|| path.display().to_string())?;
+        let path = folder.join(file_name);
+        fs::write(&path, text).with_context(|| path.display().to_string())?;
         println!("Raw results: {}", path.display());
     }
     if let Some(path) = json {
-        fs::write(path, &text).with_context(|| path.display().to_string())?;
+        fs::write(path, text).with_context(|| path.display().to_string())?;
     }
-    Ok(if results.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(())
 }
 
 fn seed() -> anyhow::Result<[u8; 8]> {

@@ -34,7 +34,7 @@ use seawall_engine::host::EngineState;
 use set::{Gathered, Manifest, SetError, Store};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use watch::Watch;
@@ -147,9 +147,8 @@ impl Signatures {
             current = earlier.filter_map(|one| store.read(&one.set).ok()).next();
             book.in_use = current.as_ref().map(|set| set.id.clone());
         }
-        let watch = Watch::default();
         if current.is_none() && engines.iter().any(|engine| !engine.signatures.is_nothing()) {
-            current = Self::first(&store, &mut book, &watch, engines, watched);
+            current = Self::first(&store, &mut book, engines, watched);
         }
         let kept: Vec<_> = book.kept.iter().map(|one| one.set.clone()).collect();
         store.keep_only(&kept);
@@ -158,7 +157,8 @@ impl Signatures {
         let current = Mutex::new(current.map(Arc::new));
         let all =
             Self { store, book: Mutex::new(book), current, loading, refused, standby, orders };
-        let keeper = Keeper { orders: waiting, watch, retired: Retired::default() };
+        let (watch, retired) = Default::default();
+        let keeper = Keeper { orders: waiting, watch, retired };
         Ok((all, keeper))
     }
 
@@ -166,13 +166,12 @@ impl Signatures {
     fn first(
         store: &Store,
         book: &mut Book,
-        watch: &Watch,
         engines: &[EngineConfig],
         watched: &[PathBuf],
     ) -> Option<Manifest> {
         let began = Instant::now();
         let there = watch::that_are_there(watched);
-        let stamp = watch.stamp(&there);
+        let stamp = watch::stamp(&there);
         let gathered = store.gather(&there, engines, None);
         let Gathered { set, source, left_out, left_out_count } = match gathered {
             Ok(gathered) => gathered,
@@ -248,16 +247,18 @@ impl Signatures {
     }
 
     fn order(&self, order: Order) -> Result<(), Busy> {
-        match self.orders.try_send(order) {
-            Ok(()) => Ok(()),
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => Err(Busy),
-        }
+        self.orders.try_send(order).map_err(|_| Busy)
+    }
+
+    /// The set that engines use. The book names it a moment before, so that a restart finds it.
+    fn in_use(&self) -> Option<String> {
+        lock(&self.current).as_ref().map(|set| set.id.clone())
     }
 
     /// As `status` tells it.
     pub fn report(&self) -> seawall_client::Signatures {
         seawall_client::Signatures {
-            set: lock(&self.book).in_use.clone(),
+            set: self.in_use(),
             refused: lock(&self.refused).clone(),
             loading: lock(&self.loading).clone(),
         }
@@ -270,11 +271,11 @@ impl Signatures {
 
     /// The sets that are kept, the newest last.
     pub fn list(&self) -> Vec<SignatureSet> {
+        let (in_use, standby) = (self.in_use(), lock(&self.standby).clone());
         let book = lock(&self.book);
-        let standby = lock(&self.standby).clone();
         let sets = book.kept.iter().map(|one| SignatureSet {
             set: one.set.clone(),
-            in_use: Some(&one.set) == book.in_use.as_ref(),
+            in_use: Some(&one.set) == in_use.as_ref(),
             standby: Some(&one.set) == standby.as_ref(),
             taken: one.taken.clone(),
             from: one.change.from.clone(),
@@ -299,9 +300,15 @@ impl Keeper {
             match self.orders.recv_timeout(TICK) {
                 Ok(Order::Apply { folder, check, told }) => {
                     let kind = if check { ChangeKind::Check } else { ChangeKind::Apply };
-                    told(self.apply(host, kind, &[folder]));
+                    let change = self.apply(host, kind, &[folder]);
+                    self.end_old(host);
+                    told(change);
                 }
-                Ok(Order::Rollback { set, told }) => told(self.rollback(host, set.as_deref())),
+                Ok(Order::Rollback { set, told }) => {
+                    let change = self.rollback(host, set.as_deref());
+                    self.end_old(host);
+                    told(change);
+                }
                 Ok(Order::Reload { told }) => told(self.reload(host)),
                 Err(RecvTimeoutError::Timeout) => {
                     if self.watch.is_due() {
@@ -670,11 +677,9 @@ impl Keeper {
         };
         *lock(&signatures.current) = Some(Arc::clone(&wish.set));
         *lock(&signatures.refused) = None;
-        let before = before.filter(|_| is_new);
+        let before = before.filter(|_| is_new).map(|set| set.id.clone());
         let for_how_long = host.config().signatures.standby();
-        let before = before.map(|set| set.id.clone());
         self.retired.stand_by(before, old, for_how_long, &host.pipeline.in_use());
-        *lock(&signatures.standby) = self.retired.set().map(str::to_owned);
         let (set, from) = (&wish.set.id, change.from.join(", "));
         tracing::info!(set, from, kind = ?wish.kind, took_ms = change.took_ms, "the signature set is in use");
         if is_new || !new.is_empty() {
@@ -737,8 +742,7 @@ fn try_out(host: &Arc<Host>, candidates: &[Candidate]) -> Result<trial::Tried, F
         let new = candidates.iter().find(|one| one.number == number).map(|one| &one.running);
         Arc::clone(new.unwrap_or(&in_use[number]))
     };
-    let all = (0..in_use.len()).map(|number| (number, of(number)));
-    let all: Vec<_> = all.collect();
+    let all: Vec<_> = (0..in_use.len()).map(|number| (number, of(number))).collect();
     for (number, running) in &all {
         let patience = host.first_config.engines.0[*number].load_timeout() + GRACE;
         // At the service's start it may still be loading.

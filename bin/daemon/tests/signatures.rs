@@ -281,11 +281,22 @@ fn an_engine_for_which_there_is_nothing_keeps_what_it_has() {
     assert!(report.engines.len() == 1 && report.engines[0].allowed.is_some(), "{report:?}");
 }
 
+/// Ends the threads that look at it.
+struct EndOnDrop(Arc<AtomicBool>);
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
 /// Scans without an end, from the first to the last moment of a change.
 #[test]
 fn no_scan_is_lost_while_sets_come_and_go() {
     let service = Arc::new(start());
     let (ended, count) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    // Also when an assertion fails: the threads hold the service.
+    let ending = EndOnDrop(Arc::clone(&ended));
     let threads: Vec<_> = (0..3)
         .map(|thread| {
             let (service, ended, count) =
@@ -325,7 +336,7 @@ fn no_scan_is_lost_while_sets_come_and_go() {
             assert!(roll_back(&service, None).taken);
         }
     }
-    ended.store(true, Relaxed);
+    drop(ending);
     threads.into_iter().for_each(|thread| thread.join().unwrap());
     let failures: u64 = service.status().engines.iter().map(|engine| engine.failures).sum();
     assert_eq!(failures, 0);

@@ -11,7 +11,6 @@
 
 mod clamd;
 mod engine;
-mod nested;
 mod session;
 mod system;
 

@@ -17,12 +17,11 @@ mod signatures;
 mod yara;
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use seawall_lab::{Need, ensure_binaries, workspace};
+use seawall_lab::{Need, ensure_binaries};
 
 use self::report::Results;
 use crate::machine::{self, Machine};
@@ -133,16 +132,6 @@ pub fn run(
         failed: bench.failed,
     };
     println!("{}", results.to_text());
-    let text = results.to_json()?;
-    if !quick {
-        let folder = workspace().join("perf/results");
-        fs::create_dir_all(&folder)?;
-        let path = folder.join(results.file_name());
-        fs::write(&path, &text).with_context(|| path.display().to_string())?;
-        println!("Raw results: {}", path.display());
-    }
-    if let Some(path) = json {
-        fs::write(path, &text).with_context(|| path.display().to_string())?;
-    }
+    crate::run::keep(&results.to_json()?, &results.file_name(), quick, json)?;
     Ok(if results.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -123,8 +123,8 @@ impl Book {
 
     /// The set whose name begins so, where that is one.
     pub fn find(&self, digits: &str) -> Option<&str> {
-        let mut found = self.kept.iter().map(|one| one.set.as_str());
-        let mut found = found.by_ref().filter(|set| !digits.is_empty() && set.starts_with(digits));
+        let sets = self.kept.iter().map(|one| one.set.as_str());
+        let mut found = sets.filter(|set| !digits.is_empty() && set.starts_with(digits));
         match (found.next(), found.next()) {
             (Some(one), None) => Some(one),
             _ => None,

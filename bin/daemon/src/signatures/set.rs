@@ -97,10 +97,9 @@ impl Manifest {
 
     /// Whether the engine finds the same in both.
     pub fn is_same_for(&self, engine: &str, other: &Self) -> bool {
-        let of = |set: &'_ Self| -> Vec<_> {
-            set.files(engine).iter().map(|file| (file.path.clone(), file.hash.clone())).collect()
-        };
-        of(self) == of(other)
+        let both = [self, other].map(|set| set.files(engine).iter());
+        let [ours, theirs] = both.map(|files| files.map(|file| (&file.path, &file.hash)));
+        ours.eq(theirs)
     }
 }
 

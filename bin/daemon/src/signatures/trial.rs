@@ -77,7 +77,7 @@ pub fn run(
                     under_way += 1;
                 }
                 Err(error) => {
-                    passes |= true;
+                    passes = true;
                     wrong.push(format!("{}: {error}", probes[next].name));
                 }
             }

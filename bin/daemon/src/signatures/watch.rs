@@ -43,7 +43,7 @@ impl Watch {
     /// Gives a stamp when the folders are another than when they were last read, and at rest.
     pub fn look(&mut self, folders: &[PathBuf], at_once: bool) -> Option<String> {
         self.next = Some(Instant::now() + EVERY);
-        let stamp = self.stamp(folders)?;
+        let stamp = stamp(folders)?;
         let at_rest = at_once || self.last.as_ref() == Some(&stamp);
         self.last = Some(stamp.clone());
         if !at_rest || self.read.as_ref() == Some(&stamp) {
@@ -66,25 +66,25 @@ impl Watch {
     pub fn done(&mut self) {
         self.failures = 0;
     }
+}
 
-    /// Digest of names, sizes and times. `None` where they cannot be read now, or there is nothing.
-    pub fn stamp(&self, folders: &[PathBuf]) -> Option<String> {
-        let mut hasher = blake3::Hasher::new();
-        let mut count = 0;
-        for folder in folders {
-            for path in files_of(folder).ok()? {
-                let about = std::fs::metadata(&path).ok()?;
-                let name = path.as_os_str().as_encoded_bytes();
-                hasher.update(&(name.len() as u64).to_le_bytes()).update(name);
-                hasher.update(&about.ino().to_le_bytes()).update(&about.len().to_le_bytes());
-                for time in [about.mtime(), about.mtime_nsec(), about.ctime(), about.ctime_nsec()] {
-                    hasher.update(&time.to_le_bytes());
-                }
-                count += 1;
+/// Digest of names, sizes and times. `None` where they cannot be read now, or there is nothing.
+pub fn stamp(folders: &[PathBuf]) -> Option<String> {
+    let mut hasher = blake3::Hasher::new();
+    let mut count = 0;
+    for folder in folders {
+        for path in files_of(folder).ok()? {
+            let about = std::fs::metadata(&path).ok()?;
+            let name = path.as_os_str().as_encoded_bytes();
+            hasher.update(&(name.len() as u64).to_le_bytes()).update(name);
+            hasher.update(&about.ino().to_le_bytes()).update(&about.len().to_le_bytes());
+            for time in [about.mtime(), about.mtime_nsec(), about.ctime(), about.ctime_nsec()] {
+                hasher.update(&time.to_le_bytes());
             }
+            count += 1;
         }
-        (count > 0).then(|| hex(hasher.finalize().as_bytes()))
     }
+    (count > 0).then(|| hex(hasher.finalize().as_bytes()))
 }
 
 /// Those of the folders that exist.
