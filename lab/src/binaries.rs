@@ -17,6 +17,29 @@ const GUEST_RUSTFLAGS: &str = "-C target-feature=+crt-static";
 /// How programs for the host are built.
 const HOST: [&str; 1] = ["--release"];
 
+/// All programs of the host, resolved as `cargo xtask test` resolves its packages: the same ones, and with a test,
+/// since only then the features that tests need count. With other features of some small crate cargo compiles YARA-X
+/// and all that it stands on once more.
+const HOST_PROGRAMS: [&str; 17] = [
+    "--workspace",
+    "--exclude",
+    "seawall-lab",
+    "--exclude",
+    "seawall-tests",
+    "--bin",
+    "seawalld",
+    "--bin",
+    "seawall",
+    "--bin",
+    "seawall-engine-yara",
+    "--bin",
+    "seawall-engine-clamav",
+    "--bin",
+    "seawall-engine-hash",
+    "--test",
+    "protocol_document",
+];
+
 fn folder(guest: bool) -> PathBuf {
     if guest { target_dir().join(TARGET).join("guest") } else { target_dir().join("release") }
 }
@@ -112,19 +135,7 @@ pub fn ensure_binaries(need: Need) -> anyhow::Result<Binaries> {
         }
         cargo(&guest, true)?;
         if need.host {
-            let host = [
-                "--package",
-                "seawall-daemon",
-                "--package",
-                "seawall-cli",
-                "--package",
-                "seawall-engine-yara",
-                "--package",
-                "seawall-engine-clamav",
-                "--package",
-                "seawall-engine-hash",
-            ];
-            cargo(&host, false)?;
+            cargo(&HOST_PROGRAMS, false)?;
         }
     }
     *done = Some(done.unwrap_or_default() | need);

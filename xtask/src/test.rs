@@ -46,9 +46,12 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         ensure_binaries(Need::ALL)?;
     }
     if arguments.only.is_none() {
-        let mut words = vec!["test", "--release", "--locked", "--workspace", "--quiet"];
-        words.extend(GUEST_TESTS.iter().flat_map(|package| ["--exclude", package]));
-        cargo("unit tests", &words, &[])?;
+        let mut common = vec!["--release", "--locked", "--workspace", "--quiet"];
+        common.extend(GUEST_TESTS.iter().flat_map(|package| ["--exclude", package]));
+        // Tests run programs of other packages, which `cargo test` alone leaves out where a package has
+        // no integration test.
+        cargo("programs", &[&["build", "--all-targets"], &common[..]].concat(), &[])?;
+        cargo("unit tests", &[&["test"], &common[..]].concat(), &[])?;
         cargo(
             "unit tests of the lab",
             &["test", "--release", "--locked", "-p", "seawall-lab", "--lib", "--bins"],

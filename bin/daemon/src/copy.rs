@@ -3,7 +3,7 @@
 //! Small content is on the heap, larger in a memfd. What does not fit the memory budget goes to a
 //! file without a name. The hash is that of the copy: bytes are hashed from here, never from a slot.
 
-use seawall_engine::content::{ContentFd, ContentWriter};
+use seawall_engine::content::{ContentWriter, SharedContent};
 use seawall_proto::ContentHash;
 use std::fs::File;
 use std::io::{self, Write};
@@ -260,7 +260,12 @@ impl PrivateCopy {
                 let mut offset = 0;
                 while offset < content.len() {
                     let left = usize::try_from(content.len() - offset).unwrap_or(usize::MAX);
-                    let sent = rustix::fs::sendfile(&file, &content, Some(&mut offset), left)?;
+                    let sent = rustix::fs::sendfile(
+                        &file,
+                        content.descriptor()?,
+                        Some(&mut offset),
+                        left,
+                    )?;
                     if sent == 0 {
                         return Err(io::ErrorKind::UnexpectedEof.into());
                     }
@@ -286,11 +291,11 @@ impl PrivateCopy {
     }
 
     /// The copy as engines get it; the charge holds its part of the budget.
-    pub fn seal(self) -> io::Result<(ContentFd, Charge)> {
+    pub fn seal(self) -> io::Result<(SharedContent, Charge)> {
         let content = match self.store {
-            Store::Heap(bytes) => ContentFd::sealed(&bytes)?,
+            Store::Heap(bytes) => SharedContent::new(bytes)?,
             Store::Memory(writer) => writer.seal()?,
-            Store::Spool(file) => ContentFd::from_spool(file, self.len)?,
+            Store::Spool(file) => SharedContent::from_spool(file, self.len)?,
         };
         Ok((content, self.charge))
     }
@@ -299,7 +304,6 @@ impl PrivateCopy {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::AsFd;
     use std::os::unix::fs::FileExt;
 
     fn copy_of(share: &Arc<Share>, content: &[u8]) -> Result<PrivateCopy, CopyError> {
@@ -314,9 +318,9 @@ mod tests {
         Ok(copy)
     }
 
-    fn bytes_of(content: &ContentFd) -> Vec<u8> {
+    fn bytes_of(content: &SharedContent) -> Vec<u8> {
         let mut bytes = vec![0; usize::try_from(content.len()).unwrap()];
-        let file = File::from(content.as_fd().try_clone_to_owned().unwrap());
+        let file = File::from(content.descriptor().unwrap().try_clone_to_owned().unwrap());
         file.read_exact_at(&mut bytes, 0).unwrap();
         bytes
     }

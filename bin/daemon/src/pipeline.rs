@@ -31,7 +31,7 @@ use progress::{Ended, Progress, Reported, Step};
 use quick_cache::OptionsBuilder;
 use quick_cache::sync::Cache;
 use seawall_client::{Detection, EngineReport, Verdict};
-use seawall_engine::content::ContentFd;
+use seawall_engine::content::SharedContent;
 use seawall_engine::host::{Lane, ScanError, ScanId, ScanReport};
 use seawall_engine::{Metadata, Outcome};
 use seawall_proto::{ContentHash, Generation};
@@ -96,7 +96,7 @@ impl Answer {
 /// A sealed private copy; its part of the budget is held as long as this lives.
 #[derive(Debug)]
 pub struct Content {
-    pub bytes: ContentFd,
+    pub bytes: SharedContent,
     charge: Charge,
 }
 

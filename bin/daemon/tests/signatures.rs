@@ -342,6 +342,29 @@ fn no_scan_is_lost_while_sets_come_and_go() {
     assert_eq!(failures, 0);
 }
 
+/// The engine of before has it in work when the set changes: the one after it is of the set of before, too.
+#[test]
+fn a_scan_is_judged_by_the_set_that_it_began_with() {
+    let service = Arc::new(start());
+    let old =
+        folder(&service, "old", &[("eicar.yar", &eicar_rule()), ("old.yar", &rule("Old", "old"))]);
+    let new = folder(&service, "new", &[("eicar.yar", &eicar_rule())]);
+    applied(&service, &old);
+    let content = b"SEAWALL-FAULT sleep=2500\nzq-old";
+    let scan = {
+        let service = Arc::clone(&service);
+        std::thread::spawn(move || verdict(&service, content))
+    };
+    wait_for("the scan", || {
+        let status = service.status();
+        let fault = status.engines.iter().find(|one| one.name == "fault")?;
+        (fault.in_flight > 0).then_some(())
+    });
+    applied(&service, &new);
+    assert_eq!(scan.join().unwrap(), Verdict::Infected);
+    assert_eq!(verdict(&service, content), Verdict::Clean, "of the new set nothing is remembered");
+}
+
 #[test]
 fn two_sets_at_once_are_taken_one_after_the_other() {
     let service = Arc::new(start());
@@ -573,9 +596,17 @@ fn a_damaged_book_or_set_costs_no_signatures() {
     assert_ne!(in_use(&service), set);
     assert_eq!(verdict(&service, &eicar()), Verdict::Infected);
     // Applied anew it is whole again.
-    let file = service.path("state/signatures/sets").join(&set).join("engines/yara/fresh.yar");
     assert_eq!(applied(&service, &new).set.as_ref(), Some(&set));
-    assert!(file.exists());
+    assert_eq!(verdict(&service, b"a zq-fresh one"), Verdict::Infected);
+    // So it is if a file is damaged while others are in use, two of them: after one its engines would stand by.
+    for name in ["one", "two"] {
+        let other = [("eicar.yar", eicar_rule()), ("other.yar", rule(name, name))];
+        let other = other.each_ref().map(|(file, text)| (*file, text.as_str()));
+        applied(&service, &folder(&service, name, &other));
+    }
+    let file = service.path("state/signatures/sets").join(&set).join("engines/yara/fresh.yar");
+    fs::write(&file, "rule Fresh { condition: false }").unwrap();
+    assert_eq!(applied(&service, &new).set.as_ref(), Some(&set));
     assert_eq!(verdict(&service, b"a zq-fresh one"), Verdict::Infected);
 }
 

@@ -117,6 +117,7 @@ impl Clamav {
 
 fn describe(version: &str, generation: Generation) -> Description {
     Description::new("clamav", version.strip_prefix("ClamAV ").unwrap_or(version), generation)
+        .with_by_descriptor(true)
 }
 
 impl Engine for Clamav {
@@ -182,7 +183,11 @@ impl Scanner for Worker<'_> {
         let had_room = self.has_room();
         // clamd cannot be told to stop. Its answer is waited for, so that the service counts what it holds
         // and ends what takes too long.
-        match self.ask(request.content.descriptor()) {
+        let Some(content) = request.content.descriptor() else {
+            let reason = "content for clamd came without a descriptor".into();
+            return Err(ScanError::Failed { reason });
+        };
+        match self.ask(content) {
             Ok(Answer::Clean) if had_room && self.has_room() => Ok(Outcome::Clean),
             Ok(Answer::Clean) => {
                 let reason = "no room where clamd unpacks: it may not have seen everything".into();

@@ -6,7 +6,6 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::process;
@@ -16,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use seawall_engine::content::ContentFd;
+use seawall_engine::content::SharedContent;
 use seawall_engine::runtime::LoadError;
 use seawall_engine::{Diagnostic, Generation};
 
@@ -75,8 +74,8 @@ impl System {
             sessions.push(session);
         }
         let mut probe = |content: &[u8]| {
-            let content = ContentFd::sealed(content)?;
-            sessions[0].scan_as(&version, content.as_fd(), &mut go_on)
+            let content = SharedContent::new(content)?;
+            sessions[0].scan_as(&version, content.descriptor()?, &mut go_on)
         };
         if let Answer::Error(words) = probe(b"seawall")? {
             let why = format!("it cannot scan what is passed to it as a descriptor: {words}");

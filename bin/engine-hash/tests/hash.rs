@@ -8,8 +8,8 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use seawall_engine::host::{
-    ContentFd, EngineConfig, EngineHandle, EngineState, Lane, Metadata, Operation, Outcome,
-    ScanError, ScanReport, Severity,
+    EngineConfig, EngineHandle, EngineState, Lane, Metadata, Operation, Outcome, ScanError,
+    ScanReport, Severity, SharedContent,
 };
 use seawall_engine::{Cleaning, Description, Detection, Diagnostic};
 use seawall_engine_hash::digest::{Digest, Hashers, Kind};
@@ -82,14 +82,14 @@ fn metadata() -> Metadata {
     Metadata { path: Vec::new(), guest: "g1".into(), operation: Operation::Open, size: 0 }
 }
 
-fn scan_fd(handle: &EngineHandle, content: ContentFd) -> Result<Outcome, ScanError> {
+fn scan_fd(handle: &EngineHandle, content: SharedContent) -> Result<Outcome, ScanError> {
     let (tell, reply) = mpsc::channel();
     handle.scan(content, metadata(), Lane::OnAccess, LONG, move |report| drop(tell.send(report)));
     reply.recv_timeout(LONG).unwrap().result
 }
 
 fn scan(handle: &EngineHandle, content: &[u8]) -> Result<Outcome, ScanError> {
-    scan_fd(handle, ContentFd::sealed(content).unwrap())
+    scan_fd(handle, SharedContent::new(content).unwrap())
 }
 
 /// What was said, in a word.
@@ -238,7 +238,7 @@ fn large_and_empty_and_random_content_is_answered() {
     assert!(description(&engine).diagnostics[0].reason.contains("empty file"));
     let mut file = tempfile::tempfile().unwrap();
     std::io::Write::write_all(&mut file, &large).unwrap();
-    let spooled = ContentFd::from_spool(file, large.len() as u64).unwrap();
+    let spooled = SharedContent::from_spool(file, large.len() as u64).unwrap();
     assert!(matches!(scan_fd(&engine, spooled), Ok(Outcome::Infected(_))));
     assert_eq!(engine.status().restarts, 0);
 }
@@ -254,7 +254,7 @@ fn spooled_content_larger_than_the_memory_is_answered() {
     assert!(engine.wait_ready(LONG), "{:?}", engine.state());
     let mut file = tempfile::tempfile().unwrap();
     std::io::Write::write_all(&mut file, &content).unwrap();
-    let spooled = ContentFd::from_spool(file, content.len() as u64).unwrap();
+    let spooled = SharedContent::from_spool(file, content.len() as u64).unwrap();
     assert!(matches!(scan_fd(&engine, spooled), Ok(Outcome::Infected(_))));
     assert_eq!(engine.status().restarts, 0);
 }
@@ -267,8 +267,8 @@ fn a_scan_ends_when_it_is_cancelled_or_late_and_the_process_stays() {
     let file = tempfile::tempfile().unwrap();
     // Holes: seconds to hash, nothing to write. Larger than what the process may copy.
     file.set_len(16 << 30).unwrap();
-    let spooled = ContentFd::from_spool(file, 16 << 30).unwrap();
-    let sealed = ContentFd::sealed(&vec![7; 512 << 20]).unwrap();
+    let spooled = SharedContent::from_spool(file, 16 << 30).unwrap();
+    let sealed = SharedContent::new(vec![7; 512 << 20]).unwrap();
     for content in [spooled, sealed] {
         let (tell, reply) = mpsc::channel();
         let late = tell.clone();

@@ -8,8 +8,8 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use seawall_engine::host::{
-    Cleaning, ContentFd, Detection, EngineConfig, EngineHandle, EngineState, Lane, Metadata,
-    Operation, Outcome, ScanError, ScanReport, Severity,
+    Cleaning, Detection, EngineConfig, EngineHandle, EngineState, Lane, Metadata, Operation,
+    Outcome, ScanError, ScanReport, Severity, SharedContent,
 };
 
 const LONG: Duration = Duration::from_secs(60);
@@ -62,7 +62,7 @@ fn send(handle: &EngineHandle, content: &[u8], limit: Duration) -> mpsc::Receive
     let (tell, reply) = mpsc::channel();
     let metadata =
         Metadata { path: Vec::new(), guest: "g1".into(), operation: Operation::Open, size: 0 };
-    let content = ContentFd::sealed(content).unwrap();
+    let content = SharedContent::new(content).unwrap();
     handle.scan(content, metadata, Lane::OnAccess, limit, move |report| drop(tell.send(report)));
     reply
 }
@@ -292,7 +292,7 @@ fn rules_see_the_file_s_name_guest_and_size() {
         let guest = guest.to_owned();
         let metadata =
             Metadata { path: path.to_vec(), guest, operation: Operation::Open, size: 12_345 };
-        let content = ContentFd::sealed(b"abc").unwrap();
+        let content = SharedContent::new(b"abc").unwrap();
         engine.scan(content, metadata, Lane::OnAccess, LONG, move |report| drop(tell.send(report)));
         names(reply.recv_timeout(LONG).unwrap().result)
     };

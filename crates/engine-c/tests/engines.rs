@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use common::{Engine, LONG, compile, start};
-use seawall_engine::host::{ContentFd, EngineState, Outcome, ScanError};
+use seawall_engine::host::{EngineState, Outcome, ScanError, SharedContent};
 use seawall_engine::{Cleaning, Detection, Level, Severity};
 
 fn fault(mode: &str) -> Engine {
@@ -178,7 +178,7 @@ fn content_that_cannot_be_read_is_never_clean() {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(b"unread\n").unwrap();
     // Longer than the file, as one that was truncated meanwhile.
-    let content = ContentFd::from_spool(file, 100).unwrap();
+    let content = SharedContent::from_spool(file, 100).unwrap();
     let report = ready().send(content).1.recv_timeout(LONG).unwrap();
     let reason = "the content ended after 7 of 100 bytes".into();
     assert_eq!(report.result, Err(ScanError::Failed { reason }));
@@ -192,7 +192,7 @@ fn null_is_nothing_in_every_function() {
 #[test]
 fn a_cancelled_scan_ends_where_it_is() {
     let engine = ready();
-    let (id, reply) = engine.send(ContentFd::sealed(b"until-cancelled").unwrap());
+    let (id, reply) = engine.send(SharedContent::new(b"until-cancelled").unwrap());
     engine.wait_in_flight();
     assert!(reply.recv_timeout(Duration::from_millis(50)).is_err(), "nobody cancelled it");
     engine.handle.cancel(id);
@@ -203,9 +203,9 @@ fn a_cancelled_scan_ends_where_it_is() {
 #[test]
 fn a_crash_costs_that_scan_alone() {
     let engine = ready();
-    let (_, crash) = engine.send(ContentFd::sealed(b"crash").unwrap());
+    let (_, crash) = engine.send(SharedContent::new(b"crash").unwrap());
     let beside: Vec<_> =
-        (0..10).map(|_| engine.send(ContentFd::sealed(b"good").unwrap()).1).collect();
+        (0..10).map(|_| engine.send(SharedContent::new(b"good").unwrap()).1).collect();
     assert_eq!(crash.recv_timeout(LONG).unwrap().result, Err(ScanError::KilledTwice));
     for reply in beside {
         assert_eq!(reply.recv_timeout(LONG).unwrap().result, Ok(Outcome::Clean));

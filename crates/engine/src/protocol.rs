@@ -1,8 +1,8 @@
 //! Messages between the service and an engine process.
 //!
 //! One message is one datagram of a `SOCK_SEQPACKET` unix socket pair, so the kernel keeps message
-//! bounds and hands each message to exactly one of the engine's threads. Content never travels in a
-//! message: a [`Scan`] carries one descriptor by `SCM_RIGHTS`.
+//! bounds and hands each message to exactly one of the engine's threads. A [`Scan`] carries one descriptor by
+//! `SCM_RIGHTS`; where it carries none, the content follows the message in the same datagram.
 //!
 //! | offset | size | field |
 //! |---|---|---|
@@ -26,14 +26,16 @@ use crate::report::{
 
 /// Version of the messages in this file.
 ///
-/// 1: the first one.
-pub const VERSION: u16 = 1;
+/// 1: the first one. 2: small content follows its `Scan`; `Ready` says whether the engine wants that.
+pub const VERSION: u16 = 2;
 /// First four bytes of each message.
 pub const MAGIC: [u8; 4] = *b"SWEN";
 /// Bytes before the message proper.
 pub const HEADER: usize = 8;
-/// Byte cap of a message to an engine.
-pub const MAX_TO_ENGINE: usize = 16 * 1024;
+/// Longest content that follows its [`Scan`] in the same datagram, in bytes.
+pub const INLINE_MAX: usize = 64 * 1024;
+/// Byte cap of a message to an engine, content included.
+pub const MAX_TO_ENGINE: usize = 16 * 1024 + INLINE_MAX;
 /// Bytes of the page of cancelled scans, see [`Start`].
 pub const CANCEL_PAGE: usize = 4096;
 /// Byte cap of a message to the host. Below the kernel's default socket buffer of 208 KiB, above
@@ -63,12 +65,12 @@ pub struct Start {
     pub strict: bool,
 }
 
-/// A request to scan the one descriptor that comes with it.
+/// A request to scan what is behind the one descriptor that comes with it, or what follows it where none does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Scan {
     /// Chosen by the host, never used twice by one supervisor.
     pub id: u64,
-    /// Bytes of content behind the descriptor.
+    /// Bytes of content behind the descriptor, or behind the message.
     pub length: u64,
     /// Milliseconds after which the process is killed; the engine should give up before.
     pub limit_ms: u32,
@@ -81,7 +83,7 @@ pub struct Scan {
 pub enum ToEngine {
     /// First message, once. Comes with one descriptor.
     Start(Start),
-    /// Comes with one descriptor.
+    /// Comes with one descriptor, or with its content.
     Scan(Scan),
     /// Are you there? Answered by any free worker.
     Ping,
@@ -186,6 +188,14 @@ pub enum ProtocolError {
     /// A message to the host that brings a descriptor.
     #[error("a message brings a descriptor, which no engine's message may")]
     Descriptor,
+    /// A scan whose content is not as long as it says.
+    #[error("{got} bytes of content came where {expected} were announced")]
+    Content {
+        /// Bytes announced.
+        expected: u64,
+        /// Bytes that follow the message.
+        got: usize,
+    },
     /// An infected report without a detection.
     #[error("an infected report names no detection")]
     NoDetection,
@@ -205,8 +215,11 @@ fn encode<M: Serialize>(message: &M, most: usize) -> Result<Vec<u8>, ProtocolErr
     Ok(bytes)
 }
 
-/// Checks the header and decodes the rest.
-fn decode<'a, M: Deserialize<'a>>(bytes: &'a [u8], most: usize) -> Result<M, ProtocolError> {
+/// Checks the header and decodes the message; gives what follows it, too.
+fn decode_first<'a, M: Deserialize<'a>>(
+    bytes: &'a [u8],
+    most: usize,
+) -> Result<(M, &'a [u8]), ProtocolError> {
     if bytes.len() > most {
         return Err(ProtocolError::TooLong { most });
     }
@@ -225,28 +238,44 @@ fn decode<'a, M: Deserialize<'a>>(bytes: &'a [u8], most: usize) -> Result<M, Pro
     if features != 0 {
         return Err(ProtocolError::Features { got: features });
     }
-    match postcard::take_from_bytes::<M>(body) {
-        Ok((message, [])) => Ok(message),
-        Ok((_, rest)) => {
-            Err(ProtocolError::Encoding { reason: format!("{} bytes are left over", rest.len()) })
-        }
-        Err(error) => Err(ProtocolError::Encoding { reason: error.to_string() }),
-    }
+    postcard::take_from_bytes(body)
+        .map_err(|error| ProtocolError::Encoding { reason: error.to_string() })
 }
 
-/// Encodes a message to an engine; of a path that is too long, the end is kept.
+fn nothing_follows(rest: &[u8]) -> Result<(), ProtocolError> {
+    if rest.is_empty() {
+        return Ok(());
+    }
+    Err(ProtocolError::Encoding { reason: format!("{} bytes are left over", rest.len()) })
+}
+
+/// Encodes a message to an engine; of a path that is too long, the end is kept. Content that is to follow is not
+/// part of it: append at most [`INLINE_MAX`] bytes.
 pub fn encode_to_engine(mut message: ToEngine) -> Result<Vec<u8>, ProtocolError> {
     if let ToEngine::Scan(scan) = &mut message {
         let path = &mut scan.metadata.path;
         path.drain(..path.len().saturating_sub(MAX_PATH));
         clip(&mut scan.metadata.guest, MAX_NAME);
     }
-    encode(&message, MAX_TO_ENGINE)
+    encode(&message, MAX_TO_ENGINE - INLINE_MAX)
 }
 
-/// Decodes a message that an engine received.
-pub fn decode_to_engine(bytes: &[u8]) -> Result<ToEngine, ProtocolError> {
-    decode(bytes, MAX_TO_ENGINE)
+/// Decodes a datagram that an engine received, and gives the content that follows the message: for a [`Scan`] that came
+/// with a descriptor nothing, for one that came without all of it.
+pub fn decode_to_engine(
+    bytes: &[u8],
+    with_descriptor: bool,
+) -> Result<(ToEngine, &[u8]), ProtocolError> {
+    let (message, rest) = decode_first(bytes, MAX_TO_ENGINE)?;
+    match &message {
+        ToEngine::Scan(scan) if !with_descriptor => {
+            if rest.len() as u64 != scan.length {
+                return Err(ProtocolError::Content { expected: scan.length, got: rest.len() });
+            }
+        }
+        _ => nothing_follows(rest)?,
+    }
+    Ok((message, rest))
 }
 
 /// Encodes a message to the host, shortening what is too long to travel.
@@ -281,7 +310,8 @@ pub fn encode_to_host(mut message: ToHost) -> Result<Vec<u8>, ProtocolError> {
 
 /// Decodes a message from an engine and checks every bound.
 pub fn decode_to_host(bytes: &[u8]) -> Result<ToHost, ProtocolError> {
-    let message: ToHost = decode(bytes, MAX_TO_HOST)?;
+    let (message, rest) = decode_first::<ToHost>(bytes, MAX_TO_HOST)?;
+    nothing_follows(rest)?;
     match &message {
         ToHost::Ready(description) => {
             bound("engine name", description.name.len(), MAX_NAME)?;
@@ -382,10 +412,10 @@ mod tests {
         }
     }
 
-    /// Version 1 on the wire. A change here is a new version.
+    /// Version 2 on the wire. A change here is a new version.
     #[test]
     fn golden_bytes_to_the_engine() {
-        let head = "5357454e01000000";
+        let head = "5357454e02000000";
         let start =
             ToEngine::Start(Start { threads: 2, limits: Limits { memory: 1 << 31 }, strict: true });
         let scan = ToEngine::Scan(Scan {
@@ -406,20 +436,20 @@ mod tests {
         ] {
             let bytes = encode_to_engine(message.clone()).unwrap();
             assert_eq!(hex(&bytes), format!("{head}{golden}"), "{message:?}");
-            assert_eq!(decode_to_engine(&bytes).unwrap(), message);
+            assert_eq!(decode_to_engine(&bytes, true).unwrap(), (message, &[][..]));
         }
     }
 
     #[test]
     fn golden_bytes_to_the_host() {
-        let head = "5357454e01000000";
+        let head = "5357454e02000000";
         let seven = "07".repeat(32);
         let infected = Answer::Done(Outcome::Infected(vec![detection()]));
         for (message, golden) in [
             (
                 ToHost::Ready(description()),
                 format!(
-                    "00047961726104312e3232{seven}00ac02010105612e79617203010257310\
+                    "00047961726104312e3232{seven}0000ac02010105612e79617203010257310\
                          4736c6f7702"
                 ),
             ),
@@ -488,6 +518,25 @@ mod tests {
         assert!(matches!(decode_to_host(&long), Err(ProtocolError::Bounds { .. })));
     }
 
+    #[test]
+    fn content_follows_a_scan_that_came_without_a_descriptor_and_nothing_else() {
+        let metadata =
+            Metadata { path: vec![], guest: String::new(), operation: Operation::Open, size: 3 };
+        let scan = ToEngine::Scan(Scan { id: 1, length: 3, limit_ms: 1, metadata });
+        let bytes = encode_to_engine(scan.clone()).unwrap();
+        let with = |tail: &[u8]| [&bytes[..], tail].concat();
+        assert_eq!(decode_to_engine(&with(b"abc"), false), Ok((scan.clone(), &b"abc"[..])));
+        assert_eq!(decode_to_engine(&bytes, true), Ok((scan, &[][..])));
+        for tail in [&b""[..], b"ab", b"abcd"] {
+            let wrong = ProtocolError::Content { expected: 3, got: tail.len() };
+            assert_eq!(decode_to_engine(&with(tail), false), Err(wrong));
+        }
+        let left_over = decode_to_engine(&with(b"abc"), true).unwrap_err();
+        assert!(matches!(left_over, ProtocolError::Encoding { .. }), "{left_over}");
+        let ping = [encode_to_engine(ToEngine::Ping).unwrap(), vec![0]].concat();
+        assert!(matches!(decode_to_engine(&ping, false), Err(ProtocolError::Encoding { .. })));
+    }
+
     /// A length prefix of 2^60 must not allocate.
     #[test]
     fn a_lying_length_is_refused() {
@@ -528,7 +577,7 @@ mod tests {
             },
         };
         let bytes = encode_to_engine(ToEngine::Scan(scan)).unwrap();
-        let ToEngine::Scan(scan) = decode_to_engine(&bytes).unwrap() else {
+        let (ToEngine::Scan(scan), []) = decode_to_engine(&bytes, true).unwrap() else {
             panic!("another message");
         };
         assert_eq!(scan.metadata.path.len(), MAX_PATH);

@@ -265,6 +265,9 @@ pub struct Description {
     /// Whether a verdict depends on path or guest besides the content. Then it is remembered for that name
     /// alone, and what a guest calls a file moves the engine.
     pub by_name: bool,
+    /// Whether each content has to come as a descriptor. Else small content comes with the message that asks for
+    /// its scan, which is quicker.
+    pub by_descriptor: bool,
     /// Signatures in use.
     pub rules: u32,
     /// What could not be loaded, and what else is worth knowing.
@@ -285,6 +288,7 @@ impl Description {
             version: version.into(),
             generation,
             by_name: false,
+            by_descriptor: false,
             rules: 0,
             diagnostics: Vec::new(),
             omitted: 0,
@@ -299,6 +303,11 @@ impl Description {
     /// Whether verdicts depend on path or guest.
     pub fn with_by_name(self, by_name: bool) -> Self {
         Self { by_name, ..self }
+    }
+
+    /// Whether each content has to come as a descriptor.
+    pub fn with_by_descriptor(self, by_descriptor: bool) -> Self {
+        Self { by_descriptor, ..self }
     }
 
     /// What could not be loaded, and what else is worth knowing.

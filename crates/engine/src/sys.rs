@@ -41,6 +41,25 @@ pub(crate) fn seqpacket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((owned(fds[0]), owned(fds[1])))
 }
 
+/// Lets `bytes` lie in the socket before a send has to wait; what the system allows of it (`SO_SNDBUFFORCE` for who
+/// may, else `SO_SNDBUF`, socket(7)).
+pub(crate) fn set_send_buffer(socket: BorrowedFd<'_>, bytes: usize) -> io::Result<()> {
+    let wanted = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+    let set = |option| {
+        // SAFETY: `wanted` is live and of the size stated.
+        check(unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                option,
+                (&raw const wanted).cast(),
+                size_of::<libc::c_int>() as libc::socklen_t,
+            )
+        })
+    };
+    set(libc::SO_SNDBUFFORCE).or_else(|_| set(libc::SO_SNDBUF)).map(drop)
+}
+
 /// The type of the socket (`SO_TYPE`); an error when it is no socket.
 pub(crate) fn socket_type(fd: BorrowedFd<'_>) -> io::Result<libc::c_int> {
     let mut kind: libc::c_int = 0;
@@ -78,20 +97,20 @@ const CONTROL_LEN: usize =
     unsafe { libc::CMSG_SPACE(size_of::<RawFd>() as libc::c_uint) } as usize;
 const _: () = assert!(CONTROL_LEN <= size_of::<Control>());
 
-/// Sends one datagram, with a descriptor when `pass` names one.
+/// Sends one datagram of two parts, with a descriptor when `pass` names one.
 pub(crate) fn send(
     socket: BorrowedFd<'_>,
-    bytes: &[u8],
+    parts: [&[u8]; 2],
     pass: Option<BorrowedFd<'_>>,
     wait: bool,
 ) -> io::Result<()> {
-    let mut piece =
-        libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    let mut pieces = parts
+        .map(|part| libc::iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: part.len() });
     let mut control = Control { bytes: [0; 32] };
     // SAFETY: all-zero is a valid msghdr.
     let mut header: libc::msghdr = unsafe { zeroed() };
-    header.msg_iov = &mut piece;
-    header.msg_iovlen = 1;
+    header.msg_iov = pieces.as_mut_ptr();
+    header.msg_iovlen = pieces.len() as _;
     if let Some(fd) = pass {
         header.msg_control = (&raw mut control).cast();
         header.msg_controllen = CONTROL_LEN as _;

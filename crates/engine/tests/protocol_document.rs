@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use seawall_engine::protocol::{
-    Answer, CANCEL_PAGE, HEADER, Limits, MAGIC, MAX_TO_ENGINE, MAX_TO_HOST, Scan, Start, ToEngine,
-    ToHost, VERSION, decode_to_engine, decode_to_host, encode_to_engine, encode_to_host,
+    Answer, CANCEL_PAGE, HEADER, INLINE_MAX, Limits, MAGIC, MAX_TO_ENGINE, MAX_TO_HOST, Scan,
+    Start, ToEngine, ToHost, VERSION, decode_to_engine, decode_to_host, encode_to_engine,
+    encode_to_host,
 };
 use seawall_engine::report::{MAX_DETECTIONS, MAX_NAME, MAX_PATH, MAX_REASON};
 use seawall_engine::{
@@ -149,7 +150,7 @@ fn the_documented_bytes_are_those_of_the_code() {
         let bytes = take(name);
         let encoded = encode_to_engine(message.clone()).unwrap();
         assert_eq!(hex(&encoded[HEADER..]), hex(&bytes), "{name}");
-        assert_eq!(decode_to_engine(&encoded), Ok(message));
+        assert_eq!(decode_to_engine(&encoded, true), Ok((message, &[][..])));
     }
     for message in to_host().into_iter().chain(reports()) {
         let name = name_to_host(&message);
@@ -181,6 +182,7 @@ fn the_documented_bounds_are_those_of_the_code() {
         .collect();
     let real = [
         ("MAX_TO_ENGINE", MAX_TO_ENGINE),
+        ("INLINE_MAX", INLINE_MAX),
         ("MAX_TO_HOST", MAX_TO_HOST),
         ("MAX_NAME", MAX_NAME),
         ("MAX_REASON", MAX_REASON),

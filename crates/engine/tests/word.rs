@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::{OnceLock, mpsc};
 use std::time::Duration;
 
-use seawall_engine::host::{ContentFd, EngineConfig, EngineHandle, EngineState, Lane};
+use seawall_engine::host::{EngineConfig, EngineHandle, EngineState, Lane, SharedContent};
 use seawall_engine::{Detection, Metadata, Operation, Outcome};
 
 /// Far longer than anything here takes; a test that needs it has failed.
@@ -47,7 +47,7 @@ fn scan(handle: &EngineHandle, content: &[u8]) -> Outcome {
         Metadata { path: Vec::new(), guest: "g".into(), operation: Operation::Open, size: 0 };
     let (tell, reply) = mpsc::channel();
     let tell = move |report| drop(tell.send(report));
-    handle.scan(ContentFd::sealed(content).unwrap(), metadata, Lane::OnAccess, LONG, tell);
+    handle.scan(SharedContent::new(content).unwrap(), metadata, Lane::OnAccess, LONG, tell);
     reply.recv_timeout(LONG).unwrap().result.unwrap()
 }
 

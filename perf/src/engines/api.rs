@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use seawall_engine::Outcome;
 use seawall_engine::host::{
-    ContentFd, ContentWriter, EngineConfig, EngineHandle, Lane, Metadata, Operation, ScanReport,
+    ContentWriter, EngineConfig, EngineHandle, Lane, Metadata, Operation, ScanReport, SharedContent,
 };
 use seawall_lab::Process;
 
@@ -19,6 +19,8 @@ const READY_MAX: Duration = Duration::from_secs(600);
 const SCAN_MAX: Duration = Duration::from_secs(60);
 /// Scans under way at a time: enough that no worker waits for its next one.
 const OUTSTANDING: usize = 8;
+/// A copy up to this length is made on the heap, in bytes.
+const ON_HEAP: u64 = 1 << 20;
 /// Bytes read from a file at a time.
 const PIECE: usize = 256 << 10;
 
@@ -58,7 +60,7 @@ impl Api {
         Process::from_pid(pid).context("the engine's process is gone")
     }
 
-    fn send(&self, content: ContentFd, tell: mpsc::Sender<Answer>) {
+    fn send(&self, content: SharedContent, tell: mpsc::Sender<Answer>) {
         let metadata = Metadata {
             path: Vec::new(),
             guest: "bench".into(),
@@ -71,25 +73,25 @@ impl Api {
     }
 
     /// Scans one content. The time ends when the service has the report.
-    pub fn scan(&self, content: ContentFd) -> anyhow::Result<Duration> {
+    pub fn scan(&self, content: SharedContent) -> anyhow::Result<Duration> {
         let (tell, reply) = mpsc::channel();
         let begin = Instant::now();
         self.send(content, tell);
         Ok(take(&reply)?.0.duration_since(begin))
     }
 
-    /// Copies, seals and scans one content.
-    pub fn seal_and_scan(&self, bytes: &[u8]) -> anyhow::Result<Duration> {
+    /// Copies and scans one content.
+    pub fn copy_and_scan(&self, bytes: &[u8]) -> anyhow::Result<Duration> {
         let begin = Instant::now();
-        let sealed = ContentFd::sealed(bytes)?;
-        let sealing = begin.elapsed();
-        Ok(sealing + self.scan(sealed)?)
+        let copy = SharedContent::new(bytes)?;
+        let copying = begin.elapsed();
+        Ok(copying + self.scan(copy)?)
     }
 
     /// Scans many contents, made one after the other while the engine works on those before.
     pub fn pass(
         &self,
-        contents: impl IntoIterator<Item = anyhow::Result<ContentFd>>,
+        contents: impl IntoIterator<Item = anyhow::Result<SharedContent>>,
     ) -> anyhow::Result<Pass> {
         let (tell, reply) = mpsc::channel();
         let (mut under_way, mut infected) = (0, 0);
@@ -111,21 +113,27 @@ impl Api {
     /// The same with files.
     pub fn pass_files(&self, files: &[PathBuf]) -> anyhow::Result<Pass> {
         let mut buffer = vec![0; PIECE];
-        self.pass(files.iter().map(|path| seal_file(path, &mut buffer)))
+        self.pass(files.iter().map(|path| copy_file(path, &mut buffer)))
     }
 }
 
 /// A file as it lies there, for the engine to read.
-pub fn open_file(path: &PathBuf) -> anyhow::Result<ContentFd> {
+pub fn open_file(path: &PathBuf) -> anyhow::Result<SharedContent> {
     let file = File::open(path)?;
     let length = file.metadata()?.len();
-    Ok(ContentFd::from_spool(file, length)?)
+    Ok(SharedContent::from_spool(file, length)?)
 }
 
-/// A private copy of a file, as the service makes one of what a guest sends.
-pub fn seal_file(path: &PathBuf, buffer: &mut [u8]) -> anyhow::Result<ContentFd> {
+/// A private copy of a file, as the service makes one of what a guest sends: on the heap until it is long.
+pub fn copy_file(path: &PathBuf, buffer: &mut [u8]) -> anyhow::Result<SharedContent> {
     let mut file = File::open(path)?;
-    let mut writer = ContentWriter::new(file.metadata()?.len())?;
+    let length = file.metadata()?.len();
+    if length <= ON_HEAP {
+        let mut copy = Vec::with_capacity(usize::try_from(length)?);
+        file.read_to_end(&mut copy)?;
+        return Ok(SharedContent::new(copy)?);
+    }
+    let mut writer = ContentWriter::new(length)?;
     loop {
         match file.read(buffer)? {
             0 => return Ok(writer.seal()?),

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use seawall_lab::workspace;
 
-use super::api::{Api, open_file, seal_file};
+use super::api::{Api, copy_file, open_file};
 use super::made::Corpus;
 use super::rounds::{Case, Goal, Row, measure};
 use super::{Bench, database};
@@ -37,7 +37,7 @@ pub fn run(bench: &mut Bench) -> anyhow::Result<Vec<Row>> {
     let found = Cell::new(None);
 
     let mut buffer = vec![0; 256 << 10];
-    let sealed = corpus.files.iter().map(|path| seal_file(path, &mut buffer));
+    let sealed = corpus.files.iter().map(|path| copy_file(path, &mut buffer));
     let sealed = sealed.collect::<anyhow::Result<Vec<_>>>()?;
     let from_files = || {
         let pass = engine.api.pass_files(&corpus.files)?;
@@ -55,9 +55,9 @@ pub fn run(bench: &mut Bench) -> anyhow::Result<Vec<Row>> {
         Ok(rate(pass.time))
     };
     let mut own = vec![
-        Case::new("through the API, files read and sealed on the way", "MB/s", from_files),
+        Case::new("through the API, files read and copied on the way", "MB/s", from_files),
         Case::new("through the API, files opened on the way", "MB/s", handed_over),
-        Case::new("through the API, contents sealed before", "MB/s", ready_made),
+        Case::new("through the API, contents copied before", "MB/s", ready_made),
     ];
     let peer = engine.settings().and_then(|settings| {
         let place = bench.folder("clamav-peer");
@@ -95,8 +95,7 @@ pub fn run(bench: &mut Bench) -> anyhow::Result<Vec<Row>> {
     bench.note(format!(
         "{NAME}: {signatures} made signatures, {}, {} of them found by both. `clamdscan --fdpass --multiscan` on \
          a clamd with the engine's own clamd.conf but for paths and {THREADS} threads, as many scans as the engine has under way; both clamd run and have loaded. Its start \
-         (measured on one byte in the same round) is in one row and out of the other; reading, copying and \
-         sealing the files is in one row and out of the other",
+         (measured on one byte in the same round) is in one row and out of the other; reading, copying the files is in one row and out of the other",
         corpus.describe(),
         found.get().unwrap_or_default(),
     ));

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::time::Instant;
 
 use anyhow::Context;
-use seawall_engine::host::ContentFd;
+use seawall_engine::host::SharedContent;
 
 use super::Bench;
 use super::api::Api;
@@ -53,7 +53,7 @@ pub fn run(bench: &mut Bench) -> anyhow::Result<Vec<Row>> {
                 }
                 median_us(times)
             };
-            let sealed = contents.iter().map(|content| ContentFd::sealed(content));
+            let sealed = contents.iter().map(|content| SharedContent::new(&content[..]));
             let sealed = sealed.collect::<Result<Vec<_>, _>>()?;
             let through_api = move || {
                 let all = sealed.iter().cycle().take(samples);
@@ -67,7 +67,7 @@ pub fn run(bench: &mut Bench) -> anyhow::Result<Vec<Row>> {
     }
     let rows = measure(NAME, cases, bench.rounds, !bench.quick)?;
     bench.note(format!(
-        "{NAME}: one scan at a time; contents of the size, sealed before; the API's time ends when the \
+        "{NAME}: one scan at a time; contents of the size, copied before; the API's time ends when the \
          service has the report"
     ));
     Ok(rows)

@@ -11,7 +11,7 @@ use anyhow::{Context, ensure};
 use seawall_lab::workspace;
 
 use super::Bench;
-use super::api::{Api, open_file, seal_file};
+use super::api::{Api, copy_file, open_file};
 use super::made::{self, Corpus};
 use super::rounds::{Case, Goal, Row, measure};
 
@@ -39,7 +39,7 @@ pub fn run(bench: &mut Bench) -> anyhow::Result<Vec<Row>> {
     let found = Cell::new(None);
 
     let mut buffer = vec![0; 256 << 10];
-    let sealed = corpus.files.iter().map(|path| seal_file(path, &mut buffer));
+    let sealed = corpus.files.iter().map(|path| copy_file(path, &mut buffer));
     let sealed = sealed.collect::<anyhow::Result<Vec<_>>>()?;
     let from_files = || {
         let pass = api.pass_files(&files)?;
@@ -59,9 +59,9 @@ pub fn run(bench: &mut Bench) -> anyhow::Result<Vec<Row>> {
 
     let mut cases = Vec::new();
     let mut own = vec![
-        Case::new("through the API, files read and sealed on the way", "MB/s", from_files),
+        Case::new("through the API, files read and copied on the way", "MB/s", from_files),
         Case::new("through the API, files opened on the way", "MB/s", handed_over),
-        Case::new("through the API, contents sealed before", "MB/s", ready_made),
+        Case::new("through the API, contents copied before", "MB/s", ready_made),
     ];
     match Yr::prepare(bench, &rules, &files) {
         Ok(yr) => {
@@ -94,8 +94,7 @@ pub fn run(bench: &mut Bench) -> anyhow::Result<Vec<Row>> {
     bench.note(format!(
         "{NAME}: {count} rules, {}, each {TIMES} times, {} of them found by both; {THREADS} threads each. `yr scan -f` with rules \
          compiled before; its start (loading them, measured on an empty file in the same round) is in one row \
-         and out of the other. The engine is running and has compiled its rules; reading, copying and \
-         sealing the files is in one row and out of the other",
+         and out of the other. The engine is running and has compiled its rules; reading, copying the files is in one row and out of the other",
         corpus.describe(),
         found.get().unwrap_or_default(),
     ));

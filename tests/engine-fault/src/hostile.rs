@@ -53,7 +53,10 @@ impl Hostile {
     fn next(&self) -> Option<ToEngine> {
         let mut buffer = vec![0; MAX_TO_ENGINE];
         let (length, _) = recv(&self.socket, &mut buffer[..], RecvFlags::empty()).ok()?;
-        decode_to_engine(&buffer[..length]).ok()
+        let datagram = &buffer[..length];
+        let decoded =
+            decode_to_engine(datagram, false).or_else(|_| decode_to_engine(datagram, true));
+        decoded.ok().map(|(message, _content)| message)
     }
 
     fn start(&self, strict: bool) {

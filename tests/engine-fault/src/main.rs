@@ -1,6 +1,6 @@
 //! An engine that misbehaves when the content says so, to test what surrounds an engine.
 //!
-//! `seawall-engine-fault [--rules FILE | --as NAME | --scannerless]`. Content that starts with `SEAWALL-FAULT ` and
+//! `seawall-engine-fault [--rules FILE | --as NAME | --scannerless | --by-descriptor]`. Content that starts with `SEAWALL-FAULT ` and
 //!
 //! | word | does |
 //! |---|---|
@@ -21,6 +21,7 @@
 //! | `found=NAME` | infected with NAME |
 //! | `allow=ENTRY` | known to be good by ENTRY |
 //! | `slow-allow=ENTRY` | the same after 300 ms |
+//! | `way` | infected with `way`, how the content came and how many dots are in it |
 //! | `seen` | infected with `seen`, path, guest and size as the engine got them |
 //!
 //! All other content is clean. `NAME:WORD,NAME:WORD` gives each of several engines its own word. FILE stands for a signature set: its first 32 bytes are the
@@ -48,6 +49,7 @@ struct Fault {
     generation: Generation,
     diagnostics: Vec<Diagnostic>,
     no_scanner: bool,
+    by_descriptor: bool,
 }
 
 impl Fault {
@@ -75,7 +77,9 @@ impl Fault {
                 }
             }
         }
-        Ok(Self { name, generation, diagnostics, no_scanner: first == "--scannerless" })
+        let no_scanner = first == "--scannerless";
+        let by_descriptor = first == "--by-descriptor";
+        Ok(Self { name, generation, diagnostics, no_scanner, by_descriptor })
     }
 }
 
@@ -98,6 +102,7 @@ impl Engine for Fault {
     fn describe(&self) -> Description {
         Description::new("fault", env!("CARGO_PKG_VERSION"), self.generation)
             .with_rules(1)
+            .with_by_descriptor(self.by_descriptor)
             .with_diagnostics(self.diagnostics.clone())
     }
 
@@ -174,6 +179,11 @@ impl Scanner for FaultScanner<'_> {
                 thread::sleep(Duration::from_millis(1500));
                 let dots = bytes.iter().filter(|byte| **byte == b'.').count();
                 Ok(found("kept", Some(dots.to_string())))
+            }
+            ("way", _) => {
+                let dots = content.bytes()?.iter().filter(|byte| **byte == b'.').count();
+                let way = if content.descriptor().is_some() { "descriptor" } else { "message" };
+                Ok(found("way", Some(format!("{way} {dots}"))))
             }
             ("seen", _) => {
                 let path = String::from_utf8_lossy(&metadata.path);

@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use common::{Engine, LONG, alive, config, metadata, order, start};
 use seawall_engine::host::{
-    ContentFd, EngineConfig, EngineState, Generation, Lane, Outcome, ScanError,
+    EngineConfig, EngineState, Generation, Lane, Outcome, ScanError, SharedContent,
 };
+use seawall_engine::protocol::INLINE_MAX;
 
 fn fault() -> EngineConfig {
     config(env!("CARGO_BIN_EXE_seawall-engine-fault"), &[])
@@ -46,6 +47,28 @@ fn metadata_arrives() {
     assert_eq!(family(&outcome), "/tmp/x g1 1");
 }
 
+/// In work at once, so that each has to be right in its own buffer.
+#[test]
+fn small_content_comes_in_the_message_unless_the_engine_wants_a_descriptor() {
+    let program = env!("CARGO_BIN_EXE_seawall-engine-fault");
+    for (arguments, small) in [(&[][..], "message"), (&["--by-descriptor"], "descriptor")] {
+        let engine = start(EngineConfig { threads: 3, ..config(program, arguments) }).ready();
+        let mut replies = Vec::new();
+        for length in [100, 4096, INLINE_MAX, INLINE_MAX + 1, 3 << 20].repeat(5) {
+            let mut content = order("way ");
+            let way = if length > INLINE_MAX { "descriptor" } else { small };
+            let expected = format!("{way} {}", length - content.len());
+            content.resize(length, b'.');
+            replies.push((engine.send(&content, LONG), expected));
+        }
+        for (reply, expected) in replies {
+            let outcome = reply.recv_timeout(LONG).unwrap().result.unwrap();
+            assert_eq!(family(&outcome), expected);
+        }
+        assert_eq!(engine.handle.status().restarts, 0);
+    }
+}
+
 #[test]
 fn what_is_known_to_be_good_is_told_with_its_entry() {
     assert_eq!(
@@ -57,7 +80,7 @@ fn what_is_known_to_be_good_is_told_with_its_entry() {
 #[test]
 fn a_cancelled_scan_ends_where_it_is() {
     let engine = start(EngineConfig { threads: 1, ..fault() }).ready();
-    let send = |word: &str| engine.send_named(ContentFd::sealed(&order(word)).unwrap(), LONG);
+    let send = |word: &str| engine.send_named(SharedContent::new(order(word)).unwrap(), LONG);
     let (in_work, ended) = send("until-cancelled");
     // One more waits at the process, and the next here.
     let (_, at_process) = send("seen");
@@ -245,7 +268,7 @@ fn one_slow_scan_among_two_hundred_holds_nobody_up() {
             scope.spawn(move || {
                 let mut content = if number == 20 { order("sleep=5000") } else { Vec::new() };
                 content.resize(64 * 1024, b'.');
-                let content = ContentFd::sealed(&content).unwrap();
+                let content = SharedContent::new(&content[..]).unwrap();
                 handle.scan(content, metadata(), Lane::OnAccess, LONG, move |report| {
                     tell.send((number, report.result)).unwrap();
                 });
@@ -264,7 +287,7 @@ fn on_access_overtakes_what_waits_on_demand() {
     let (tell, ends) = mpsc::channel();
     let send = |name: &'static str, lane| {
         let tell = tell.clone();
-        let content = ContentFd::sealed(&order("sleep=300")).unwrap();
+        let content = SharedContent::new(order("sleep=300")).unwrap();
         engine.handle.scan(content, metadata(), lane, LONG, move |_| tell.send(name).unwrap());
     };
     // One in work and one waiting at the process: those two are past overtaking.
@@ -294,7 +317,7 @@ fn a_spool_file_that_is_truncated_meanwhile_is_an_error_and_no_crash() {
     file.write_all(&order("read")).unwrap();
     file.write_all(&vec![b'.'; 8 << 20]).unwrap();
     let length = file.metadata().unwrap().len();
-    let content = ContentFd::from_spool(file.try_clone().unwrap(), length).unwrap();
+    let content = SharedContent::from_spool(file.try_clone().unwrap(), length).unwrap();
     assert_eq!(
         engine.send_fd(content.clone(), LONG).recv_timeout(LONG).unwrap().result,
         Ok(Outcome::Clean)
@@ -315,7 +338,7 @@ fn what_could_not_be_read_is_never_clean_whatever_the_engine_says() {
     let engine = ready();
     let file = tempfile::tempfile().unwrap();
     (&file).write_all(&order("swallow")).unwrap();
-    let content = |length| ContentFd::from_spool(file.try_clone().unwrap(), length).unwrap();
+    let content = |length| SharedContent::from_spool(file.try_clone().unwrap(), length).unwrap();
     file.set_len(1 << 20).unwrap();
     let whole = engine.send_fd(content(1 << 20), LONG).recv_timeout(LONG).unwrap();
     assert_eq!(whole.result, Ok(Outcome::Clean));
@@ -352,7 +375,7 @@ fn a_spool_file_that_is_truncated_after_it_was_read_makes_no_difference() {
     file.write_all(&order("keep")).unwrap();
     file.write_all(&vec![b'.'; 8 << 20]).unwrap();
     let length = file.metadata().unwrap().len();
-    let content = ContentFd::from_spool(file.try_clone().unwrap(), length).unwrap();
+    let content = SharedContent::from_spool(file.try_clone().unwrap(), length).unwrap();
     let reply = engine.send_fd(content, LONG);
     engine.wait_in_flight(1);
     std::thread::sleep(Duration::from_millis(700));
@@ -368,7 +391,7 @@ fn a_spool_file_larger_than_the_memory_limit_is_an_error_and_no_crash() {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(&order("read")).unwrap();
     file.set_len(1 << 30).unwrap();
-    let content = ContentFd::from_spool(file, 1 << 30).unwrap();
+    let content = SharedContent::from_spool(file, 1 << 30).unwrap();
     let result = engine.send_fd(content, LONG).recv_timeout(LONG).unwrap().result;
     assert!(result.unwrap_err().to_string().contains("no memory for 1073741824 bytes"));
     assert_eq!(engine.handle.status().restarts, 0);

@@ -22,11 +22,10 @@ use super::entry::Entry;
 use chacha20poly1305::aead::stream::{DecryptorBE32, EncryptorBE32};
 use chacha20poly1305::aead::{Aead, KeyInit, Payload};
 use chacha20poly1305::{XChaCha20Poly1305, XNonce};
-use seawall_engine::content::ContentFd;
+use seawall_engine::content::SharedContent;
 use seawall_proto::{ContentHash, Ticket};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -161,10 +160,13 @@ impl Store {
     ///
     /// # Errors
     /// What the disk says, or that what was written reads back as something else.
-    pub fn keep(&self, hash: ContentHash, content: &ContentFd) -> Result<u64, StoreError> {
+    pub fn keep(&self, hash: ContentHash, content: &SharedContent) -> Result<u64, StoreError> {
         let path = self.object(hash);
         if self.read(hash, |_| Ok(())).is_err() {
-            let file = content.as_fd().try_clone_to_owned().map_err(io_error(&path))?;
+            let file = content
+                .descriptor()
+                .and_then(|fd| fd.try_clone_to_owned())
+                .map_err(io_error(&path))?;
             let written =
                 write_durably(&path, |to| self.seal(hash, &file.into(), content.len(), to));
             written.map_err(io_error(&path))?;
@@ -424,7 +426,7 @@ mod tests {
         for len in [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK] {
             let content = b"malware ".repeat(len / 8 + 1)[..len].to_vec();
             let hash = hash_of(&content);
-            store.keep(hash, &ContentFd::sealed(&content).unwrap()).unwrap();
+            store.keep(hash, &SharedContent::new(&content[..]).unwrap()).unwrap();
             // Another service with the same folder reads it too.
             let again = Store::open(folder.path()).unwrap();
             assert_eq!(read_back(&again, hash).unwrap(), content, "{len} bytes");
@@ -439,7 +441,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).unwrap();
         let content = vec![7; 2 * CHUNK + 100];
-        let (hash, sealed) = (hash_of(&content), ContentFd::sealed(&content).unwrap());
+        let (hash, sealed) = (hash_of(&content), SharedContent::new(&content[..]).unwrap());
         store.keep(hash, &sealed).unwrap();
         let whole = fs::read(store.object(hash)).unwrap();
         let mut cases = vec![Vec::new(), whole[..30].to_vec(), [&*whole, b"x"].concat()];
@@ -467,7 +469,7 @@ mod tests {
     fn what_was_kept_under_a_wrong_hash_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).unwrap();
-        let error = store.keep(hash_of(b"x"), &ContentFd::sealed(b"y").unwrap()).unwrap_err();
+        let error = store.keep(hash_of(b"x"), &SharedContent::new(b"y").unwrap()).unwrap_err();
         assert!(matches!(error, StoreError::Damaged { .. }), "{error}");
         assert!(store.contents().unwrap().is_empty());
     }

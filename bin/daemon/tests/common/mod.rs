@@ -107,7 +107,7 @@ pub enum Engine {
     Three,
     /// The same, and none may.
     ThreeWithoutTrust,
-    /// Hash lists, YARA and one that misbehaves (`.fault`), which have their signatures of the host's sets. The
+    /// Hash lists, one that misbehaves (`.fault`) and YARA, in this order, which have their signatures of the host's sets. The
     /// watched folder is `{dir}/rules`.
     Sets,
 }
@@ -398,12 +398,12 @@ fn write_config(folder: &Path, setup: &Setup, port: u16) -> PathBuf {
                     "\"seawall-engine-hash\", \"--lists\", \"{signatures}\"",
                     "\"hash\"\nmay_allow = true",
                 ),
-                ("yara", "\"seawall-engine-yara\", \"--rules\", \"{signatures}\"", "\"yara\""),
                 (
                     "fault",
                     &format!("\"{fault}\", \"--rules\", \"{{signatures}}/set.fault\""),
                     "[\"fault\"]",
                 ),
+                ("yara", "\"seawall-engine-yara\", \"--rules\", \"{signatures}\"", "\"yara\""),
             ] {
                 let program =
                     format!("\"{}\"", program(&format!("seawall-engine-{name}")).display());

@@ -9,8 +9,8 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use seawall_engine::host::{
-    ContentFd, EngineConfig, EngineHandle, Lane, Metadata, Operation, Outcome, ScanError,
-    ScanReport,
+    EngineConfig, EngineHandle, Lane, Metadata, Operation, Outcome, ScanError, ScanReport,
+    SharedContent,
 };
 
 /// Far longer than anything here takes; a test that needs it has failed.
@@ -44,7 +44,7 @@ impl Engine {
         let (tell, reply) = mpsc::channel();
         let metadata =
             Metadata { path: Vec::new(), guest: "g".into(), operation: Operation::Open, size: 0 };
-        let content = ContentFd::sealed(content).unwrap();
+        let content = SharedContent::new(content).unwrap();
         let told = move |report| drop(tell.send(report));
         self.handle.scan(content, metadata, Lane::OnAccess, limit, told);
         reply

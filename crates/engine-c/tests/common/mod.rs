@@ -8,8 +8,8 @@ use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 use seawall_engine::host::{
-    ContentFd, EngineConfig, EngineHandle, EngineState, Lane, Metadata, Operation, Outcome, ScanId,
-    ScanReport,
+    EngineConfig, EngineHandle, EngineState, Lane, Metadata, Operation, Outcome, ScanId,
+    ScanReport, SharedContent,
 };
 
 /// Far longer than anything here takes; a test that needs it has failed.
@@ -114,7 +114,7 @@ impl Engine {
         }
     }
 
-    pub fn send(&self, content: ContentFd) -> (ScanId, Receiver<ScanReport>) {
+    pub fn send(&self, content: SharedContent) -> (ScanId, Receiver<ScanReport>) {
         let metadata = Metadata {
             path: b"/tmp/\xff".to_vec(),
             guest: "g1".into(),
@@ -128,7 +128,7 @@ impl Engine {
     }
 
     pub fn scan(&self, content: &[u8]) -> ScanReport {
-        self.send(ContentFd::sealed(content).unwrap()).1.recv_timeout(LONG).unwrap()
+        self.send(SharedContent::new(content).unwrap()).1.recv_timeout(LONG).unwrap()
     }
 
     /// The family of the one detection, in which the test engine tells what it saw.

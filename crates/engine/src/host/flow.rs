@@ -17,13 +17,12 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::process::{Link, ProcessId};
-use super::{ContentFd, Lane, Metadata, Reply, ScanError, ScanReport};
+use super::{Lane, Metadata, Reply, ScanError, ScanReport, SharedContent};
 use crate::protocol::{Answer, Scan, ToEngine, encode_to_engine};
 use crate::report::Generation;
 
@@ -34,11 +33,20 @@ const MOST_SENDS: u8 = 8;
 /// A process with a free worker that does not take a waiting scan for this long has hung.
 pub(super) const STALL: Duration = Duration::from_secs(10);
 
+/// How soon a send is tried again that failed for want of memory or descriptors.
+const SEND_AGAIN: Duration = Duration::from_millis(50);
+
+/// How many scans a process with so many threads may have: twice as many, so that a worker finds its next one
+/// waiting, while a later on-access scan still overtakes on-demand ones.
+pub(super) fn in_hand(threads: u32) -> usize {
+    2 * threads.max(1) as usize
+}
+
 /// One scan, from the request to the reply.
 pub(super) struct Job {
     /// 0 until it is queued.
     id: u64,
-    content: ContentFd,
+    content: SharedContent,
     metadata: Metadata,
     lane: Lane,
     timeout: Duration,
@@ -51,7 +59,7 @@ pub(super) struct Job {
 
 impl Job {
     pub(super) fn new(
-        content: ContentFd,
+        content: SharedContent,
         metadata: Metadata,
         lane: Lane,
         timeout: Duration,
@@ -155,11 +163,14 @@ pub(super) enum Blame {
 struct Current {
     process: ProcessId,
     link: Arc<Link>,
+    /// Whether it wants every content as a descriptor.
+    by_descriptor: bool,
 }
 
 /// See the module.
 pub(super) struct Flow {
     threads: usize,
+    in_hand: usize,
     queue_limit: usize,
     next_id: u64,
     on_access: VecDeque<Job>,
@@ -172,12 +183,15 @@ pub(super) struct Flow {
     closed: Option<ScanError>,
     /// The socket took no more; the supervisor tells when it does.
     blocked: bool,
+    /// A send failed for another reason than that.
+    send_again_at: Option<Instant>,
 }
 
 impl Flow {
     pub(super) fn new(threads: u32, queue_limit: usize) -> Self {
         Self {
             threads: threads.max(1) as usize,
+            in_hand: in_hand(threads),
             queue_limit,
             next_id: 1,
             on_access: VecDeque::new(),
@@ -187,6 +201,7 @@ impl Flow {
             current: None,
             closed: None,
             blocked: false,
+            send_again_at: None,
         }
     }
 
@@ -235,27 +250,31 @@ impl Flow {
         }
     }
 
-    /// Sends what the process in use may have: twice as many as it has threads, so that a worker
-    /// finds its next scan waiting, while a later on-access scan still overtakes on-demand ones.
-    /// True when the supervisor must wait for the socket.
+    /// Sends what the process in use may have. True when the supervisor must look after what could not be sent.
     pub(super) fn pump(&mut self) -> bool {
         let Some(current) = &self.current else { return false };
-        if self.blocked {
+        if self.blocked || self.send_again_at.is_some_and(|at| at > Instant::now()) {
             return false;
         }
-        let (process, link) = (current.process, Arc::clone(&current.link));
-        let mut here = self.flights.values().filter(|flight| flight.process == process).count();
-        while here < 2 * self.threads {
+        self.send_again_at = None;
+        let (process, by_descriptor) = (current.process, current.by_descriptor);
+        let link = Arc::clone(&current.link);
+        let mut here = self.of(process).count();
+        while here < self.in_hand {
             let Some((job, suspect)) = self.next() else { return false };
-            match self.send(&link, &job) {
+            match send(&link, &job, by_descriptor) {
                 Ok(()) => {
                     here += 1;
                     self.fly(job, process, Arc::clone(&link), suspect);
                 }
                 Err(error) => {
                     self.put_back(job, suspect);
-                    self.blocked = true;
-                    tracing::debug!(%error, "the engine's socket takes no more");
+                    if error.kind() == io::ErrorKind::WouldBlock {
+                        self.blocked = true;
+                    } else {
+                        self.send_again_at = Some(Instant::now() + SEND_AGAIN);
+                    }
+                    tracing::debug!(%error, "a scan cannot be sent to the engine now");
                     return true;
                 }
             }
@@ -272,11 +291,6 @@ impl Flow {
         }
         let job = self.on_access.pop_front().or_else(|| self.on_demand.pop_front())?;
         Some((job, false))
-    }
-
-    fn send(&self, link: &Link, job: &Job) -> io::Result<()> {
-        let bytes = encode_to_engine(job.message()).map_err(io::Error::other)?;
-        link.send(&bytes, Some(job.content.as_fd()))
     }
 
     fn fly(&mut self, mut job: Job, process: ProcessId, link: Arc<Link>, suspect: bool) {
@@ -305,10 +319,11 @@ impl Flow {
     }
 
     /// A ready process takes all new scans from now on.
-    pub(super) fn open(&mut self, process: ProcessId, link: Arc<Link>) {
-        self.current = Some(Current { process, link });
+    pub(super) fn open(&mut self, process: ProcessId, link: Arc<Link>, by_descriptor: bool) {
+        self.current = Some(Current { process, link, by_descriptor });
         self.closed = None;
         self.blocked = false;
+        self.send_again_at = None;
     }
 
     /// Refuses what waits and what comes, until [`Flow::open`].
@@ -426,13 +441,23 @@ impl Flow {
             && self.of(process).any(|flight| flight.started.is_none() && flight.sent + STALL <= now)
     }
 
-    /// The next moment at which a scan passes its limit.
+    /// The next moment at which a scan passes its limit, or is to be sent again.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        self.flights.values().filter_map(deadline).min()
+        let send_again = self.current.as_ref().and(self.send_again_at);
+        self.flights.values().filter_map(deadline).chain(send_again).min()
     }
 
     fn of(&self, process: ProcessId) -> impl Iterator<Item = &Flight> {
         self.flights.values().filter(move |flight| flight.process == process)
+    }
+}
+
+/// Small content goes with the message, unless the engine wants a descriptor.
+fn send(link: &Link, job: &Job, by_descriptor: bool) -> io::Result<()> {
+    let bytes = encode_to_engine(job.message()).map_err(io::Error::other)?;
+    match job.content.inline() {
+        Some(content) if !by_descriptor => link.send([&bytes, content], None),
+        _ => link.send([&bytes, &[]], Some(job.content.descriptor()?)),
     }
 }
 

@@ -14,14 +14,15 @@ mod process;
 mod supervisor;
 
 use std::io::{self, Write};
-use std::sync::atomic::{AtomicBool, Ordering::Release};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::{Acquire, Release};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use self::flow::{Flow, Job};
 use self::supervisor::Supervisor;
-pub use crate::content::{ContentFd, ContentWriter};
+pub use crate::content::{ContentWriter, SharedContent};
 pub use crate::report::{
     Cleaning, Description, Detection, Diagnostic, Generation, Level, Metadata, Operation, Outcome,
     Severity,
@@ -195,6 +196,8 @@ struct Shared {
     changed: Condvar,
     /// The handle is gone.
     stop: AtomicBool,
+    /// The process in use wants every content as a descriptor.
+    by_descriptor: AtomicBool,
     wake: std::fs::File,
 }
 
@@ -240,6 +243,7 @@ impl EngineHandle {
             }),
             changed: Condvar::new(),
             stop: AtomicBool::new(false),
+            by_descriptor: AtomicBool::new(false),
             wake: sys::event_fd()?,
             config,
         });
@@ -263,12 +267,16 @@ impl EngineHandle {
     /// Gives what [`EngineHandle::cancel`] needs; nothing where the scan was refused.
     pub fn scan(
         &self,
-        content: ContentFd,
+        content: SharedContent,
         metadata: Metadata,
         lane: Lane,
         timeout: Duration,
         reply: impl FnOnce(ScanReport) + Send + 'static,
     ) -> Option<ScanId> {
+        if self.shared.by_descriptor.load(Acquire) {
+            // Here, where nobody waits for it. Should it fail, it is tried again when it is sent.
+            let _made = content.descriptor();
+        }
         let job = Job::new(content, metadata, lane, timeout, Box::new(reply));
         let mut flow = lock(&self.shared.flow);
         let submitted = flow.submit(job);

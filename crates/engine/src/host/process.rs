@@ -15,10 +15,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::EngineConfig;
+use super::flow::in_hand;
 use crate::FD_VARIABLE;
 use crate::protocol::{
-    CANCEL_PAGE, Limits, MAX_TO_HOST, ProtocolError, Start, ToEngine, ToHost, decode_to_host,
-    encode_to_engine,
+    CANCEL_PAGE, Limits, MAX_TO_ENGINE, MAX_TO_HOST, ProtocolError, Start, ToEngine, ToHost,
+    decode_to_host, encode_to_engine,
 };
 use crate::report::Description;
 use crate::sys::{self, Wait};
@@ -41,7 +42,12 @@ pub(super) struct Link {
 }
 
 impl Link {
-    fn new(socket: OwnedFd) -> io::Result<Self> {
+    /// `scans`: how many are to have room in the socket.
+    fn new(socket: OwnedFd, scans: usize) -> io::Result<Self> {
+        // Twice: the kernel counts what it keeps besides, too. With less it is slower, not wrong.
+        if let Err(error) = sys::set_send_buffer(socket.as_fd(), 2 * scans * MAX_TO_ENGINE) {
+            tracing::debug!(%error, "the socket to an engine stays small");
+        }
         let cancelled = sys::memfd(c"seawall-cancelled")?;
         cancelled.set_len(CANCEL_PAGE as u64)?;
         Ok(Self { socket, cancelled })
@@ -51,12 +57,12 @@ impl Link {
     fn start(&self, start: Start) -> io::Result<()> {
         let page = File::open(format!("/proc/self/fd/{}", self.cancelled.as_raw_fd()))?;
         let bytes = encode_to_engine(ToEngine::Start(start)).map_err(io::Error::other)?;
-        self.send(&bytes, Some(page.as_fd()))
+        self.send([&bytes, &[]], Some(page.as_fd()))
     }
 
-    /// Sends one message, or fails at once when the socket has no room.
-    pub(super) fn send(&self, bytes: &[u8], pass: Option<BorrowedFd<'_>>) -> io::Result<()> {
-        sys::send(self.socket.as_fd(), bytes, pass, false)
+    /// Sends one message and what follows it, or fails at once when the socket has no room.
+    pub(super) fn send(&self, parts: [&[u8]; 2], pass: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        sys::send(self.socket.as_fd(), parts, pass, false)
     }
 
     /// Notes that nobody wants this scan any more. Another scan's note may be lost by it: that one is
@@ -72,6 +78,25 @@ impl Link {
 impl AsFd for Link {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+/// What of [`Process::waits`] there is to look at.
+#[derive(Clone, Copy)]
+pub(super) struct Ready {
+    /// Something can be received.
+    pub socket: bool,
+    /// The process is dead, whoever else still holds its socket.
+    pub ended: bool,
+    /// It wrote to standard error.
+    pub stderr: bool,
+}
+
+impl Ready {
+    /// None where there is nothing.
+    pub(super) fn of(waits: &[bool]) -> Option<Self> {
+        let at = |index| waits.get(index).copied().unwrap_or(false);
+        waits.contains(&true).then(|| Self { socket: at(0), ended: at(1), stderr: at(2) })
     }
 }
 
@@ -161,7 +186,7 @@ impl Process {
         let ended = sys::pid_fd(child.id())?;
         let stderr = Lines::new(child, config, id)?;
         let limits = Limits { memory: config.memory_mib << 20 };
-        let link = Link::new(socket)?;
+        let link = Link::new(socket, in_hand(config.threads))?;
         link.start(Start { threads: config.threads.max(1), limits, strict })?;
         Ok((link, ended, stderr))
     }
@@ -170,7 +195,7 @@ impl Process {
         self.child.id()
     }
 
-    /// What wakes the supervisor for this process.
+    /// What wakes the supervisor for this process, in the order of [`Ready::of`].
     pub(super) fn waits(&self, write: bool) -> impl Iterator<Item = Wait<'_>> {
         let socket = Wait { fd: self.link.as_fd(), write };
         let ended = Wait { fd: self.ended.as_fd(), write: false };
@@ -237,13 +262,6 @@ impl Process {
             Ok(Some(status)) => (describe(status), None),
             _ => ("ended".to_owned(), Some(self.kill())),
         }
-    }
-
-    /// True when the process is dead, whoever else still holds its socket.
-    pub(super) fn is_dead(&mut self) -> bool {
-        // Not waited for yet: `kill` and `end` need the number.
-        let wait = [Wait { fd: self.ended.as_fd(), write: false }];
-        sys::poll(&wait, Duration::ZERO).is_ok_and(|ready| ready[0])
     }
 }
 

@@ -24,11 +24,11 @@ use std::io::Read;
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Acquire;
+use std::sync::atomic::Ordering::{Acquire, Release};
 use std::time::{Duration, Instant};
 
 use super::flow::{Blame, Finished, NotYours, STALL};
-use super::process::{Corpse, Event, Process, ProcessId};
+use super::process::{Corpse, Event, Process, ProcessId, Ready};
 use super::{EngineState, ScanError, Shared, lock};
 use crate::protocol::{ProtocolError, ToEngine, ToHost, encode_to_engine};
 use crate::report::{Description, Diagnostic, Level};
@@ -186,7 +186,7 @@ impl Supervisor {
         match process.pinged {
             None => {
                 if let Ok(bytes) = encode_to_engine(ToEngine::Ping)
-                    && process.link.send(&bytes, None).is_ok()
+                    && process.link.send([&bytes, &[]], None).is_ok()
                 {
                     process.pinged = Some(now);
                 }
@@ -207,13 +207,11 @@ impl Supervisor {
     fn wait_and_read(&mut self) {
         let blocked = lock(&self.shared.flow).is_blocked();
         let mut waits = vec![Wait { fd: self.shared.wake.as_fd(), write: false }];
-        let mut owners = vec![None];
+        let mut owners = Vec::with_capacity(3);
         for (slot, process) in self.slots() {
-            let write = blocked && slot == Slot::Current;
-            for wait in process.waits(write) {
-                waits.push(wait);
-                owners.push(Some(slot));
-            }
+            let first = waits.len();
+            waits.extend(process.waits(blocked && slot == Slot::Current));
+            owners.push((slot, first..waits.len()));
         }
         waits.extend(self.corpses.iter().map(Corpse::wait));
         let ready = match sys::poll(&waits, self.sleep(Instant::now())) {
@@ -230,18 +228,12 @@ impl Supervisor {
             // Only the wake matters, not the count.
             let _ = (&self.shared.wake).read(&mut [0; 8]);
         }
-        let mut slots: Vec<Slot> = owners
-            .iter()
-            .zip(&ready)
-            .filter(|(_, ready)| **ready)
-            .filter_map(|(o, _)| *o)
-            .collect();
-        slots.dedup_by(|a, b| a == b);
-        if blocked && slots.contains(&Slot::Current) {
-            lock(&self.shared.flow).unblock();
-        }
-        for slot in slots {
-            self.read(slot);
+        for (slot, at) in owners {
+            let Some(ready) = Ready::of(&ready[at]) else { continue };
+            if blocked && slot == Slot::Current {
+                lock(&self.shared.flow).unblock();
+            }
+            self.read(slot, ready);
         }
         lock(&self.shared.flow).pump();
     }
@@ -269,15 +261,17 @@ impl Supervisor {
     }
 
     /// Takes the messages of one process, and does what follows.
-    fn read(&mut self, slot: Slot) {
+    fn read(&mut self, slot: Slot, ready: Ready) {
         let taken = match slot {
             Slot::Current => self.current.take(),
             Slot::Starting => self.starting.take(),
             Slot::Spare => self.spare.take(),
         };
         let Some(mut process) = taken else { return };
-        process.log_stderr();
-        match self.turn(&mut process) {
+        if ready.stderr {
+            process.log_stderr();
+        }
+        match self.turn(&mut process, ready) {
             Turn::Lives => self.put_back(slot, process),
             Turn::Loaded(description) => self.loaded(process, description),
             Turn::Refused(diagnostics) => {
@@ -307,13 +301,15 @@ impl Supervisor {
     }
 
     /// Reads what a process has sent, and answers scans as their reports come.
-    fn turn(&mut self, process: &mut Process) -> Turn {
-        // Asked before reading: what a dead process has sent is then complete.
-        let dead = process.is_dead();
+    fn turn(&mut self, process: &mut Process, ready: Ready) -> Turn {
+        if !(ready.socket || ready.ended) {
+            return Turn::Lives;
+        }
         for _ in 0..MOST_MESSAGES {
             let message = match process.receive() {
                 Event::Message(message) => message,
-                Event::Nothing if dead => return Turn::Closed,
+                // It ended before this was read: what it has sent is complete.
+                Event::Nothing if ready.ended => return Turn::Closed,
                 Event::Nothing => return Turn::Lives,
                 Event::Closed => return Turn::Closed,
                 Event::Violation(error) => return Turn::Violation(error.into()),
@@ -395,7 +391,9 @@ impl Supervisor {
     fn take_into_use(&mut self, process: Process) {
         let Some(description) = process.description.clone() else { return };
         self.ready_at = Instant::now();
-        lock(&self.shared.flow).open(process.id, Arc::clone(&process.link));
+        let link = Arc::clone(&process.link);
+        self.shared.by_descriptor.store(description.by_descriptor, Release);
+        lock(&self.shared.flow).open(process.id, link, description.by_descriptor);
         lock(&self.shared.published).pid = Some(process.pid());
         self.current = Some(process);
         self.publish(EngineState::Ready { description });

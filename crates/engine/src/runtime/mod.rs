@@ -178,7 +178,7 @@ fn receive_start(socket: BorrowedFd<'_>) -> Result<(Start, sys::Numbers), StartE
     if received.cut {
         return Err(ProtocolError::TooLong { most: MAX_TO_ENGINE }.into());
     }
-    match decode_to_engine(&buffer[..received.length])? {
+    match decode_to_engine(&buffer[..received.length], true)?.0 {
         ToEngine::Start(start) => {
             let page = received.fd.ok_or(StartError::NoPage)?;
             Ok((start, sys::Numbers::map(page.as_fd())?))
@@ -262,16 +262,14 @@ fn worker<E: Engine>(
 fn warm_up(scanner: &mut dyn Scanner) {
     let metadata =
         Metadata { path: Vec::new(), guest: String::new(), operation: Operation::Open, size: 0 };
-    if let Ok(content) = Content::empty() {
-        let _ = scanner.scan(&Request {
-            content: &content,
-            metadata: &metadata,
-            limit: Duration::from_secs(60),
-            since: Instant::now(),
-            id: 0,
-            cancelled: None,
-        });
-    }
+    let _ = scanner.scan(&Request {
+        content: &Content::empty(),
+        metadata: &metadata,
+        limit: Duration::from_secs(60),
+        since: Instant::now(),
+        id: 0,
+        cancelled: None,
+    });
 }
 
 /// Takes and answers one message. False at the end. Whatever breaks the connection ends the
@@ -279,7 +277,7 @@ fn warm_up(scanner: &mut dyn Scanner) {
 fn step<'e, E: Engine>(
     own: &Own<'e, E>,
     scanner: &mut Box<dyn Scanner + 'e>,
-    buffer: &mut [u8],
+    buffer: &mut Vec<u8>,
 ) -> bool {
     let socket = own.socket;
     let received = match sys::receive(socket, buffer, true, true) {
@@ -287,16 +285,26 @@ fn step<'e, E: Engine>(
         Ok(received) if !received.cut => received,
         _ => sys::exit_now(1),
     };
-    let answered = match decode_to_engine(&buffer[..received.length]) {
-        Ok(ToEngine::Ping) => send(socket, ToHost::Pong),
-        Ok(ToEngine::Scan(scan)) => {
+    let with_descriptor = received.fd.is_some() || received.lost_fd;
+    let answered = match decode_to_engine(&buffer[..received.length], with_descriptor) {
+        Ok((ToEngine::Ping, _)) => send(socket, ToHost::Pong),
+        Ok((ToEngine::Scan(scan), content)) => {
+            let at = received.length - content.len()..received.length;
             let id = scan.id;
             send(socket, ToHost::Started { id }).and_then(|()| {
-                let answer = answer(own, scanner, received.fd, scan);
+                let content = match received.fd {
+                    Some(fd) => Some(Content::new(fd, scan.length)),
+                    None if received.lost_fd => None,
+                    None => Some(Content::in_message(std::mem::take(buffer), at)),
+                };
+                let answer = answer(own, scanner, content.as_ref(), scan);
+                if let Some(taken) = content.and_then(Content::into_buffer) {
+                    *buffer = taken;
+                }
                 send(socket, ToHost::Report { id, answer })
             })
         }
-        Ok(ToEngine::Start(_)) | Err(_) => {
+        Ok((ToEngine::Start(_), _)) | Err(_) => {
             eprintln!("the service sent a message that makes no sense here");
             sys::exit_now(1)
         }
@@ -311,15 +319,14 @@ fn step<'e, E: Engine>(
 fn answer<'e, E: Engine>(
     own: &Own<'e, E>,
     scanner: &mut Box<dyn Scanner + 'e>,
-    fd: Option<OwnedFd>,
+    content: Option<&Content>,
     scan: Scan,
 ) -> Answer {
-    let Some(fd) = fd else {
+    let Some(content) = content else {
         return Answer::Error { reason: "the content's descriptor did not arrive".into() };
     };
-    let content = Content::new(fd, scan.length);
     let request = Request {
-        content: &content,
+        content,
         metadata: &scan.metadata,
         limit: Duration::from_millis(scan.limit_ms.into()),
         since: Instant::now(),
@@ -357,7 +364,7 @@ fn answer<'e, E: Engine>(
 
 fn send(socket: BorrowedFd<'_>, message: ToHost) -> Result<(), StartError> {
     let bytes = encode_to_host(message)?;
-    Ok(sys::send(socket, &bytes, None, true)?)
+    Ok(sys::send(socket, [&bytes, &[]], None, true)?)
 }
 
 /// Tells the service and standard error why the engine does not run.

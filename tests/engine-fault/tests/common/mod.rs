@@ -5,8 +5,8 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 use seawall_engine::host::{
-    ContentFd, EngineConfig, EngineHandle, EngineState, Lane, Metadata, Operation, ScanId,
-    ScanReport,
+    EngineConfig, EngineHandle, EngineState, Lane, Metadata, Operation, ScanId, ScanReport,
+    SharedContent,
 };
 
 /// Far longer than anything here takes; a test that needs it has failed.
@@ -43,17 +43,17 @@ impl Engine {
     }
 
     pub fn send(&self, content: &[u8], timeout: Duration) -> Receiver<ScanReport> {
-        self.send_fd(ContentFd::sealed(content).unwrap(), timeout)
+        self.send_fd(SharedContent::new(content).unwrap(), timeout)
     }
 
-    pub fn send_fd(&self, content: ContentFd, timeout: Duration) -> Receiver<ScanReport> {
+    pub fn send_fd(&self, content: SharedContent, timeout: Duration) -> Receiver<ScanReport> {
         self.send_named(content, timeout).1
     }
 
     /// The same, with what cancels it.
     pub fn send_named(
         &self,
-        content: ContentFd,
+        content: SharedContent,
         timeout: Duration,
     ) -> (Option<ScanId>, Receiver<ScanReport>) {
         let (tell, reply) = mpsc::channel();
