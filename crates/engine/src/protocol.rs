@@ -26,7 +26,8 @@ use crate::report::{
 
 /// Version of the messages in this file.
 ///
-/// 1: the first one. 2: small content follows its `Scan`; `Ready` says whether the engine wants that.
+/// 1: the first one. 2: small content follows its `Scan`, and `Ready` says whether the engine wants that; `Report` tells the
+/// scan that comes next.
 pub const VERSION: u16 = 2;
 /// First four bytes of each message.
 pub const MAGIC: [u8; 4] = *b"SWEN";
@@ -120,17 +121,19 @@ pub enum ToHost {
         /// Diagnostics left out because the message would have been too long.
         omitted: u32,
     },
-    /// A worker took this scan: its time runs from now.
+    /// A worker that had none took this scan: its time runs from now.
     Started {
         /// As in [`Scan`].
         id: u64,
     },
-    /// A scan ended. Only after `Started` with the same id.
+    /// A scan ended. Only after `Started`, or `next`, with the same id.
     Report {
         /// As in [`Scan`].
         id: u64,
         /// How.
         answer: Answer,
+        /// The scan that the same worker has taken meanwhile, as `Started` would tell it.
+        next: Option<u64>,
     },
     /// Answer to [`ToEngine::Ping`].
     Pong,
@@ -458,26 +461,34 @@ mod tests {
                 "010100000000024531017800".into(),
             ),
             (ToHost::Started { id: 300 }, "02ac02".into()),
-            (ToHost::Report { id: 300, answer: Answer::Done(Outcome::Clean) }, "03ac020000".into()),
             (
-                ToHost::Report { id: 300, answer: infected },
-                "03ac020001010545696361720201047465737401ac0200".into(),
+                ToHost::Report { id: 300, answer: Answer::Done(Outcome::Clean), next: Some(301) },
+                "03ac02000001ad02".into(),
             ),
             (
-                ToHost::Report { id: 1, answer: Answer::Error { reason: "no".into() } },
-                "030101026e6f".into(),
+                ToHost::Report { id: 300, answer: infected, next: None },
+                "03ac020001010545696361720201047465737401ac020000".into(),
             ),
             (
-                ToHost::Report { id: 1, answer: Answer::TimedOut { what: String::new() } },
-                "03010200".into(),
+                ToHost::Report { id: 1, answer: Answer::Error { reason: "no".into() }, next: None },
+                "030101026e6f00".into(),
             ),
-            (ToHost::Report { id: 1, answer: Answer::Cancelled }, "030103".into()),
+            (
+                ToHost::Report {
+                    id: 1,
+                    answer: Answer::TimedOut { what: String::new() },
+                    next: None,
+                },
+                "0301020000".into(),
+            ),
+            (ToHost::Report { id: 1, answer: Answer::Cancelled, next: None }, "03010300".into()),
             (
                 ToHost::Report {
                     id: 1,
                     answer: Answer::Done(Outcome::Allowed { name: "l:3".into() }),
+                    next: None,
                 },
-                "03010002036c3a33".into(),
+                "03010002036c3a3300".into(),
             ),
             (ToHost::Pong, "04".into()),
         ] {
@@ -509,7 +520,8 @@ mod tests {
 
     #[test]
     fn bounds_hold_against_an_engine_that_does_not_clip() {
-        let send = |answer| encode(&ToHost::Report { id: 1, answer }, MAX_TO_HOST).unwrap();
+        let send =
+            |answer| encode(&ToHost::Report { id: 1, answer, next: None }, MAX_TO_HOST).unwrap();
         let empty = send(Answer::Done(Outcome::Infected(Vec::new())));
         assert_eq!(decode_to_host(&empty), Err(ProtocolError::NoDetection));
         let many = send(Answer::Done(Outcome::Infected(vec![detection(); MAX_DETECTIONS + 1])));

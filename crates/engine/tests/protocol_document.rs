@@ -113,7 +113,7 @@ fn to_host() -> Vec<ToHost> {
 }
 
 fn reports() -> Vec<ToHost> {
-    let report = |id, answer| ToHost::Report { id, answer };
+    let report = |id, answer| ToHost::Report { id, answer, next: None };
     let infected = |id, one| report(id, Answer::Done(Outcome::Infected(vec![one])));
     let cut = Detection {
         severity: Severity::Critical,
@@ -127,7 +127,7 @@ fn reports() -> Vec<ToHost> {
         ..Detection::new("W")
     };
     vec![
-        report(300, Answer::Done(Outcome::Clean)),
+        ToHost::Report { id: 300, answer: Answer::Done(Outcome::Clean), next: Some(301) },
         infected(300, Detection { offset: Some(300), ..Detection::new("Word") }),
         infected(1, cut),
         infected(1, delete),

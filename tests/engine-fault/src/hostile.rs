@@ -85,6 +85,11 @@ impl Hostile {
             "oversized" => self.raw(&vec![b'S'; MAX_TO_HOST + 1000]),
             "started-twice" => self.say(ToHost::Started { id }),
             "other-scan" => self.report(id + 1000),
+            "next-is-other" => self.say(ToHost::Report {
+                id,
+                answer: Answer::Done(Outcome::Clean),
+                next: Some(id + 1000),
+            }),
             "unasked-pong" => self.say(ToHost::Pong),
             "descriptor" => self.descriptor(),
             "twice" => {
@@ -112,7 +117,7 @@ impl Hostile {
     }
 
     fn report(&self, id: u64) {
-        self.say(ToHost::Report { id, answer: Answer::Done(Outcome::Clean) });
+        self.say(ToHost::Report { id, answer: Answer::Done(Outcome::Clean), next: None });
     }
 
     fn say(&self, message: ToHost) {

@@ -42,12 +42,14 @@ fn a_message_that_breaks_the_protocol_ends_the_engine() {
 
 /// The first answer stands; the second costs the process.
 #[test]
-fn an_engine_that_answers_twice_is_replaced() {
-    let (engine, result) = beside_a_good_one("twice");
-    assert_eq!(result, Ok(Outcome::Clean));
-    engine.wait_state(|_| engine.handle.status().restarts == 1);
-    let engine = engine.ready();
-    assert_eq!(engine.scan(b"harmless").result, Ok(Outcome::Clean));
+fn an_engine_that_answers_twice_or_goes_on_with_what_it_has_not_is_replaced() {
+    for mode in ["twice", "next-is-other"] {
+        let (engine, result) = beside_a_good_one(mode);
+        assert_eq!(result, Ok(Outcome::Clean), "{mode}");
+        engine.wait_state(|_| engine.handle.status().restarts == 1);
+        let engine = engine.ready();
+        assert_eq!(engine.scan(b"harmless").result, Ok(Outcome::Clean), "{mode}");
+    }
 }
 
 #[test]

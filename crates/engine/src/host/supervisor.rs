@@ -335,13 +335,15 @@ impl Supervisor {
         let Some(description) = &process.description else { return Err(Violation::OutOfTurn) };
         match message {
             ToHost::Started { id } => lock(&self.shared.flow).started(process.id, id)?,
-            ToHost::Report { id, answer } => {
+            ToHost::Report { id, answer, next } => {
                 let mut flow = lock(&self.shared.flow);
                 let finished = flow.reported(process.id, id, answer, description.generation)?;
+                let started = next.map_or(Ok(()), |next| flow.started(process.id, next));
                 flow.pump();
                 drop(flow);
                 self.back_off = BACK_OFF.0;
                 finished.deliver();
+                started?;
             }
             ToHost::Pong => drop(process.pinged.take().ok_or(Violation::OutOfTurn)?),
             ToHost::Ready(_) | ToHost::Failed { .. } => return Err(Violation::OutOfTurn),

@@ -252,8 +252,87 @@ fn worker<E: Engine>(
     // A failed build ends the process; until then this thread waits like the others.
     sealed.wait();
     if let Some(mut scanner) = scanner {
-        let mut buffer = vec![0; MAX_TO_ENGINE];
-        while step(own, &mut scanner, &mut buffer) {}
+        work_off(own, &mut scanner);
+    }
+}
+
+/// Takes and answers what comes, until the socket ends. Whatever breaks the connection ends the process: the
+/// service has the scans, and starts another.
+///
+/// The next scan is taken before the report of the one before is sent, if it waits already: one message tells both,
+/// and the service is woken once.
+fn work_off<'e, E: Engine>(own: &Own<'e, E>, scanner: &mut Box<dyn Scanner + 'e>) {
+    let mut buffer = vec![0; MAX_TO_ENGINE];
+    let say = |message| send(own.socket, message).unwrap_or_else(|_| sys::exit_now(1));
+    let mut told = None;
+    loop {
+        let (scan, content) = match told.take() {
+            Some(next) => next,
+            None => match take(own.socket, &mut buffer, true) {
+                Taken::Scan(scan, content) => {
+                    say(ToHost::Started { id: scan.id });
+                    (scan, content)
+                }
+                Taken::Ping => {
+                    say(ToHost::Pong);
+                    continue;
+                }
+                Taken::Nothing => continue,
+                Taken::End => return,
+            },
+        };
+        let id = scan.id;
+        let answer = answer(own, scanner, content.as_ref(), scan);
+        if let Some(taken) = content.and_then(Content::into_buffer) {
+            buffer = taken;
+        }
+        let taken = take(own.socket, &mut buffer, false);
+        let next = if let Taken::Scan(scan, _) = &taken { Some(scan.id) } else { None };
+        say(ToHost::Report { id, answer, next });
+        match taken {
+            Taken::Scan(scan, content) => told = Some((scan, content)),
+            Taken::Ping => say(ToHost::Pong),
+            Taken::Nothing => (),
+            Taken::End => return,
+        }
+    }
+}
+
+/// What a worker got.
+enum Taken {
+    /// A scan, and its content; None if that did not arrive.
+    Scan(Scan, Option<Content>),
+    Ping,
+    /// There is nothing at present.
+    Nothing,
+    /// The service closed its end.
+    End,
+}
+
+/// Takes one message. Small content stays in the buffer, which goes with it.
+fn take(socket: BorrowedFd<'_>, buffer: &mut Vec<u8>, wait: bool) -> Taken {
+    let received = match sys::receive(socket, buffer, true, wait) {
+        Ok(received) if received.length == 0 => return Taken::End,
+        Ok(received) if !received.cut => received,
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Taken::Nothing,
+        _ => sys::exit_now(1),
+    };
+    let with_descriptor = received.fd.is_some() || received.lost_fd;
+    match decode_to_engine(&buffer[..received.length], with_descriptor) {
+        Ok((ToEngine::Ping, _)) => Taken::Ping,
+        Ok((ToEngine::Scan(scan), content)) => {
+            let at = received.length - content.len()..received.length;
+            let content = match received.fd {
+                Some(fd) => Some(Content::new(fd, scan.length)),
+                None if received.lost_fd => None,
+                None => Some(Content::in_message(std::mem::take(buffer), at)),
+            };
+            Taken::Scan(scan, content)
+        }
+        Ok((ToEngine::Start(_), _)) | Err(_) => {
+            eprintln!("the service sent a message that makes no sense here");
+            sys::exit_now(1)
+        }
     }
 }
 
@@ -270,49 +349,6 @@ fn warm_up(scanner: &mut dyn Scanner) {
         id: 0,
         cancelled: None,
     });
-}
-
-/// Takes and answers one message. False at the end. Whatever breaks the connection ends the
-/// process: the service has the scans, and starts another.
-fn step<'e, E: Engine>(
-    own: &Own<'e, E>,
-    scanner: &mut Box<dyn Scanner + 'e>,
-    buffer: &mut Vec<u8>,
-) -> bool {
-    let socket = own.socket;
-    let received = match sys::receive(socket, buffer, true, true) {
-        Ok(received) if received.length == 0 => return false,
-        Ok(received) if !received.cut => received,
-        _ => sys::exit_now(1),
-    };
-    let with_descriptor = received.fd.is_some() || received.lost_fd;
-    let answered = match decode_to_engine(&buffer[..received.length], with_descriptor) {
-        Ok((ToEngine::Ping, _)) => send(socket, ToHost::Pong),
-        Ok((ToEngine::Scan(scan), content)) => {
-            let at = received.length - content.len()..received.length;
-            let id = scan.id;
-            send(socket, ToHost::Started { id }).and_then(|()| {
-                let content = match received.fd {
-                    Some(fd) => Some(Content::new(fd, scan.length)),
-                    None if received.lost_fd => None,
-                    None => Some(Content::in_message(std::mem::take(buffer), at)),
-                };
-                let answer = answer(own, scanner, content.as_ref(), scan);
-                if let Some(taken) = content.and_then(Content::into_buffer) {
-                    *buffer = taken;
-                }
-                send(socket, ToHost::Report { id, answer })
-            })
-        }
-        Ok((ToEngine::Start(_), _)) | Err(_) => {
-            eprintln!("the service sent a message that makes no sense here");
-            sys::exit_now(1)
-        }
-    };
-    match answered {
-        Ok(()) => true,
-        Err(_) => sys::exit_now(1),
-    }
 }
 
 /// Scans; a panic becomes an error and a fresh scanner.
