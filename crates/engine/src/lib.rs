@@ -1,8 +1,8 @@
 //! The security API: how content reaches an engine, and how its report comes back.
 //!
 //! An engine is a process of its own. The service starts it, hands it one end of a socket pair and,
-//! for each scan, one read-only descriptor; the engine loads its signatures, enters the sandbox and
-//! answers. Nothing else connects the two.
+//! for each scan, the content: in the message if it is small, else as a read-only descriptor. The engine loads its
+//! signatures, enters the sandbox and answers. Nothing else connects the two.
 //!
 //! - [`host::EngineHandle`], for the service: supervises one configured engine. It starts the
 //!   process, queues scans, keeps the time limits, replaces a process that crashed or hangs, and
@@ -10,7 +10,7 @@
 //! - [`runtime::run`], for an engine's `main`: takes an implementation of [`runtime::Engine`] and
 //!   does the rest, sandbox included.
 //! - [`protocol`] is what passes between them, [`report`] the words that both use, [`content`] the
-//!   descriptor with the bytes to scan, [`signatures`] a way to find files of signatures.
+//!   bytes to scan, [`signatures`] a way to find files of signatures.
 //!
 //! An engine that finds one word, complete but for its `main`:
 //!

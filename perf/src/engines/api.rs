@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::PathBuf;
 use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -18,7 +19,7 @@ const READY_MAX: Duration = Duration::from_secs(600);
 /// No scan takes longer.
 const SCAN_MAX: Duration = Duration::from_secs(60);
 /// Scans under way at a time: enough that no worker waits for its next one.
-const OUTSTANDING: usize = 8;
+const OUTSTANDING: usize = 32;
 /// A copy up to this length is made on the heap, in bytes.
 const ON_HEAP: u64 = 1 << 20;
 /// Bytes read from a file at a time.
@@ -60,7 +61,7 @@ impl Api {
         Process::from_pid(pid).context("the engine's process is gone")
     }
 
-    fn send(&self, content: SharedContent, tell: mpsc::Sender<Answer>) {
+    fn send(&self, content: SharedContent, tell: mpsc::Sender<Answer>, gate: Option<Arc<Gate>>) {
         let metadata = Metadata {
             path: Vec::new(),
             guest: "bench".into(),
@@ -69,6 +70,7 @@ impl Api {
         };
         self.handle.scan(content, metadata, Lane::OnAccess, SCAN_MAX, move |report| {
             let _gone = tell.send((Instant::now(), report));
+            gate.iter().for_each(|gate| gate.leave(OUTSTANDING / 2));
         });
     }
 
@@ -76,7 +78,7 @@ impl Api {
     pub fn scan(&self, content: SharedContent) -> anyhow::Result<Duration> {
         let (tell, reply) = mpsc::channel();
         let begin = Instant::now();
-        self.send(content, tell);
+        self.send(content, tell, None);
         Ok(take(&reply)?.0.duration_since(begin))
     }
 
@@ -88,20 +90,27 @@ impl Api {
         Ok(copying + self.scan(copy)?)
     }
 
-    /// Scans many contents, made one after the other while the engine works on those before.
+    /// Scans many contents, made one after the other while the engine works on those before. Like a walk over many files
+    /// it goes on when some have been answered, not after each.
     pub fn pass(
         &self,
         contents: impl IntoIterator<Item = anyhow::Result<SharedContent>>,
     ) -> anyhow::Result<Pass> {
         let (tell, reply) = mpsc::channel();
         let (mut under_way, mut infected) = (0, 0);
+        let gate = Arc::new(Gate::default());
         let begin = Instant::now();
         for content in contents {
             if under_way == OUTSTANDING {
-                infected += usize::from(take(&reply)?.1);
-                under_way -= 1;
+                gate.wait(OUTSTANDING / 2);
+                for report in reply.try_iter() {
+                    infected += usize::from(is_infected(report)?);
+                    under_way -= 1;
+                }
+                ensure!(under_way < OUTSTANDING, "no report came");
             }
-            self.send(content?, tell.clone());
+            gate.enter();
+            self.send(content?, tell.clone(), Some(Arc::clone(&gate)));
             under_way += 1;
         }
         for _ in 0..under_way {
@@ -142,12 +151,47 @@ pub fn copy_file(path: &PathBuf, buffer: &mut [u8]) -> anyhow::Result<SharedCont
     }
 }
 
+/// How many scans are under way; wakes who waits for fewer once, not for each.
+#[derive(Default)]
+struct Gate {
+    inside: Mutex<usize>,
+    fewer: Condvar,
+}
+
+impl Gate {
+    fn inside(&self) -> MutexGuard<'_, usize> {
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn enter(&self) {
+        *self.inside() += 1;
+    }
+
+    fn leave(&self, low: usize) {
+        let mut inside = self.inside();
+        *inside -= 1;
+        if *inside == low {
+            self.fewer.notify_one();
+        }
+    }
+
+    /// Until there are no more than `low`, or for as long as a scan may take.
+    fn wait(&self, low: usize) {
+        let enough = self.fewer.wait_timeout_while(self.inside(), 2 * SCAN_MAX, |n| *n > low);
+        drop(enough);
+    }
+}
+
 /// When the report came, and whether it says that something was found.
 fn take(reply: &Receiver<Answer>) -> anyhow::Result<(Instant, bool)> {
-    let (end, report) = reply.recv_timeout(2 * SCAN_MAX).context("no report came")?;
+    let answer = reply.recv_timeout(2 * SCAN_MAX).context("no report came")?;
+    Ok((answer.0, is_infected(answer)?))
+}
+
+fn is_infected((_, report): Answer) -> anyhow::Result<bool> {
     match report.result {
-        Ok(Outcome::Clean) => Ok((end, false)),
-        Ok(Outcome::Infected(_)) => Ok((end, true)),
+        Ok(Outcome::Clean) => Ok(false),
+        Ok(Outcome::Infected(_)) => Ok(true),
         Ok(Outcome::Allowed { name }) => bail!("allowed as {name}"),
         Err(error) => bail!("{error}"),
     }

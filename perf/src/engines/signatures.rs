@@ -13,6 +13,8 @@ use super::{Bench, database, made};
 use crate::cpu;
 use crate::watchdog::step;
 
+/// Threads of the engine.
+const THREADS: u32 = 2;
 const NAME: &str = "engines-signatures";
 /// Signatures with `--quick`.
 const FEW: u64 = 20_000;
@@ -35,7 +37,7 @@ pub fn run(bench: &mut Bench) -> anyhow::Result<Vec<Row>> {
     let mut rows = vec![row("database on the disk", "MiB", mib(bytes >> 10))];
 
     step(format!("{NAME}: loading"));
-    let first = start(bench, &old, "signatures-temporary")?;
+    let first = start(bench, &old, "signatures-temporary", THREADS)?;
     rows.push(row("engine and its clamd, until ready", "s", first.api.loading.as_secs_f64()));
     let one = cpu::tree(&first.api.process()?);
     rows.push(row("engine and its clamd, PSS", "MiB", mib(cpu::memory_kib(&one))));
@@ -68,7 +70,7 @@ pub fn run(bench: &mut Bench) -> anyhow::Result<Vec<Row>> {
             }
             median_us(times)
         });
-        let second = start(bench, &new, "signatures-temporary-new");
+        let second = start(bench, &new, "signatures-temporary-new", THREADS);
         done.store(true, Ordering::Relaxed);
         (second, scanning.join())
     });
