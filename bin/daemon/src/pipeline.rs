@@ -93,7 +93,7 @@ impl Answer {
     }
 }
 
-/// A sealed private copy; its part of the budget is held as long as this lives.
+/// A private copy; its part of the budget is held as long as this lives.
 #[derive(Debug)]
 pub struct Content {
     pub bytes: SharedContent,
