@@ -438,7 +438,8 @@ fn a_file_system_can_be_unmounted_while_its_files_are_scanned_in_the_background(
     let path = native.write("f", b"content").into_os_string().into_encoded_bytes();
     let first = requests.recv_timeout(Duration::from_secs(10)).unwrap();
     assert_eq!(first, (Operation::Background, path), "though it is opened through another mount");
-    nix::mount::umount(&native.path("")).unwrap();
+    // The host may have the content a moment before the driver closes the file.
+    assert!(eventually(|| nix::mount::umount(&native.path("")).is_ok()));
     native.host.heard(|message| matches!(message, ToHost::Cancel(_)).then_some(()));
 }
 
