@@ -59,7 +59,7 @@ pub fn scan(driver: &Driver, job: Job, buffer: &mut Vec<u8>) {
     let identity = look.identity;
     let shown = truth::shown_path(file, identity.device, identity.inode);
     if let Subject::Background { purpose, .. } = job.subject
-        && truth::is_under(&shown, &driver.policy().exclude_paths)
+        && shown.is_excluded(&driver.policy())
     {
         return driver.background.done(purpose);
     }
@@ -98,7 +98,7 @@ fn answered_here(driver: &Driver, event: &HeldEvent, shown: &ShownPath) -> bool 
     {
         count(&driver.counters.remembered);
         Answer::Allow
-    } else if truth::is_under(shown, &driver.policy().exclude_paths) {
+    } else if shown.is_excluded(&driver.policy()) {
         count(&driver.counters.passed);
         Answer::Allow
     } else {

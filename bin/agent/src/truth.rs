@@ -7,6 +7,7 @@
 //! open that waits, and nothing here may wait for a disk, a network or an automount.
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
+use seawall_proto::Policy;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
@@ -18,6 +19,13 @@ pub struct ShownPath {
     pub path: Vec<u8>,
     /// Whether it leads to this very file.
     pub is_true: bool,
+}
+
+impl ShownPath {
+    /// Whether policy excludes the file: only a true path counts.
+    pub fn is_excluded(&self, policy: &Policy) -> bool {
+        self.is_true && policy.exclusion(&self.path).is_some()
+    }
 }
 
 /// The path of `file`, which is the given device and inode.
@@ -45,18 +53,6 @@ fn leads_to(path: &[u8], device: u64, inode: u64, how: ResolveFlags) -> bool {
     rustix::fs::openat2(rustix::fs::CWD, path, flags, Mode::empty(), resolve)
         .and_then(rustix::fs::fstat)
         .is_ok_and(|found| (found.st_dev, found.st_ino) == (device, inode))
-}
-
-/// Whether a true path lies under one of `prefixes`. A prefix ends at a folder: `/var/cache` excludes
-/// `/var/cache/x` and not `/var/cachet`.
-pub fn is_under(shown: &ShownPath, prefixes: &[impl AsRef<[u8]>]) -> bool {
-    shown.is_true
-        && prefixes.iter().any(|prefix| {
-            let prefix = prefix.as_ref();
-            let prefix = prefix.strip_suffix(b"/").unwrap_or(prefix);
-            let rest = shown.path.strip_prefix(prefix);
-            rest.is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
-        })
 }
 
 #[cfg(test)]
@@ -89,13 +85,10 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_ends_at_a_folder() {
-        let at = |path: &str, is_true| ShownPath { path: path.into(), is_true };
-        for prefix in ["/var/cache", "/var/cache/"] {
-            assert!(is_under(&at("/var/cache/x", true), &[prefix]));
-            assert!(is_under(&at("/var/cache", true), &[prefix]));
-            assert!(!is_under(&at("/var/cachet", true), &[prefix]));
-            assert!(!is_under(&at("/var/cache/x", false), &[prefix]), "an untrue path");
-        }
+    fn an_untrue_path_is_not_excluded() {
+        let exclude_paths = vec![serde_bytes::ByteBuf::from(b"/var/cache/".to_vec())];
+        let policy = Policy { exclude_paths, ..Policy::default() };
+        let at = |is_true| ShownPath { path: b"/var/cache/x".to_vec(), is_true };
+        assert!(at(true).is_excluded(&policy) && !at(false).is_excluded(&policy));
     }
 }

@@ -1,5 +1,6 @@
 //! What the operator may say: help, completions and man pages are all made from this.
 
+use crate::policy::Policy;
 use crate::quarantine::Quarantine;
 use crate::signatures::Signatures;
 use crate::when;
@@ -22,6 +23,7 @@ Examples:
   seawall scan download.bin               is this file infected?
   curl -s URL | seawall scan -            the same for what comes through a pipe
   seawall signatures apply ./new          check new signatures and take them into use
+  seawall policy explain web01 /srv/x     what happens to this file there, and which line decides it
   seawall --json guests | jq '.[].state'  for programs: the service's own answer
 
 Exit codes: 0 all went well; 1 `scan` found malware; 2 wrong use; 3 the service cannot be reached;
@@ -94,6 +96,21 @@ Exit codes: 0 done; 3 the service cannot be reached; 4 refused, or nothing was c
     Quarantine {
         #[command(subcommand)]
         command: Quarantine,
+    },
+    /// Policies of guests: are the files right, what is in force, and which line decides.
+    #[command(after_help = "\
+The policy of all guests stands in the configuration file, in [policy]. Files in the folder policy.d beside it
+give groups of guests their own: docs/policy.md. `seawall reload` takes changes into use.
+
+Examples:
+  seawall policy check && seawall reload
+  seawall policy show web01
+  seawall policy explain web01 /usr/bin/ls --exec
+
+Exit codes: 0 done; 3 the service cannot be reached; 4 the files are wrong, or there is no such guest.")]
+    Policy {
+        #[command(subcommand)]
+        command: Policy,
     },
     /// Signature sets: what is in use, try a new one, take it into use, go back.
     #[command(after_help = "\

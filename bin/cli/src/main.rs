@@ -3,6 +3,7 @@
 
 mod command;
 mod pages;
+mod policy;
 mod progress;
 mod quarantine;
 mod render;
@@ -116,6 +117,7 @@ async fn run(arguments: &Arguments) -> anyhow::Result<u8> {
             })
         }
         Command::Quarantine { command } => quarantine::run(&client, json, style, command).await,
+        Command::Policy { command } => policy::run(&client, json, style, command).await,
         Command::Signatures { command } => signatures::run(&client, json, style, command).await,
         Command::Reload => {
             let reload = client.reload().await?;

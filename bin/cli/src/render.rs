@@ -1,6 +1,7 @@
 //! Answers for people. Whatever came from a guest or a file is made printable before it gets here
 //! or here at the latest.
 
+pub mod policy;
 pub mod signatures;
 
 use comfy_table::{Cell, Color, ColumnConstraint, ContentArrangement, Table};
@@ -305,6 +306,7 @@ pub fn guests(guests: &[Guest]) -> String {
     let mut rows = table(&[
         "GUEST",
         "STATE",
+        "GROUP",
         "SINCE",
         "LINK",
         "DRIVER",
@@ -318,7 +320,7 @@ pub fn guests(guests: &[Guest]) -> String {
     for guest in guests {
         rows.add_row(guest_row(guest));
     }
-    let dispensable = ["KERNEL", "DRIVER", "SINCE", "LINK", "REQUESTS", "INFECTED"];
+    let dispensable = ["GROUP", "KERNEL", "DRIVER", "SINCE", "LINK", "REQUESTS", "INFECTED"];
     let mut out = text_of(rows, &dispensable);
     for guest in guests {
         let name = printable(&guest.name);
@@ -350,6 +352,7 @@ fn guest_row(guest: &Guest) -> Vec<Cell> {
     vec![
         Cell::new(printable(&guest.name)),
         state,
+        Cell::new(printable(guest.group.as_deref().unwrap_or("-"))),
         Cell::new(printable(&guest.since)),
         of_session(session.map(|session| format!("{:?}", session.link).to_lowercase())),
         of_session(session.map(|session| printable(&session.driver.version))),

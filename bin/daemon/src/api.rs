@@ -3,6 +3,7 @@
 //! Runs on the service's one asynchronous thread; what may take long goes to blocking threads.
 
 mod events;
+mod policy;
 mod quarantine;
 mod scan;
 pub mod signatures;
@@ -40,6 +41,9 @@ use utoipa::OpenApi;
         events::events_of,
         scan::scan,
         reload,
+        policy::check,
+        policy::show,
+        policy::explain,
         quarantine::list,
         quarantine::show,
         quarantine::content,
@@ -73,6 +77,9 @@ pub fn router(api: Api) -> Router {
         // Its length is bounded while it is copied.
         .route("/v1/scan", post(scan::scan).layer(DefaultBodyLimit::disable()))
         .route("/v1/reload", post(reload))
+        .route("/v1/policy/check", get(policy::check))
+        .route("/v1/guests/{guest}/policy", get(policy::show))
+        .route("/v1/guests/{guest}/policy/explain", get(policy::explain))
         .route("/v1/quarantine", get(files::list))
         .route("/v1/quarantine/{id}", get(files::show).delete(files::delete))
         .route("/v1/quarantine/{id}/content", get(files::content))
@@ -195,8 +202,11 @@ fn describe(host: &Host, guest: &HostGuest) -> Guest {
         (_, Some(_)) => "its driver is connected but sends no heartbeat",
         (_, None) => "its driver is not connected",
     };
+    let config = host.config();
+    let group = config.guest(guest.name()).and_then(|own| config.governed(own).group);
     Guest {
         name: guest.name().to_owned(),
+        group: group.map(|group| group.name.clone()),
         state: watch.state,
         reason: reason.to_owned(),
         since: format_time(watch.since),

@@ -6,15 +6,17 @@
 mod clamd;
 mod engines;
 mod error;
+mod groups;
+mod policy;
 
 pub use clamd::{Clamd, ScanPath};
 pub use engines::{EngineConfig, EngineOrder, Engines, FOLDER, ScanOrder, Signatures, Takes};
-pub use error::ConfigError;
+pub use error::{ConfigError, Found};
+pub use groups::{Governed, Group, Origin};
+pub use policy::{Action, PolicyConfig};
 
 use crate::events::store::Retention;
-use seawall_client::PolicyInForce;
-use seawall_client::text::escape;
-use seawall_proto::{FailMode, Policy};
+use groups::Lines;
 use serde::{Deserialize, Deserializer, Serialize, de};
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -40,6 +42,15 @@ pub struct Config {
     pub quarantine: QuarantineConfig,
     pub events: EventsConfig,
     pub clamd: Clamd,
+    /// Those of `policy.d`, in their order.
+    #[serde(skip)]
+    pub groups: Vec<Group>,
+    /// What is wrong with the groups, though they can be used.
+    #[serde(skip)]
+    pub warnings: Vec<Found>,
+    /// Where this file sets what of the policy.
+    #[serde(skip)]
+    policy_lines: Lines,
 }
 
 /// Where the service keeps and offers things.
@@ -83,150 +94,24 @@ pub struct GuestConfig {
     /// Its AF_VSOCK context id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock_cid: Option<Spanned<u32>>,
+    /// That of its libvirt domain, by which groups may name it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<Spanned<GuestUuid>>,
+    /// By which groups may name it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<Tag>,
 }
 
 impl GuestConfig {
+    /// Whether it is reached in the same way: then its session goes on.
+    pub fn is_reached_as(&self, other: &Self) -> bool {
+        let reached = |one: &Self| Self { uuid: None, tags: Vec::new(), ..one.clone() };
+        reached(self) == reached(other)
+    }
+
     pub fn is_named(&self, name: &str) -> bool {
         self.name.get_ref().0 == name
     }
-}
-
-/// What the drivers are told to do.
-#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct PolicyConfig {
-    pub exclude_paths: Vec<ExcludePath>,
-    #[serde(deserialize_with = "within::<_, u64, 1, 65536>")]
-    pub whole_file_limit_mib: u64,
-    pub deadline: Deadline,
-    pub fail_mode: FailModes,
-    pub action: Actions,
-}
-
-impl Default for PolicyConfig {
-    fn default() -> Self {
-        Self {
-            exclude_paths: Vec::new(),
-            whole_file_limit_mib: 256,
-            deadline: Deadline::default(),
-            fail_mode: FailModes::default(),
-            action: Actions::default(),
-        }
-    }
-}
-
-impl PolicyConfig {
-    /// The largest file that is scanned on access, in bytes.
-    pub fn whole_file_limit(&self) -> u64 {
-        self.whole_file_limit_mib << 20
-    }
-
-    /// As `status` tells it, in the words of the file.
-    pub fn shown(&self) -> PolicyInForce {
-        let word = |value: Result<toml::Value, toml::ser::Error>| {
-            let value = value.ok();
-            value.as_ref().and_then(toml::Value::as_str).unwrap_or_default().to_owned()
-        };
-        let excluded = self.exclude_paths.iter();
-        PolicyInForce {
-            infected: word(toml::Value::try_from(self.action.infected)),
-            fail_mode_open: word(toml::Value::try_from(self.fail_mode.open)),
-            fail_mode_exec: word(toml::Value::try_from(self.fail_mode.exec)),
-            whole_file_limit_bytes: self.whole_file_limit(),
-            exclude_paths: excluded.map(|path| escape(path.0.as_bytes())).collect(),
-        }
-    }
-
-    /// As the drivers get it.
-    pub fn to_proto(&self) -> Policy {
-        Policy {
-            fail_open: match self.fail_mode.open {
-                OpenFailMode::Open => FailMode::Open,
-                OpenFailMode::Closed => FailMode::Closed,
-            },
-            fail_exec: match self.fail_mode.exec {
-                ExecFailMode::Open => FailMode::Open,
-                ExecFailMode::Closed => FailMode::Closed,
-                ExecFailMode::ClosedIfUserWritable => FailMode::ClosedIfUserWritable,
-            },
-            open_deadline_ms: self.deadline.open_ms,
-            exec_deadline_ms: self.deadline.exec_ms,
-            deadline_per_64_mib_ms: self.deadline.per_64_mib_ms,
-            most_deadline_ms: self.deadline.most_ms,
-            whole_file_limit: self.whole_file_limit(),
-            exclude_paths: self
-                .exclude_paths
-                .iter()
-                .map(|path| path.0.clone().into_bytes().into())
-                .collect(),
-        }
-    }
-}
-
-/// How long an access is held at most.
-#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Deadline {
-    #[serde(deserialize_with = "within::<_, u32, 10, 600000>")]
-    pub open_ms: u32,
-    #[serde(deserialize_with = "within::<_, u32, 10, 600000>")]
-    pub exec_ms: u32,
-    #[serde(deserialize_with = "within::<_, u32, 0, 600000>")]
-    pub per_64_mib_ms: u32,
-    #[serde(deserialize_with = "within::<_, u32, 10, 600000>")]
-    pub most_ms: u32,
-}
-
-impl Default for Deadline {
-    fn default() -> Self {
-        Self { open_ms: 5_000, exec_ms: 10_000, per_64_mib_ms: 1_000, most_ms: 30_000 }
-    }
-}
-
-/// What an access gets that no verdict decided.
-#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct FailModes {
-    pub open: OpenFailMode,
-    pub exec: ExecFailMode,
-}
-
-impl Default for FailModes {
-    fn default() -> Self {
-        Self { open: OpenFailMode::Open, exec: ExecFailMode::ClosedIfUserWritable }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum OpenFailMode {
-    Open,
-    Closed,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ExecFailMode {
-    Open,
-    Closed,
-    ClosedIfUserWritable,
-}
-
-/// What is done with a file besides answering its access.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Actions {
-    pub infected: Action,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Action {
-    /// The access is denied and the file stays.
-    #[default]
-    Deny,
-    /// The access is denied and the file goes to quarantine.
-    Quarantine,
 }
 
 /// How much the quarantine keeps.
@@ -404,26 +289,43 @@ impl<'de> Deserialize<'de> for ListenAddress {
     }
 }
 
-/// A prefix of paths that are not scanned.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct ExcludePath(pub String);
+/// As libvirt and QEMU show a guest's UUID, in lower case.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+pub struct GuestUuid(pub String);
 
-impl<'de> Deserialize<'de> for ExcludePath {
+impl<'de> Deserialize<'de> for GuestUuid {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let path = String::deserialize(deserializer)?;
-        let inner = path.trim_matches('/');
-        let is_plain = !inner.is_empty()
-            && path.starts_with('/')
-            && !path.contains('\0')
-            && path.len() <= 4096
-            && inner.split('/').all(|part| !matches!(part, "" | "." | ".."));
-        if !is_plain {
-            return Err(de::Error::custom(format!(
-                "`{path}` is no exclusion: it must be an absolute path other than `/`, without `.`, `..` or `//`"
-            )));
+        let text = String::deserialize(deserializer)?.to_ascii_lowercase();
+        let mut parts = text.split('-');
+        let is_hex = |part: &str| part.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let is_uuid = [8, 4, 4, 4, 12]
+            .iter()
+            .all(|length| parts.next().is_some_and(|part| part.len() == *length && is_hex(part)))
+            && parts.next().is_none();
+        if !is_uuid {
+            let example = "1b4e28ba-2fa1-11d2-883f-0016d3cca427";
+            return Err(de::Error::custom(format!("`{text}` is no UUID like \"{example}\"")));
         }
-        Ok(Self(path))
+        Ok(Self(text))
     }
+}
+
+/// A word that guests have in common.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+pub struct Tag(pub String);
+
+impl<'de> Deserialize<'de> for Tag {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        simple_name(deserializer, "a tag").map(Self)
+    }
+}
+
+fn some_within<'de, D, T, const LEAST: u64, const MOST: u64>(from: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: TryFrom<u64>,
+{
+    within::<_, _, LEAST, MOST>(from).map(Some)
 }
 
 fn within<'de, D, T, const LEAST: u64, const MOST: u64>(deserializer: D) -> Result<T, D::Error>
@@ -441,26 +343,36 @@ where
 }
 
 impl Config {
-    /// Reads and checks the file.
+    /// The guest of this name.
+    pub fn guest(&self, name: &str) -> Option<&GuestConfig> {
+        self.guests.iter().find(|guest| guest.is_named(name))
+    }
+
+    /// Reads and checks the file, and the folder `policy.d` beside it.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|reason| ConfigError::Unreadable { path: path.to_owned(), reason })?;
-        Self::parse(path, &text)
+        let mut config = Self::parse(path, &text)?;
+        let folder = path.parent().unwrap_or(Path::new("")).join(groups::FOLDER);
+        config.read_groups(&folder)?;
+        Ok(config)
     }
 
     /// Checks what was read; `path` is for the messages.
     pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let wrong = |error: &toml::de::Error| ConfigError::from_toml(path, text, error);
-        let config: Self = toml::from_str(text).map_err(|error| wrong(&error))?;
+        let mut config: Self = toml::from_str(text).map_err(|error| wrong(&error))?;
         config.check().map_err(|(span, message)| {
             ConfigError::at(path, text, span, "E-CONFLICT", message.as_str())
         })?;
+        config.policy_lines = Lines::of(path, text, &["policy"]);
         Ok(config)
     }
 
     /// What one value alone does not tell.
     fn check(&self) -> Result<(), (Range<usize>, String)> {
         let (mut names, mut paths, mut cids) = (HashSet::new(), HashSet::new(), HashSet::new());
+        let mut uuids = HashSet::new();
         for guest in &self.guests {
             let name = guest.name.get_ref();
             if !names.insert(name) {
@@ -477,6 +389,12 @@ impl Config {
                         ),
                     ));
                 }
+            }
+            if let Some(uuid) = &guest.uuid
+                && !uuids.insert(uuid.get_ref())
+            {
+                let text = &uuid.get_ref().0;
+                return Err((uuid.span(), format!("two guests have the UUID {text}")));
             }
             if let Some(cid) = &guest.vsock_cid
                 && !cids.insert(*cid.get_ref())

@@ -1,7 +1,7 @@
 //! One configured guest: its region, its session if it has one, and how it is.
 
 use crate::alarm::Watch;
-use crate::config::GuestConfig;
+use crate::config::{Config, GuestConfig, PolicyConfig};
 use crate::copy::{Budget, Share};
 use crate::key::KeyFile;
 use crate::link::Socket;
@@ -30,6 +30,7 @@ pub struct Guest {
     pub watch: Mutex<Watch>,
     pub requests: AtomicU64,
     pub verdicts: VerdictMetrics,
+    policy: RwLock<Arc<PolicyConfig>>,
     session: Mutex<Option<Arc<Session>>>,
     half_open: Mutex<VecDeque<(u64, Socket)>>,
     channel: Mutex<Option<Socket>>,
@@ -38,8 +39,9 @@ pub struct Guest {
 }
 
 impl Guest {
-    pub fn new(config: GuestConfig, budget: &Arc<Budget>) -> Arc<Self> {
+    pub fn new(config: GuestConfig, policy: PolicyConfig, budget: &Arc<Budget>) -> Arc<Self> {
         Arc::new(Self {
+            policy: RwLock::new(Arc::new(policy)),
             region: config.region.as_ref().map(|path| GuestRegion::new(path.get_ref().0.clone())),
             key: config.key_file.as_ref().map(|path| KeyFile::new(path.get_ref().0.clone())),
             config,
@@ -58,6 +60,21 @@ impl Guest {
 
     pub fn name(&self) -> &str {
         &self.config.name.get_ref().0
+    }
+
+    /// The policy that it has now.
+    pub fn policy(&self) -> Arc<PolicyConfig> {
+        Arc::clone(&self.policy.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Gives it another policy; false where it is the same.
+    pub fn set_policy(&self, policy: &PolicyConfig) -> bool {
+        let mut own = self.policy.write().unwrap_or_else(PoisonError::into_inner);
+        let is_other = **own != *policy;
+        if is_other {
+            *own = Arc::new(policy.clone());
+        }
+        is_other
     }
 
     /// Says something that the guest can cause at will.
@@ -180,18 +197,20 @@ impl Guests {
         all.iter().find(|guest| is_it(guest)).cloned()
     }
 
-    /// Brings the guests in line with `wanted`: those that are configured just as before stay as
+    /// Brings the guests in line with `wanted`: those that are reached just as before stay as
     /// they are. Gives those that are new.
-    pub fn configure(&self, wanted: &[GuestConfig], budget: &Arc<Budget>) -> Vec<Arc<Guest>> {
+    pub fn configure(&self, wanted: &Config, budget: &Arc<Budget>) -> Vec<Arc<Guest>> {
         let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let (stay, go): (Vec<_>, Vec<_>) =
-            all.drain(..).partition(|guest| wanted.contains(&guest.config));
+        let (stay, go): (Vec<_>, Vec<_>) = all.drain(..).partition(|guest| {
+            wanted.guests.iter().any(|config| config.is_reached_as(&guest.config))
+        });
         go.iter().for_each(|guest| guest.remove(NOT_CONFIGURED));
         let mut new = Vec::new();
-        for config in wanted {
-            let guest = stay.iter().find(|guest| guest.config == *config).cloned();
+        for config in &wanted.guests {
+            let guest = stay.iter().find(|guest| guest.config.is_reached_as(config)).cloned();
             all.push(guest.unwrap_or_else(|| {
-                let guest = Guest::new(config.clone(), budget);
+                let policy = wanted.governed(config).policy.clone();
+                let guest = Guest::new(config.clone(), policy, budget);
                 new.push(Arc::clone(&guest));
                 guest
             }));

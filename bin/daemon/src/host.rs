@@ -126,7 +126,7 @@ impl Host {
     /// Brings the running service in line with `config`: guests, policy, alarm. Gives the sections
     /// whose changes count only after a restart.
     pub fn take_over(self: &Arc<Self>, config: Config) -> Vec<String> {
-        let (before, first) = (self.config(), &self.first_config);
+        let first = &self.first_config;
         let fixed = [
             ("[service]", first.service != config.service),
             ("[[engine]]", first.engines != config.engines),
@@ -144,25 +144,41 @@ impl Host {
         for section in &restart_needed {
             tracing::warn!("changes in {section} count after a restart of the service");
         }
-        let policy_changed = before.policy != config.policy;
-        let new = self.guests.configure(&config.guests, &self.budget);
+        let new = self.guests.configure(&config, &self.budget);
         self.state.keep_guests(|name| config.guests.iter().any(|guest| guest.is_named(name)));
-        let policy = config.policy.to_proto();
-        {
+        for warning in &config.warnings {
+            tracing::warn!("{warning}");
+        }
+        let new_policies = {
             let _telling = self.telling();
             self.set_config(config);
-            if policy_changed {
-                self.broadcast(&ToGuest::Policy(policy));
-            }
-        }
+            self.tell_policies()
+        };
         self.serve(&new);
-        tracing::info!(new_guests = new.len(), policy_changed, "the configuration was read again");
+        tracing::info!(new_guests = new.len(), new_policies, "the configuration was read again");
         let reason = match restart_needed.as_slice() {
             [] => String::new(),
             sections => format!("a restart is needed for {}", sections.join(", ")),
         };
         self.events.emit(Event::new(EventKind::ConfigReloaded).reason(reason));
         restart_needed
+    }
+
+    /// Tells each guest its policy whose policy is another now; gives how many these are.
+    fn tell_policies(&self) -> usize {
+        let config = self.config();
+        let mut told = 0;
+        for guest in self.guests.all() {
+            let Some(own) = config.guest(guest.name()) else { continue };
+            let policy = config.governed(own).policy;
+            if guest.set_policy(policy) {
+                told += 1;
+                if let Some(session) = guest.session() {
+                    session.outbox.push(&ToGuest::Policy(policy.to_proto()));
+                }
+            }
+        }
+        told
     }
 
     /// Prepares the regions of guests that are new, and listens for them.

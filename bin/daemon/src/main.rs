@@ -91,7 +91,14 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let path = arguments.config.clone().context("--config is missing")?;
     let config = Config::load(&path)?;
     if arguments.check {
-        println!("{}: the configuration is right, {} guests", path.display(), config.guests.len());
+        for warning in &config.warnings {
+            eprintln!("{warning}");
+        }
+        let (guests, groups) = (config.guests.len(), config.groups.len());
+        println!(
+            "{}: the configuration is right, {guests} guests, {groups} groups",
+            path.display()
+        );
         return Ok(());
     }
     log_to_stderr();
@@ -245,7 +252,10 @@ fn start(config: Config) -> anyhow::Result<Arc<Host>> {
     let (signatures, signature_keeper) =
         signatures::Signatures::open(&state_dir.join("signatures"), &config.engines.0, &watched)?;
     let guests = guest::Guests::default();
-    let new = guests.configure(&config.guests, &budget);
+    let new = guests.configure(&config, &budget);
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
     if new.is_empty() {
         tracing::warn!("no guest is configured: nothing is protected");
     }

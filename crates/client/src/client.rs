@@ -1,6 +1,7 @@
 //! Asks the service over its unix socket: HTTP/1.1, one connection for each request.
 
 use crate::event::EventsQuery;
+use crate::policy::{ExplainQuery, GuestPolicy, PolicyCheck, PolicyExplanation};
 use crate::types::{
     ApplyRequest, Approval, Fault, Guest, Quarantine, QuarantineEntry, Reload, RestoreRequest,
     RollbackRequest, ScanReport, SignatureChange, SignatureSet, Status,
@@ -114,6 +115,36 @@ impl Client {
     /// [`ClientError`].
     pub async fn reload(&self) -> Result<Reload, ClientError> {
         read(self.send(Method::POST, "/v1/reload", Empty::new()).await?).await
+    }
+
+    /// What a reload would say of the files as they are now.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn check_policy(&self) -> Result<PolicyCheck, ClientError> {
+        self.get("/v1/policy/check").await
+    }
+
+    /// A guest's policy.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn guest_policy(&self, guest: &str) -> Result<GuestPolicy, ClientError> {
+        self.get(&format!("/v1/guests/{}/policy", encode_query(guest))).await
+    }
+
+    /// What happens to an access in a guest.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn explain_policy(
+        &self,
+        guest: &str,
+        access: &ExplainQuery,
+    ) -> Result<PolicyExplanation, ClientError> {
+        let (guest, path) = (encode_query(guest), encode_query(&access.path));
+        let exec = access.exec;
+        self.get(&format!("/v1/guests/{guest}/policy/explain?path={path}&exec={exec}")).await
     }
 
     /// What is in quarantine, of one guest if named.

@@ -17,12 +17,17 @@
 #[cfg(feature = "client")]
 mod client;
 mod event;
+mod policy;
 pub mod text;
 mod types;
 
 #[cfg(feature = "client")]
 pub use client::{Client, ClientError, Lines, Pieces};
 pub use event::{Event, EventKind, EventsQuery};
+pub use policy::{
+    ExplainQuery, GuestPolicy, PolicyCheck, PolicyExplanation, PolicyFinding, PolicyGroup,
+    PolicyOrigin, PolicySetting, PolicyStep,
+};
 pub use types::{
     ApplyRequest, Approval, ChangeKind, Counters, Coverage, Detection, Diagnostic, Driver,
     DriverCounters, Engine, EngineReport, EngineState, Fault, Guest, GuestCounts, GuestState,

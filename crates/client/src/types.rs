@@ -246,6 +246,8 @@ pub enum LinkKind {
 pub struct Guest {
     /// Its name in the configuration.
     pub name: String,
+    /// The group whose policy it has; none where no group names it.
+    pub group: Option<String>,
     /// How it is.
     pub state: GuestState,
     /// Why, for people; empty when protected.

@@ -127,6 +127,18 @@ pub struct Policy {
     pub exclude_paths: Vec<serde_bytes::ByteBuf>,
 }
 
+impl Policy {
+    /// The number in `exclude_paths` of the first that excludes this path; the path has to be true. A prefix ends at a
+    /// folder: `/var/cache` excludes `/var/cache/x` and not `/var/cachet`.
+    pub fn exclusion(&self, path: &[u8]) -> Option<usize> {
+        self.exclude_paths.iter().position(|prefix| {
+            let prefix = prefix.strip_suffix(b"/").unwrap_or(prefix);
+            let rest = path.strip_prefix(prefix);
+            rest.is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
+        })
+    }
+}
+
 /// What an access gets that no verdict decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum FailMode {
@@ -425,6 +437,20 @@ pub struct Uncovered {
 mod tests {
     use super::*;
     use crate::frame;
+
+    #[test]
+    fn a_prefix_ends_at_a_folder() {
+        for prefix in ["/var/cache", "/var/cache/"] {
+            let exclude_paths = [&b"/srv"[..], prefix.as_bytes()];
+            let exclude_paths =
+                exclude_paths.map(|path| serde_bytes::ByteBuf::from(path.to_vec())).to_vec();
+            let policy = Policy { exclude_paths, ..Policy::default() };
+            assert_eq!(policy.exclusion(b"/var/cache/x"), Some(1));
+            assert_eq!(policy.exclusion(b"/var/cache"), Some(1));
+            assert_eq!(policy.exclusion(b"/var/cachet"), None);
+            assert_eq!(policy.exclusion(b"/var"), None);
+        }
+    }
 
     /// The bytes of version 1. A change here is a new protocol version.
     #[test]

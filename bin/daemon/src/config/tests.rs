@@ -10,9 +10,9 @@ fn render(text: &str) -> String {
 }
 
 /// The example with every commented key uncommented. Prose has a blank behind its `#`.
-fn uncommented() -> String {
+fn uncommented(example: &str) -> String {
     let is_key = |line: &str| line.starts_with('#') && !line.starts_with("# ") && line.len() > 1;
-    EXAMPLE
+    example
         .lines()
         .map(|line| if is_key(line) { &line[1..] } else { line })
         .fold(String::new(), |text, line| text + line + "\n")
@@ -26,17 +26,36 @@ fn the_example_as_it_is_gives_the_built_in_defaults() {
 
 #[test]
 fn each_commented_default_in_the_example_is_the_built_in_one() {
-    let mut config = Config::parse(Path::new("example"), &uncommented())
+    let mut config = Config::parse(Path::new("example"), &uncommented(EXAMPLE))
         .unwrap_or_else(|error| panic!("{error}"));
     let guests = std::mem::take(&mut config.guests);
     assert_eq!(config, Config::default());
     assert_eq!(guests.len(), 1, "the example shows one guest");
 }
 
+#[test]
+fn the_example_of_a_group_is_right() {
+    let example = include_str!("../../../../packaging/policy.d/10-example.toml");
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("seawalld.toml");
+    std::fs::create_dir(folder.path().join("policy.d")).expect("a folder");
+    let write = |text: &str| {
+        std::fs::write(folder.path().join("policy.d/10-example.toml"), text).expect("a file");
+    };
+    std::fs::write(&path, "").expect("a file");
+    write(example);
+    assert!(Config::load(&path).expect("nothing is set").groups.is_empty());
+    write(&uncommented(example));
+    let config = Config::load(&path).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(config.groups.len(), 1);
+    assert_eq!(config.groups[0].policy.action.infected, Action::Quarantine);
+    assert_eq!(config.groups[0].policy.deadline.exec_ms, config.policy.deadline.exec_ms);
+}
+
 /// No key that the code knows is missing from the example.
 #[test]
 fn the_example_shows_every_key() {
-    let shown: toml::Table = toml::from_str(&uncommented()).expect("the example is TOML");
+    let shown: toml::Table = toml::from_str(&uncommented(EXAMPLE)).expect("the example is TOML");
     let mut known = Config::default();
     known.guests.push(GuestConfig {
         name: Spanned::new(0..0, GuestName("g".into())),
@@ -45,6 +64,8 @@ fn the_example_shows_every_key() {
         socket: Some(Spanned::new(0..0, AbsolutePath("/s".into()))),
         serial_socket: Some(Spanned::new(0..0, AbsolutePath("/c".into()))),
         vsock_cid: Some(Spanned::new(0..0, 4)),
+        uuid: Some(Spanned::new(0..0, GuestUuid("u".into()))),
+        tags: vec![Tag("t".into())],
     });
     let known = toml::Table::try_from(&known).expect("a configuration is TOML");
     assert_eq!(keys(&shown.into()), keys(&known.into()));

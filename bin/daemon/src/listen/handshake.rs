@@ -238,7 +238,7 @@ impl Handshake {
         let (config, generation) = (host.config(), host.pipeline.generations.current());
         session.outbox.push(&ToGuest::Attached(Attached {
             guest: guest.name().to_owned(),
-            policy: config.policy.to_proto(),
+            policy: guest.policy().to_proto(),
             generation,
             heartbeat_ms: config.alarm.heartbeat_ms,
         }));

@@ -58,7 +58,7 @@ impl Session {
             return Remedy::Approved;
         }
         let Some(content) = &answer.content else { return Remedy::None };
-        if self.host.config().policy.action.infected != Action::Quarantine {
+        if self.guest.policy().action.infected != Action::Quarantine {
             return Remedy::None;
         }
         let mut wanted = self.wanted();

@@ -113,7 +113,7 @@ impl Requests {
 
     /// On access a file has the whole-file limit; what nobody waits for may be as long as announced.
     fn new_copy(&mut self, operation: Operation, announced: u64, last: bool) -> PrivateCopy {
-        let usual = self.session.host.config().policy.whole_file_limit();
+        let usual = self.session.guest.policy().whole_file_limit();
         let limit = match operation {
             Operation::Open | Operation::Exec => usual,
             Operation::Background => usual.max(announced),

@@ -91,6 +91,8 @@ pub fn on_terminal(service: &Service, arguments: &str, typed: &str) -> (Option<i
 /// What a test wants of the service's configuration.
 pub struct Setup {
     pub guests: Vec<&'static str>,
+    /// Laid into the section of a guest.
+    pub of_guests: Vec<(&'static str, &'static str)>,
     pub engine: Engine,
     /// Laid into the configuration; `{dir}` is the service's folder.
     pub more: String,
@@ -116,6 +118,7 @@ impl Default for Setup {
     fn default() -> Self {
         Self {
             guests: vec!["g1", "g2"],
+            of_guests: Vec::new(),
             engine: Engine::Fault,
             more: String::new(),
             tcp: false,
@@ -433,6 +436,10 @@ fn write_config(folder: &Path, setup: &Setup, port: u16) -> PathBuf {
             "\n[[guest]]\nname = \"{guest}\"\nregion = \"{dir}/{guest}.region\"\n\
              socket = \"{dir}/{guest}.sock\"\n"
         );
+        for (_, lines) in setup.of_guests.iter().filter(|(name, _)| name == guest) {
+            text += lines;
+            text += "\n";
+        }
     }
     let path = folder.join("seawalld.toml");
     std::fs::write(&path, text).expect("the folder is ours");
