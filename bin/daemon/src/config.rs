@@ -353,6 +353,7 @@ impl Config {
         let text = std::fs::read_to_string(path)
             .map_err(|reason| ConfigError::Unreadable { path: path.to_owned(), reason })?;
         let mut config = Self::parse(path, &text)?;
+        config.policy_lines = Lines::of(path, &text, &["policy"]);
         let folder = path.parent().unwrap_or(Path::new("")).join(groups::FOLDER);
         config.read_groups(&folder)?;
         Ok(config)
@@ -361,11 +362,10 @@ impl Config {
     /// Checks what was read; `path` is for the messages.
     pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let wrong = |error: &toml::de::Error| ConfigError::from_toml(path, text, error);
-        let mut config: Self = toml::from_str(text).map_err(|error| wrong(&error))?;
+        let config: Self = toml::from_str(text).map_err(|error| wrong(&error))?;
         config.check().map_err(|(span, message)| {
             ConfigError::at(path, text, span, "E-CONFLICT", message.as_str())
         })?;
-        config.policy_lines = Lines::of(path, text, &["policy"]);
         Ok(config)
     }
 
