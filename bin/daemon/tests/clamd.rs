@@ -188,6 +188,9 @@ fn answers_are_those_of_a_real_clamd() {
     };
     let (theirs, ours) = (told(&real.socket()), told(&socket(&service)));
     for ((said, theirs), ours) in said.iter().zip(&theirs).zip(&ours) {
+        // Asked many things at once, clamd tells now and then twice that a path is not there.
+        let is_told_twice = ours.contains("File path check failure") && *theirs == ours.repeat(2);
+        let theirs = if is_told_twice { ours } else { theirs };
         assert_eq!(ours, theirs, "to {}", said.escape_ascii());
     }
 
