@@ -115,7 +115,7 @@ fn without_a_region(link: Link, kind: LinkKind, kernel: Kernel) {
     let before = driver_number(&guest, "unscanned").unwrap();
     files_have_their_verdicts(&mut checks, &guest, "inline");
     // More at once than the link holds.
-    let many = "for n in 1 2 3 4 5 6; do                 (head -c 4000000 /dev/urandom >/tmp/many-$n && cat /tmp/many-$n >/dev/null || echo bad) &                 done; wait; echo done";
+    let many = "for n in 1 2 3 4 5 6; do                 (head -c 1000000 /dev/urandom >/tmp/many-$n && cat /tmp/many-$n >/dev/null || echo bad) &                 done; wait; echo done";
     let output = guest.sh(many).unwrap();
     checks.that("six large files at once", output.text() == "done", shown(&output));
     let after = driver_number(&guest, "unscanned").unwrap();
