@@ -2,13 +2,13 @@
 //! whoever is killed meanwhile, and what cannot go stays for a reason that the operator sees.
 #![allow(clippy::unwrap_used)]
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use seawall_client::{EventKind, GuestState, Quarantine, QuarantineEntry, QuarantineState};
 use seawall_lab::wire::AgentPart;
 use seawall_lab::{Guest, Kernel, Lab, LabOptions, Link, eicar};
 use seawall_tests::{
-    Checks, UNMOUNT, ask, events, guest_view, has_event, infected_script, is_denied,
+    Checks, UNMOUNT, ask, driver_number, events, guest_view, has_event, infected_script, is_denied,
     kernel_complaints, opener, options, shown, up,
 };
 use serde_json::Value;
@@ -31,9 +31,7 @@ fn an_infected_file_goes_to_quarantine_and_comes_back_on_kernel_6_1() {
 
 fn story(kernel: Kernel, link: Link) {
     let mut checks = Checks::of(format!("quarantine, kernel {kernel} over {link}"));
-    let config = format!(
-        "[policy]\nexclude_paths = {QUIET:?}\n[policy.action]\ninfected = \"quarantine\"\n"
-    );
+    let config = format!("[policy]\nexclude.paths = {QUIET:?}\naction.infected = \"quarantine\"\n");
     let lab = up(LabOptions { config, ..options(2, kernel, link) }).unwrap();
     let (g1, g2) = (lab.guest("g1").unwrap(), lab.guest("g2").unwrap());
     for guest in [&g1, &g2] {
@@ -55,8 +53,20 @@ fn story(kernel: Kernel, link: Link) {
 fn put(guest: &Guest, content: &[u8], path: &str, mode: u32) {
     let quiet = if path.starts_with("/mnt/ro/") { QUIET[1] } else { QUIET[0] };
     let made = format!("{quiet}/made");
-    guest.push_bytes(content, &made, mode).unwrap();
+    unseen(guest, || guest.push_bytes(content, &made, mode).unwrap());
     guest.exec(["mv", made.as_str(), path]).unwrap().ok().unwrap();
+}
+
+/// Writes a file, and waits until the driver is done with its close: which file that is, and so whether it is
+/// excluded, is looked at a moment later.
+fn unseen(guest: &Guest, write: impl FnOnce()) {
+    let closes = || driver_number(guest, "closes").unwrap();
+    let before = closes();
+    write();
+    let until = Instant::now() + SOON;
+    while closes() == before || driver_number(guest, "in_background").unwrap() > 0 {
+        assert!(Instant::now() < until, "the driver is not done with it");
+    }
 }
 
 fn list(lab: &Lab) -> Vec<QuarantineEntry> {
@@ -103,8 +113,11 @@ fn it_comes_back_with_all_that_it_had(checks: &mut Checks, lab: &Lab, guest: &Gu
     let made = format!("{}/report", QUIET[0]);
     let make = format!("truncate -s 1048576 {made} && dd of={made} conv=notrunc");
     let shell = guest.command(["sh", "-c", &make]).stdin(infected_script());
-    shell.run().unwrap().ok().unwrap();
-    let before = described(guest, "dress", &made);
+    let mut before = Value::Null;
+    unseen(guest, || {
+        shell.run().unwrap().ok().unwrap();
+        before = described(guest, "dress", &made);
+    });
     guest.exec(["mv", made.as_str(), path]).unwrap().ok().unwrap();
     checks.that("it has holes and more", before["sparse"] == true, &before);
     checks.denied("the file that goes", &guest.exec(["cat", path]).unwrap());
