@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use rustix::fs::OFlags;
-use seawall_fanotify::{Answer, Group, IgnoreMark, Purpose};
+use seawall_fanotify::{Answer, Group, Holds, IgnoreMark, Purpose};
 use seawall_lab::Process;
 
 /// What a listener says when it watches.
@@ -45,9 +45,9 @@ pub fn listen(mount: &Path, marks: bool) -> anyhow::Result<ExitCode> {
         }
     }
     if let Some(closes) = &closes {
-        closes.mark_filesystem(mount)?;
+        closes.mark_filesystem(mount, Holds::OpenAndExec)?;
     }
-    group.mark_filesystem(mount)?;
+    group.mark_filesystem(mount, Holds::OpenAndExec)?;
     // Waits in read(2) itself, one system call less for each event than poll(2) before it.
     let flags = rustix::fs::fcntl_getfl(&group)?;
     rustix::fs::fcntl_setfl(&group, flags - OFlags::NONBLOCK)?;

@@ -8,7 +8,7 @@ use crate::tools::cargo;
 #[derive(clap::Args)]
 pub struct Arguments {
     /// open (when nothing is given), engines-yara, engines-clamav, engines-cost, engines-rules,
-    /// engines-signatures, engines-hash
+    /// engines-signatures, engines-hash, exclusions
     #[arg(value_name = "SCENARIO")]
     scenarios: Vec<String>,
     /// How often every case is measured; when not given 9 for open, 7 for others

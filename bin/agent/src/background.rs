@@ -16,7 +16,7 @@ mod queue;
 
 pub use queue::{Queue, Shown};
 
-use crate::driver::{Driver, Job, Purpose, Subject};
+use crate::driver::{Driver, Job, Purpose, Subject, count};
 use crate::event::wait_readable;
 use crate::file::{Look, open_handle};
 use crate::journal::{Added, Exposed, Journal, Record};
@@ -85,11 +85,14 @@ fn take(driver: &Driver, event: Event) {
     let Ok(look) = Look::at(&fd) else { return };
     let identity = look.identity;
     driver.forget(&fd, &identity);
-    if look.is_regular
+    if driver.policy().mode.scans_written()
+        && look.is_regular
         && identity.size > 0
         && let Ok(handle) = FileHandle::of(fd.as_fd(), identity.device)
     {
         driver.background.add_closed(handle, process::now_ms());
+        // After it: whoever waits for one more finds its file waiting, or scanned.
+        count(&driver.counters.closes);
     }
 }
 

@@ -50,7 +50,7 @@ fn answer(driver: &Driver, mut stream: UnixStream, link: &str) -> std::io::Resul
             stream.write_all(b"\n")
         }
         "policy" => {
-            serde_json::to_writer(&mut stream, &*driver.policy())?;
+            serde_json::to_writer(&mut stream, &**driver.policy())?;
             stream.write_all(b"\n")
         }
         "stop" | "retire" => {

@@ -10,9 +10,10 @@ use crate::driver::Driver;
 use crate::mounts::{self, Class, Mount};
 use crate::running;
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::OFlags;
+use seawall_fanotify::Holds;
 use seawall_fanotify::probe::OverlayView;
-use seawall_proto::{Notice, Uncovered};
+use seawall_proto::{Mode, Notice, Uncovered};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -40,6 +41,11 @@ struct State {
     /// subvolume has its own.
     reached: BTreeMap<u64, Reached>,
     uncovered: BTreeMap<u64, Uncovered>,
+    /// Policy excludes their types. Those that the driver's own namespace has, and no others: in a namespace of
+    /// their own users mount what they like.
+    excluded: BTreeSet<u64>,
+    /// The mode that the marks fit.
+    mode: Mode,
     changed: bool,
     first_done: bool,
 }
@@ -86,6 +92,7 @@ impl State {
         let gone = self.reached.extract_if(.., |_, reached| is_gone(reached));
         let gone = gone.map(|(device, _)| device).collect();
         self.uncovered.retain(|device, _| devices.contains(device));
+        self.excluded.retain(|device| devices.contains(device));
         self.changed |= self.covered.len() + self.uncovered.len() != before;
         self.first_done = true;
         gone
@@ -175,6 +182,13 @@ fn tell(driver: &Driver) {
 /// Looks through all mount namespaces.
 pub fn look(driver: &Driver) {
     let coverage = &driver.coverage;
+    let mode = driver.policy().mode;
+    if mode == Mode::Off {
+        return look_away(driver);
+    }
+    if std::mem::replace(&mut coverage.lock().mode, mode) != mode {
+        mark_again(driver, mode);
+    }
     if !coverage.only.is_empty() {
         let devices = coverage.only.iter().filter_map(|path| cover_folder(driver, path)).collect();
         let gone = coverage.lock().retain(&devices);
@@ -195,6 +209,39 @@ pub fn look(driver: &Driver) {
     gone.into_iter().for_each(|device| driver.forget_device(device));
 }
 
+/// Policy has nothing watched.
+fn look_away(driver: &Driver) {
+    let mut state = driver.coverage.lock();
+    let first_done = std::mem::replace(&mut state.first_done, true);
+    if std::mem::replace(&mut state.mode, Mode::Off) == Mode::Off && first_done {
+        return;
+    }
+    let gone = std::mem::take(&mut state.reached);
+    *state = State { mode: Mode::Off, changed: true, first_done: true, ..State::default() };
+    drop(state);
+    crate::worker::unmark(driver);
+    gone.into_keys().for_each(|device| driver.forget_device(device));
+    tracing::warn!("policy: nothing is watched");
+}
+
+/// Marks what is watched so that it fits another mode.
+fn mark_again(driver: &Driver, mode: Mode) {
+    tracing::info!(?mode, "policy");
+    for (device, path) in driver.coverage.reached() {
+        let marked = crate::file::open_mount(device, &path)
+            .map_err(|error| error.to_string())
+            .and_then(|fd| mark_fd(driver, &fd));
+        if let Err(error) = marked {
+            // It is gone, or hidden; a look finds it elsewhere.
+            tracing::debug!(%error, mount = %path.display(), "cannot be marked anew");
+            driver.coverage.lock().covered.retain(|covered| *covered != device);
+        }
+    }
+    let mut state = driver.coverage.lock();
+    state.namespaces.clear();
+    state.changed = true;
+}
+
 /// Before a process of another mount namespace executes something: whatever it has mounted is
 /// watched from here on.
 pub fn before_exec(driver: &Driver, pid: u32) {
@@ -213,8 +260,10 @@ fn namespace_of(pid: u32) -> Option<u64> {
 
 fn look_into(driver: &Driver, pid: u32, namespace: u64) {
     let Ok(mountinfo) = std::fs::read(format!("/proc/{pid}/mountinfo")) else { return };
+    let rules = driver.policy();
+    let types = &rules.exclude.file_systems;
     let mut hasher = DefaultHasher::new();
-    (&mountinfo, driver.ledger.overlay().load(Ordering::Relaxed)).hash(&mut hasher);
+    (&mountinfo, driver.ledger.overlay().load(Ordering::Relaxed), types).hash(&mut hasher);
     let digest = hasher.finish();
     let is_own = namespace_of(std::process::id()) == Some(namespace);
     let is_known = |known: &Namespace| {
@@ -230,6 +279,11 @@ fn look_into(driver: &Driver, pid: u32, namespace: u64) {
     // Beneath an overlay of a user's own may be a FUSE server of his that never answers; where overlays
     // are marked themselves, reading such an event would hold the reader for ever. In the driver's own
     // namespace only root mounts.
+    if is_own {
+        let is_it = |mount: &&Mount| types.contains(&mount.fs_type);
+        let excluded = mounts.iter().filter(is_it).map(|mount| mount.device).collect();
+        driver.coverage.lock().excluded = excluded;
+    }
     let is_risky = !is_own && mounts.iter().any(|mount| mount.class() == Class::Remote);
     for mount in &mounts {
         if is_risky && mount.class() == Class::Overlay {
@@ -246,6 +300,9 @@ fn look_into(driver: &Driver, pid: u32, namespace: u64) {
 }
 
 fn cover(driver: &Driver, mount: &Mount, path: &Path) {
+    if driver.coverage.lock().excluded.contains(&mount.device) {
+        return exclude(driver, mount, path);
+    }
     match mount.class() {
         Class::Pseudo => (),
         Class::Remote => {
@@ -262,6 +319,42 @@ fn cover(driver: &Driver, mount: &Mount, path: &Path) {
         },
         Class::Real => mark(driver, mount, path),
     }
+}
+
+/// Policy excludes file systems of this type.
+fn exclude(driver: &Driver, mount: &Mount, path: &Path) {
+    let was_covered = driver.coverage.lock().covered.contains(&mount.device);
+    if was_covered {
+        let unmarked = reach(path, mount).and_then(|fd| {
+            let path = path_of(&fd);
+            let groups = &driver.groups;
+            for group in [&groups.permission, &groups.close_write] {
+                match group.unmark_filesystem(&path) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                        return Err(error.to_string());
+                    }
+                    _ => (),
+                }
+            }
+            Ok(())
+        });
+        if unmarked.is_err() {
+            // Another of its mounts will do.
+            return;
+        }
+        tracing::info!(mount = %path.display(), fs = %mount.fs_type, "excluded by policy");
+        let mut state = driver.coverage.lock();
+        state.covered.remove(&mount.device);
+        let is_on_it = |reached: &Reached| reached.device == mount.device;
+        let gone: Vec<_> = state
+            .reached
+            .extract_if(.., |_, reached| is_on_it(reached))
+            .map(|(st_dev, _)| st_dev)
+            .collect();
+        drop(state);
+        gone.into_iter().for_each(|device| driver.forget_device(device));
+    }
+    uncover(driver, mount, "policy excludes file systems of this type".into());
 }
 
 /// The probe's result; the supervisor finds it out when it is first needed.
@@ -290,7 +383,8 @@ fn uncover(driver: &Driver, mount: &Mount, reason: String) {
 /// one that is found. Devices are compared only where there is no number: those of btrfs differ.
 fn reach(path: &Path, mount: &Mount) -> Result<OwnedFd, String> {
     let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| error.to_string())?;
+    let fd = rustix::fs::open(path, flags, rustix::fs::Mode::empty())
+        .map_err(|error| error.to_string())?;
     let is_it = match mount.id {
         Some(id) => mount_id(&fd) == Some(id),
         None => rustix::fs::fstat(&fd).is_ok_and(|found| found.st_dev == mount.device),
@@ -332,23 +426,40 @@ fn mark(driver: &Driver, mount: &Mount, path: &Path) {
 
 /// Gives the `st_dev` of what it marked.
 fn mark_fd(driver: &Driver, fd: &OwnedFd) -> Result<u64, String> {
-    let path = PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
-    let groups = &driver.groups;
+    let (path, groups) = (path_of(fd), &driver.groups);
+    let mode = driver.policy().mode;
+    let holds = match (mode.holds_open(), mode.holds_exec()) {
+        (true, _) => Holds::OpenAndExec,
+        (false, true) => Holds::Exec,
+        (false, false) => Holds::Nothing,
+    };
     groups
         .close_write
-        .mark_filesystem(&path)
-        .and_then(|()| groups.permission.mark_filesystem(&path))
+        .mark_filesystem(&path, holds)
+        .and_then(|()| groups.permission.mark_filesystem(&path, holds))
         .map_err(|error| error.to_string())?;
     rustix::fs::fstat(fd).map(|stat| stat.st_dev).map_err(|error| error.to_string())
+}
+
+/// By which a mark finds what is open.
+fn path_of(fd: &OwnedFd) -> PathBuf {
+    format!("/proc/self/fd/{}", fd.as_raw_fd()).into()
 }
 
 /// Gives the device that the folder is on.
 fn cover_folder(driver: &Driver, path: &Path) -> Option<u64> {
     let stat = rustix::fs::stat(path).ok()?;
     let root_device = rustix::fs::stat("/").map(|root| root.st_dev);
-    let (mount_point, fs_type) = (path.to_owned(), "as told".into());
-    let mount = Mount { id: None, device: stat.st_dev, mount_point, fs_type };
-    if root_device == Ok(stat.st_dev) {
+    let mountinfo = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let fs_type = mounts::parse(&mountinfo)
+        .into_iter()
+        .find(|mount| mount.device == stat.st_dev)
+        .map_or("as told".into(), |mount| mount.fs_type);
+    let is_excluded = driver.policy().exclude.file_systems.contains(&fs_type);
+    let mount = Mount { id: None, device: stat.st_dev, mount_point: path.to_owned(), fs_type };
+    if is_excluded {
+        exclude(driver, &mount, path);
+    } else if root_device == Ok(stat.st_dev) {
         uncover(driver, &mount, "not a file system of its own but part of the root".into());
     } else if driver.coverage.path_on(stat.st_dev).is_none() {
         mark(driver, &mount, path);

@@ -7,7 +7,7 @@
 use crate::background::Queue;
 use crate::coverage::Coverage;
 use crate::event::HeldEvent;
-use crate::file::{Identity, Look, mode_number};
+use crate::file::{Identity, Look, fails_open, mode_from_number, mode_number};
 use crate::journal::Exposed;
 use crate::memory::{Known, Memory};
 use crate::region::Region;
@@ -17,13 +17,14 @@ use crate::truth::{self, ShownPath};
 use seawall_fanotify::ledger::{Claim, Ledger};
 use seawall_fanotify::{Answer, FileHandle, Group, IgnoreMark, process};
 use seawall_proto::{
-    Decision, ExposureReason, FileMetadata, Generation, Heartbeat, Notice, Operation, Policy,
+    Decision, ExposureReason, FailMode, FileMetadata, Generation, Heartbeat, Mode, Notice,
+    Operation, Policy, Rules,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::thread::Thread;
@@ -56,6 +57,8 @@ pub struct Counters {
     pub denied: AtomicU64,
     pub unscanned: AtomicU64,
     pub overloaded: AtomicU64,
+    /// Closes after writing.
+    pub closes: AtomicU64,
     /// Notices for which the queue had no room.
     pub notices_lost: AtomicU64,
 }
@@ -188,7 +191,10 @@ pub struct Driver {
     pub counters: Counters,
     pub supervisor: u32,
     pub region: Region,
-    policy: RwLock<Arc<Policy>>,
+    policy: RwLock<Arc<Rules>>,
+    /// What policy has an access answered with whose verdict does not come in time; none goes by the operation.
+    /// For the deadline's keeper, which shares no lock.
+    late: AtomicU32,
     generation: AtomicU64,
     link: Mutex<Link>,
     link_changed: Condvar,
@@ -226,6 +232,7 @@ impl Driver {
             supervisor,
             region,
             policy: RwLock::default(),
+            late: AtomicU32::new(0),
             generation: AtomicU64::new(0),
             link: Mutex::new(Link {
                 session: None,
@@ -246,7 +253,7 @@ impl Driver {
         }
     }
 
-    pub fn policy(&self) -> Arc<Policy> {
+    pub fn policy(&self) -> Arc<Rules> {
         Arc::clone(&self.policy.read().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -257,17 +264,15 @@ impl Driver {
     /// A new session, policy or generation: nothing remembered counts any more.
     pub fn renew(&self, policy: Option<Policy>, generation: Option<Generation>) {
         if let Some(policy) = policy {
-            let unknown = if policy.fail_open == seawall_proto::FailMode::Open {
-                Answer::Allow
-            } else {
-                Answer::Deny
-            };
+            self.late.store(policy.fail_timed_out.map_or(0, mode_number), Ordering::Relaxed);
+            let unknown =
+                if policy.fail_open == FailMode::Open { Answer::Allow } else { Answer::Deny };
             self.ledger.set_unknown(unknown);
             let modes = [policy.fail_open, policy.fail_exec].map(mode_number);
             for (place, mode) in self.ledger.left_behind().iter().zip(modes) {
                 place.store(mode, Ordering::Relaxed);
             }
-            *self.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
+            *self.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy.into());
         }
         if let Some(Generation(generation)) = generation {
             self.generation.store(generation, Ordering::Release);
@@ -286,11 +291,16 @@ impl Driver {
     /// Marks a file clean, unless it is not the same any more. Called before the answer, so that a
     /// change between the copy and the mark is seen: a write after the mark takes it away again, one
     /// before it has changed the file's times.
-    pub fn remember_clean(&self, file: impl AsFd, identity: &Identity) {
-        let file = file.as_fd();
+    pub fn remember_clean(&self, file: impl AsFd, look: &Look) {
+        let (file, identity) = (file.as_fd(), &look.identity);
+        if self.policy().mode == Mode::Strict && look.user_changeable {
+            return;
+        }
         if seawall_fanotify::is_open_for_writing(file).unwrap_or(true) {
             self.memory.remember_exposed(identity, process::now_ms());
-            if let Ok(handle) = FileHandle::of(file, identity.device) {
+            if self.policy().mode.scans_written()
+                && let Ok(handle) = FileHandle::of(file, identity.device)
+            {
                 self.background.add_written(handle);
             }
             return;
@@ -439,14 +449,38 @@ impl Driver {
         })
     }
 
+    /// What fail mode answers an access with that gets no verdict for this reason.
+    fn fails(&self, claim: Claim, look: Option<&Look>, reason: ExposureReason) -> Answer {
+        let mode = match reason {
+            ExposureReason::Deadline => match self.late.load(Ordering::Relaxed) {
+                0 => None,
+                number => Some(mode_from_number(number, FailMode::Open)),
+            },
+            ExposureReason::TooLarge => self.policy().fail_too_large,
+            ExposureReason::Changing => self.policy().fail_changing,
+            _ => None,
+        };
+        match (mode, look) {
+            (Some(FailMode::Open), _) => Answer::Allow,
+            (Some(FailMode::Closed), _) => Answer::Deny,
+            (Some(mode), Some(look)) if fails_open(mode, look) => Answer::Allow,
+            (Some(_), Some(_)) => Answer::Deny,
+            _ => claim.fail(),
+        }
+    }
+
     /// Answers a held event by fail mode. `false`: somebody else was first.
     pub fn answer_unscanned(&self, claim: Claim, reason: ExposureReason) -> bool {
+        self.answer_fail(claim, self.fails(claim, None, reason), reason)
+    }
+
+    fn answer_fail(&self, claim: Claim, answer: Answer, reason: ExposureReason) -> bool {
         let handle = self.ledger.handle(claim);
-        if !self.answer(claim, claim.fail()) {
+        if !self.answer(claim, answer) {
             return false;
         }
         count(&self.counters.unscanned);
-        if claim.fail() == Answer::Allow {
+        if answer == Answer::Allow {
             self.ledger.expose(handle.as_ref(), reason.number());
         }
         true
@@ -454,10 +488,16 @@ impl Driver {
 
     /// Gives an access up: answers it by fail mode and tells the host.
     pub fn give_up(&self, event: &HeldEvent, reason: ExposureReason) {
-        self.note_exec(event, event.claim.fail());
+        let answer = self.fails(event.claim, Some(&event.look), reason);
+        let wait = [ExposureReason::TooLarge, ExposureReason::Changing].contains(&reason);
+        if wait && answer == Answer::Allow {
+            // It would be read again at each open.
+            self.memory.remember_exposed(&event.look.identity, process::now_ms());
+        }
+        self.note_exec(event, answer);
         event.process();
-        if self.answer_unscanned(event.claim, reason) {
-            self.note_unscanned(event, reason, event.claim.fail());
+        if self.answer_fail(event.claim, answer, reason) {
+            self.note_unscanned(event, reason, answer);
         } else {
             self.note_lost(event);
         }
@@ -467,7 +507,7 @@ impl Driver {
     pub fn note_lost(&self, event: &HeldEvent) {
         let late = process::now_ms() >= event.deadline_ms;
         let reason = if late { ExposureReason::Deadline } else { ExposureReason::Overload };
-        self.note_unscanned(event, reason, event.claim.fail());
+        self.note_unscanned(event, reason, self.fails(event.claim, None, reason));
     }
 
     /// Tells the host and `status` of an access that no verdict decided.
@@ -549,7 +589,8 @@ impl Driver {
     /// the event's number and nothing else.
     pub fn expect_exec(&self, event: &HeldEvent) {
         if event.operation == Operation::Exec {
-            self.push_exec(event, event.claim.fail(), event.deadline_ms, Some(event.claim));
+            let answer = self.fails(event.claim, None, ExposureReason::Deadline);
+            self.push_exec(event, answer, event.deadline_ms, Some(event.claim));
         }
     }
 

@@ -8,6 +8,7 @@
 use crate::driver::{Driver, Job, OUTSTANDING_MAX, Subject, count};
 use crate::file::{Look, fails_open};
 use crate::memory::Known;
+use crate::truth;
 use rustix::event::{PollFd, PollFlags};
 use seawall_fanotify::ledger::{Claim, Held, HeldFile};
 use seawall_fanotify::{Answer, Event, EventKind, FileHandle, process};
@@ -68,11 +69,9 @@ impl HeldEvent {
 }
 
 fn process_of(pid: u32) -> Process {
-    use std::os::unix::fs::MetadataExt;
     let mut name = std::fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
     name.truncate(name.trim_ascii_end().len());
-    let uid = std::fs::metadata(format!("/proc/{pid}")).ok().map(|process| process.uid());
-    Process { name: serde_bytes::ByteBuf::from(name), uid }
+    Process { name: serde_bytes::ByteBuf::from(name), uid: truth::user_of(pid) }
 }
 
 impl Drop for HeldEvent {
@@ -153,6 +152,14 @@ fn pass_known(driver: &Driver, fd: &OwnedFd, look: &Look, known: Known) {
 
 fn hold(driver: &Driver, fd: OwnedFd, operation: Operation, pid: u32, look: Look, now_ms: u64) {
     let policy = driver.policy();
+    // Until the marks fit the mode.
+    let is_held = match operation {
+        Operation::Exec => policy.mode.holds_exec(),
+        _ => policy.mode.holds_open(),
+    };
+    if !is_held {
+        return pass(driver, &fd);
+    }
     let deadline_ms = now_ms + deadline(&policy, operation, look.identity.size);
     let mode = if operation == Operation::Exec { policy.fail_exec } else { policy.fail_open };
     let fail = if fails_open(mode, &look) { Answer::Allow } else { Answer::Deny };

@@ -44,8 +44,12 @@ impl Identity {
 pub struct Look {
     pub identity: Identity,
     pub is_regular: bool,
+    /// Its owner's user id.
+    pub owner: u32,
     /// Whether another user than root may write it by its mode.
     pub user_writable: bool,
+    /// Whether another user than root could come to write it: its owner can change its mode.
+    pub user_changeable: bool,
     /// Whether its last change is long enough ago for it to be remembered.
     pub settled: bool,
     /// Whether somebody had it open for writing when it was read; false before anybody has looked.
@@ -66,7 +70,9 @@ impl Look {
         Ok(Self {
             identity,
             is_regular: FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile,
+            owner: stat.st_uid,
             user_writable: user_writable(&stat),
+            user_changeable: stat.st_uid != 0 || stat.st_mode & 0o022 != 0,
             settled: is_settled(identity.ctime),
             written: false,
         })
@@ -170,11 +176,13 @@ mod tests {
         if !rustix::process::geteuid().is_root() {
             return;
         }
+        assert!(look(0o775).user_changeable && !look(0o755).user_changeable);
         for (mode, opens) in [(0o755, true), (0o757, false), (0o775, true)] {
             assert_eq!(fails_open(FailMode::ClosedIfUserWritable, &look(mode)), opens, "{mode:o}");
         }
         std::os::unix::fs::fchown(&file, Some(1000), None).unwrap();
         assert!(!fails_open(FailMode::ClosedIfUserWritable, &look(0o755)));
         assert!(fails_open(FailMode::ClosedIfUserWritable, &look(0o555)));
+        assert!(look(0o555).user_changeable);
     }
 }

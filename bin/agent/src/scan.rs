@@ -22,7 +22,7 @@ use crate::region;
 use crate::session::{Filled, Opening, Session};
 use crate::truth::{self, ShownPath};
 use seawall_fanotify::{Answer, process};
-use seawall_proto::{ExposureReason, INLINE_MAX, Operation, RequestId};
+use seawall_proto::{ExposureReason, Facts, INLINE_MAX, Mode, Operation, RequestId, Rules};
 use seawall_region::{FillError, GuestRegion, layout::SLOT_LEN};
 use std::fs::File;
 use std::io;
@@ -58,20 +58,21 @@ pub fn scan(driver: &Driver, job: Job, buffer: &mut Vec<u8>) {
     look.written = seawall_fanotify::is_open_for_writing(file.as_fd()).unwrap_or(true);
     let identity = look.identity;
     let shown = truth::shown_path(file, identity.device, identity.inode);
+    let rules = driver.policy();
     if let Subject::Background { purpose, .. } = job.subject
-        && shown.is_excluded(&driver.policy())
+        && (rules.mode == Mode::Off || rules.exclusion(&facts(&shown, &look)).is_some())
     {
         return driver.background.done(purpose);
     }
     if let Subject::Access(event) = &job.subject
-        && answered_here(driver, event, &shown)
+        && answered_here(driver, &rules, event, &shown)
     {
         return;
     }
     if let Subject::Access(event) = &job.subject
-        && identity.size > driver.policy().whole_file_limit
+        && identity.size > rules.whole_file_limit
     {
-        return too_large(driver, event, &look);
+        return driver.give_up(event, ExposureReason::TooLarge);
     }
     let Some(session) = driver.wait_session() else {
         return abandon(driver, &job.subject, ExposureReason::LinkDown);
@@ -79,8 +80,25 @@ pub fn scan(driver: &Driver, job: Job, buffer: &mut Vec<u8>) {
     send(driver, &session, job, look, shown, buffer);
 }
 
+/// What policy goes by that a file itself shows. Its file system has no marks where policy excludes its type.
+fn facts<'a>(shown: &'a ShownPath, look: &Look) -> Facts<'a> {
+    Facts { path: shown.if_true(), owner: Some(look.owner), ..Facts::default() }
+}
+
+fn is_excluded(rules: &Rules, event: &HeldEvent, shown: &ShownPath) -> bool {
+    let of_file = facts(shown, &event.look);
+    if rules.exclusion(&of_file).is_some() {
+        return true;
+    }
+    if event.operation != Operation::Open || !rules.ask_who_opens() {
+        return false;
+    }
+    let Some((program, user)) = truth::program_of(event.pid) else { return false };
+    rules.exclusion(&Facts { process: Some((&program, user)), ..Facts::default() }).is_some()
+}
+
 /// Answers what needs no content. `true`: nothing is left to do.
-fn answered_here(driver: &Driver, event: &HeldEvent, shown: &ShownPath) -> bool {
+fn answered_here(driver: &Driver, rules: &Rules, event: &HeldEvent, shown: &ShownPath) -> bool {
     if !driver.ledger.is_held(event.claim) {
         driver.note_lost(event);
         return true;
@@ -98,7 +116,7 @@ fn answered_here(driver: &Driver, event: &HeldEvent, shown: &ShownPath) -> bool 
     {
         count(&driver.counters.remembered);
         Answer::Allow
-    } else if shown.is_excluded(&driver.policy()) {
+    } else if is_excluded(rules, event, shown) {
         count(&driver.counters.passed);
         Answer::Allow
     } else {
@@ -107,19 +125,6 @@ fn answered_here(driver: &Driver, event: &HeldEvent, shown: &ShownPath) -> bool 
     driver.note_exec(event, answer);
     driver.answer(event.claim, answer);
     true
-}
-
-/// Too large to hold a process for: it goes on, and the file is scanned in the background.
-fn too_large(driver: &Driver, event: &HeldEvent, look: &Look) {
-    let handle = driver.ledger.handle(event.claim);
-    driver.ledger.expose(handle.as_ref(), ExposureReason::TooLarge.number());
-    driver.memory.remember_exposed(&look.identity, process::now_ms());
-    driver.note_exec(event, Answer::Allow);
-    event.process();
-    if driver.answer(event.claim, Answer::Allow) {
-        count(&driver.counters.unscanned);
-        driver.note_unscanned(event, ExposureReason::TooLarge, Answer::Allow);
-    }
 }
 
 /// Nothing can be scanned now. A background scan keeps its exposure and is tried again later; one of a

@@ -17,8 +17,8 @@ use crate::scan;
 use crate::verdict;
 use seawall_fanotify::{FileHandle, process};
 use seawall_proto::{
-    Attach, Attached, Content, ExposureReason, FileMetadata, Part, Proof, Refusal, RegionId,
-    RequestId, ScanRequest, SlotRef, ToGuest, ToHost,
+    Attach, Attached, Content, ExposureReason, FileMetadata, Part, PolicyError, PolicyParts, Proof,
+    Refusal, RegionId, RequestId, ScanRequest, SlotRef, ToGuest, ToHost,
 };
 use seawall_region::{GuestRegion, Slot};
 use std::collections::{HashMap, VecDeque};
@@ -44,6 +44,8 @@ enum SessionError {
     Refused(Refusal),
     #[error("the host answered out of order")]
     Order,
+    #[error("the host sent {0}")]
+    Policy(#[from] PolicyError),
 }
 
 /// A scan under way.
@@ -345,8 +347,15 @@ fn attach(
         }
         _ => return Err(SessionError::Order),
     };
+    let mut parts = PolicyParts::default();
+    let policy = loop {
+        let ToGuest::Policy(part) = receiver.receive()? else { return Err(SessionError::Order) };
+        if let Some(policy) = parts.add(&part)? {
+            break policy;
+        }
+    };
+    let Attached { guest, generation, heartbeat_ms } = attached;
     receiver.wait_for_ever()?;
-    let Attached { guest, policy, generation, heartbeat_ms } = attached;
     let inline = region.is_none();
     tracing::info!(%guest, link = %address, ?generation, inline, "attached to the host");
     let session = Arc::new(Session {
@@ -379,6 +388,7 @@ fn attach_message(proof: Proof, region: RegionId) -> ToHost {
 
 /// Takes what the host says until the link ends; returns why.
 fn receive(driver: &Driver, session: &Arc<Session>, mut receiver: link::Receiver) -> LinkError {
+    let mut parts = PolicyParts::default();
     loop {
         let message = match receiver.receive() {
             Ok(message) => message,
@@ -392,11 +402,17 @@ fn receive(driver: &Driver, session: &Arc<Session>, mut receiver: link::Receiver
                 }
             }
             ToGuest::Copied { id, slots } => session.copied(id, slots),
-            ToGuest::Policy(policy) => {
-                if *driver.policy() != policy {
+            ToGuest::Policy(part) => match parts.add(&part) {
+                Ok(Some(policy)) if **driver.policy() != policy => {
                     driver.renew(Some(policy), None);
                 }
-            }
+                Ok(_) => (),
+                // What it is to do it does not know any more.
+                Err(error) => {
+                    tracing::error!(%error, "the host's policy");
+                    return LinkError::Closed;
+                }
+            },
             ToGuest::Generation(generation) => driver.renew(None, Some(generation)),
             ToGuest::Alive => (),
             ToGuest::Remove(remove) => driver.remedy(session, Task::Remove(remove)),

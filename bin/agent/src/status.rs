@@ -3,7 +3,7 @@
 use crate::driver::{Driver, LastVerdict};
 use seawall_fanotify::IgnoreMark;
 use seawall_fanotify::probe::OverlayView;
-use seawall_proto::Heartbeat;
+use seawall_proto::{Heartbeat, Mode};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 use std::sync::atomic::Ordering;
@@ -31,6 +31,8 @@ pub struct Status {
     pub worker: u32,
     pub supervisor: u32,
     pub supervised: bool,
+    /// Which accesses policy has held, and what it has scanned besides.
+    pub mode: Mode,
     pub ignore_mark: String,
     pub overlay: String,
     pub covered: u32,
@@ -42,6 +44,10 @@ pub struct Status {
     pub denied: u64,
     pub unscanned: u64,
     pub overloaded: u64,
+    /// Closes after writing.
+    pub closes: u64,
+    /// Files that wait for a scan in the background, or are being sent for one.
+    pub in_background: usize,
     /// Files let through unscanned that wait for their scan.
     pub exposed: u64,
     /// Of these, files that wait for whoever writes them.
@@ -84,7 +90,10 @@ impl Status {
         let coverage = driver.coverage.summary();
         let journal = driver.background.shown();
         let session = driver.session();
-        let reason = if session.is_none() {
+        let mode = driver.policy().mode;
+        let reason = if mode == Mode::Off {
+            Some("policy has nothing scanned".into())
+        } else if session.is_none() {
             Some(driver.why_no_session())
         } else if !driver.coverage.is_ready() || coverage.covered == 0 {
             Some("no file system is watched yet".into())
@@ -106,6 +115,7 @@ impl Status {
             worker: std::process::id(),
             supervisor: driver.supervisor,
             supervised,
+            mode,
             ignore_mark: match driver.groups.ignore {
                 IgnoreMark::Evictable => "evictable",
                 IgnoreMark::Plain => "plain, at most 4,096: this kernel has no evictable ones",
@@ -127,6 +137,8 @@ impl Status {
             denied,
             unscanned,
             overloaded,
+            closes: driver.counters.closes.load(Ordering::Relaxed),
+            in_background: driver.background.waiting(),
             exposed,
             held_by_writer,
             unknown,
@@ -162,6 +174,7 @@ impl Status {
             "processes     worker {}, supervisor {}{supervised}",
             self.worker, self.supervisor
         )?;
+        writeln!(out, "mode          {}", self.mode)?;
         writeln!(out, "watched       {} file systems", self.covered)?;
         for one in &self.not_covered {
             let NotCovered { mount_point, fs_type, reason } = one;
@@ -178,6 +191,11 @@ impl Status {
             out,
             "denied        {}\nunscanned     {} ({} by overload)",
             self.denied, self.unscanned, self.overloaded
+        )?;
+        writeln!(
+            out,
+            "background    {} files closed after writing, {} wait for a scan",
+            self.closes, self.in_background
         )?;
         writeln!(
             out,

@@ -7,7 +7,6 @@
 //! open that waits, and nothing here may wait for a disk, a network or an automount.
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
-use seawall_proto::Policy;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
@@ -22,10 +21,27 @@ pub struct ShownPath {
 }
 
 impl ShownPath {
-    /// Whether policy excludes the file: only a true path counts.
-    pub fn is_excluded(&self, policy: &Policy) -> bool {
-        self.is_true && policy.exclusion(&self.path).is_some()
+    /// The path, where it is true.
+    pub fn if_true(&self) -> Option<&[u8]> {
+        self.is_true.then_some(self.path.as_slice())
     }
+}
+
+/// The program that a process runs, where its path is true, and the real user id that it runs as.
+pub fn program_of(pid: u32) -> Option<(Vec<u8>, u32)> {
+    let link = format!("/proc/{pid}/exe");
+    let path = rustix::fs::readlink(&link, Vec::new()).ok()?.into_bytes();
+    let found = rustix::fs::stat(&link).ok()?;
+    let is_true = leads_to(&path, found.st_dev, found.st_ino, ResolveFlags::CACHED);
+    let user = user_of(pid).filter(|_| is_true)?;
+    Some((path, user))
+}
+
+/// The real user id of a process: the owner of its folder in /proc is the effective one.
+pub fn user_of(pid: u32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let users = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    users.split_ascii_whitespace().next()?.parse().ok()
 }
 
 /// The path of `file`, which is the given device and inode.
@@ -85,10 +101,11 @@ mod tests {
     }
 
     #[test]
-    fn an_untrue_path_is_not_excluded() {
-        let exclude_paths = vec![serde_bytes::ByteBuf::from(b"/var/cache/".to_vec())];
-        let policy = Policy { exclude_paths, ..Policy::default() };
-        let at = |is_true| ShownPath { path: b"/var/cache/x".to_vec(), is_true };
-        assert!(at(true).is_excluded(&policy) && !at(false).is_excluded(&policy));
+    fn a_program_has_a_true_path_and_its_user() {
+        let (path, user) = program_of(std::process::id()).unwrap();
+        let own = std::env::current_exe().unwrap();
+        assert_eq!(path, own.as_os_str().as_bytes());
+        assert_eq!(user, rustix::process::getuid().as_raw());
+        assert_eq!(program_of(u32::MAX), None);
     }
 }

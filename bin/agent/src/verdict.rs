@@ -11,7 +11,7 @@ use crate::remedy::Task;
 use crate::scan;
 use crate::session::{Pending, Session};
 use crate::truth;
-use seawall_fanotify::{Answer, FileHandle, process};
+use seawall_fanotify::{Answer, FileHandle};
 use seawall_proto::{
     Decision, ExposureReason, Notice, Outcome, Process, Remediation, ToHost, Verdict, VerdictKind,
 };
@@ -62,7 +62,7 @@ fn allow(driver: &Driver, job: Job, look: &Look, verdict: &Verdict) {
         Some(Ok(now)) if now.identity == look.identity => (),
         // Of a file that is gone what it held is known.
         None => (),
-        _ => return read_again(driver, job, look),
+        _ => return read_again(driver, job),
     }
     // Before it is remembered: what somebody writes is noted anew then.
     if let Subject::Background { purpose, .. } = &job.subject {
@@ -73,7 +73,7 @@ fn allow(driver: &Driver, job: Job, look: &Look, verdict: &Verdict) {
         // What was written until a moment ago is scanned after its close; that counts, not this.
         let file = file.as_fd();
         if !look.written || seawall_fanotify::is_open_for_writing(file).unwrap_or(false) {
-            driver.remember_clean(file, &look.identity);
+            driver.remember_clean(file, look);
         }
     }
     if let Subject::Access(event) = &job.subject {
@@ -82,16 +82,13 @@ fn allow(driver: &Driver, job: Job, look: &Look, verdict: &Verdict) {
     }
 }
 
-fn read_again(driver: &Driver, job: Job, look: &Look) {
+fn read_again(driver: &Driver, job: Job) {
     let reads = job.reads + 1;
     let Subject::Access(event) = &job.subject else {
         return scan::abandon(driver, &job.subject, ExposureReason::Changing);
     };
     if reads < READS_MAX {
         return driver.push_job(Job { reads, ..job });
-    }
-    if event.claim.fail() == Answer::Allow {
-        driver.memory.remember_exposed(&look.identity, process::now_ms());
     }
     driver.give_up(event, ExposureReason::Changing);
 }
@@ -136,6 +133,7 @@ fn word(kind: VerdictKind) -> &'static str {
         VerdictKind::Infected => "infected",
         VerdictKind::Error => "error",
         VerdictKind::TimedOut => "timed out",
+        VerdictKind::Excluded => "excluded",
     }
 }
 

@@ -650,31 +650,6 @@ fn more_than_may_be_held_is_answered_by_fail_mode() {
     }
 }
 
-#[test]
-fn excluded_paths_are_not_scanned_and_a_bind_mount_does_not_fake_one() {
-    // The folder's path is known only once the mount is there; exclude by a rule on what is below it.
-    let folder = tempfile::tempdir().unwrap();
-    let excluded = folder.path().join("excluded");
-    std::fs::create_dir(&excluded).unwrap();
-    let prefix = excluded.to_string_lossy().into_owned().into_bytes();
-    let policy =
-        Policy { exclude_paths: vec![serde_bytes::ByteBuf::from(prefix)], ..Policy::default() };
-    let native = Native::start(policy, by_content);
-    let evil = native.write("evil", b"evil");
-    // In another mount namespace the evil file appears under the excluded path. The driver sees that
-    // path too, and looks it up: it is another file.
-    std::fs::write(excluded.join("evil"), b"").unwrap();
-    let script = format!(
-        "mount --bind {} {} && cat {}",
-        evil.display(),
-        excluded.join("evil").display(),
-        excluded.join("evil").display()
-    );
-    let output = Command::new("unshare").args(["-m", "sh", "-c", &script]).output().unwrap();
-    assert!(!output.status.success() && output.stdout.is_empty(), "{output:?}");
-    assert!(is_denied(&std::fs::read(&evil)));
-}
-
 /// A clean verdict for what a mapping has changed meanwhile makes nothing clean.
 #[test]
 fn a_content_that_a_mapping_changes_while_it_is_scanned_is_not_remembered() {

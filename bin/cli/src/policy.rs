@@ -23,6 +23,24 @@ pub enum Policy {
         /// It is executed, not opened.
         #[arg(long)]
         exec: bool,
+        /// The program that opens it.
+        #[arg(long, value_name = "PROGRAM", conflicts_with = "exec")]
+        process: Option<String>,
+        /// The user id that this program runs as [default: 0].
+        #[arg(long, value_name = "UID", requires = "process")]
+        user: Option<u32>,
+        /// The user id of the file's owner.
+        #[arg(long, value_name = "UID")]
+        owner: Option<u32>,
+        /// The type of its file system, like squashfs.
+        #[arg(long, value_name = "TYPE")]
+        file_system: Option<String>,
+        /// Its content, as events and `seawall scan` show it.
+        #[arg(long, value_name = "BLAKE3")]
+        hash: Option<String>,
+        /// What the engines find in it.
+        #[arg(long, value_name = "NAME")]
+        detection: Option<String>,
     },
 }
 
@@ -43,8 +61,27 @@ pub async fn run(
             print(json, &policy, || render::policy::show(&policy))?;
             Ok(OK)
         }
-        Policy::Explain { guest, path, exec } => {
-            let access = ExplainQuery { path: path.clone(), exec: *exec };
+        Policy::Explain {
+            guest,
+            path,
+            exec,
+            process,
+            user,
+            owner,
+            file_system,
+            hash,
+            detection,
+        } => {
+            let access = ExplainQuery {
+                path: path.clone(),
+                exec: *exec,
+                process: process.clone(),
+                user: *user,
+                owner: *owner,
+                file_system: file_system.clone(),
+                hash: hash.clone(),
+                detection: detection.clone(),
+            };
             let explanation = client.explain_policy(guest, &access).await?;
             print(json, &explanation, || render::policy::explain(&explanation, style))?;
             Ok(OK)

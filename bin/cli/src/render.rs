@@ -248,15 +248,14 @@ pub fn status(status: &Status, style: Style) -> String {
     let policy = &status.policy;
     let _ = writeln!(
         out,
-        "Policy: infected files: {}; without a verdict: open {}, exec {}; files up to {} on access; {}",
+        "Policy where no group says otherwise: mode {}; infected files: {}; without a verdict: open {}, exec {}; \
+         files up to {} on access; {} exclusions",
+        printable(&policy.mode),
         printable(&policy.infected),
         printable(&policy.fail_mode_open),
         printable(&policy.fail_mode_exec),
         bytes(policy.whole_file_limit_bytes),
-        match policy.exclude_paths.as_slice() {
-            [] => "nothing excluded".to_owned(),
-            paths => format!("excluded: {}", printable(&paths.join(", "))),
-        }
+        policy.exclusions
     );
     let kept = &status.quarantine;
     let _ = writeln!(out, "Quarantine: {} of {}", bytes(kept.used_bytes), bytes(kept.most_bytes));
@@ -341,7 +340,11 @@ pub fn guests(guests: &[Guest]) -> String {
 
 fn guest_row(guest: &Guest) -> Vec<Cell> {
     let state = match guest.state {
-        GuestState::Protected => Cell::new("protected").fg(Color::Green),
+        GuestState::Protected => match guest.mode.as_str() {
+            "smart" => Cell::new("protected").fg(Color::Green),
+            "off" => Cell::new("off").fg(Color::Red),
+            mode => Cell::new(format!("protected ({})", printable(mode))).fg(Color::Green),
+        },
         GuestState::Silent => Cell::new("silent").fg(Color::Yellow),
         GuestState::Unprotected => Cell::new("unprotected").fg(Color::Red),
         GuestState::NeverSeen => Cell::new("never seen"),

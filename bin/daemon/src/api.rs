@@ -24,6 +24,7 @@ use seawall_client::{
     EngineState, Event, EventKind, Fault, Guest, GuestCounts, GuestState, PrivateCopies,
     QuarantineUse, Reload, ReloadedEngine, Session, Status,
 };
+use seawall_proto::Mode;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 use utoipa::OpenApi;
@@ -196,7 +197,9 @@ fn describe(host: &Host, guest: &HostGuest) -> Guest {
     let watch = guest.watch.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let session = guest.session();
     let sighting = host.state.sighting(guest.name());
+    let mode = guest.policy().mode;
     let reason = match (watch.state, &session) {
+        (GuestState::Protected, _) if mode == Mode::Off => "its policy has nothing scanned",
         (GuestState::Protected, _) => "",
         (GuestState::NeverSeen, _) => "no driver has connected since the guest was configured",
         (_, Some(_)) => "its driver is connected but sends no heartbeat",
@@ -207,6 +210,7 @@ fn describe(host: &Host, guest: &HostGuest) -> Guest {
     Guest {
         name: guest.name().to_owned(),
         group: group.map(|group| group.name.clone()),
+        mode: mode.to_string(),
         state: watch.state,
         reason: reason.to_owned(),
         since: format_time(watch.since),

@@ -6,6 +6,7 @@
 mod clamd;
 mod engines;
 mod error;
+mod exclude;
 mod groups;
 mod policy;
 
@@ -13,7 +14,7 @@ pub use clamd::{Clamd, ScanPath};
 pub use engines::{EngineConfig, EngineOrder, Engines, FOLDER, ScanOrder, Signatures, Takes};
 pub use error::{ConfigError, Found};
 pub use groups::{Governed, Group, Origin};
-pub use policy::{Action, PolicyConfig};
+pub use policy::{Action, PolicyConfig, ReasonFailMode};
 
 use crate::events::store::Retention;
 use groups::Lines;
@@ -318,14 +319,6 @@ impl<'de> Deserialize<'de> for Tag {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         simple_name(deserializer, "a tag").map(Self)
     }
-}
-
-fn some_within<'de, D, T, const LEAST: u64, const MOST: u64>(from: D) -> Result<Option<T>, D::Error>
-where
-    D: Deserializer<'de>,
-    T: TryFrom<u64>,
-{
-    within::<_, _, LEAST, MOST>(from).map(Some)
 }
 
 fn within<'de, D, T, const LEAST: u64, const MOST: u64>(deserializer: D) -> Result<T, D::Error>

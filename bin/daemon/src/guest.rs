@@ -9,8 +9,9 @@ use crate::metrics::VerdictMetrics;
 use crate::quiet::Complaints;
 use crate::region::{GuestRegion, OpenRegion};
 use crate::session::Session;
-use seawall_proto::RegionId;
-use std::collections::VecDeque;
+use seawall_proto::{ContentHash, RegionId};
+use std::collections::{HashSet, VecDeque};
+use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -21,6 +22,34 @@ const NOT_CONFIGURED: &str = "the guest is no longer configured";
 /// them open without a word cannot keep the driver out.
 const HALF_OPEN_MAX: usize = 8;
 
+/// The policy of one guest.
+pub struct OwnPolicy {
+    config: PolicyConfig,
+    excluded: HashSet<ContentHash>,
+}
+
+impl OwnPolicy {
+    /// Whether this content is not scanned.
+    pub fn excludes(&self, hash: ContentHash) -> bool {
+        self.excluded.contains(&hash)
+    }
+}
+
+impl From<PolicyConfig> for OwnPolicy {
+    fn from(config: PolicyConfig) -> Self {
+        let excluded = config.exclude.hashes.iter().map(|hash| hash.0).collect();
+        Self { config, excluded }
+    }
+}
+
+impl Deref for OwnPolicy {
+    type Target = PolicyConfig;
+
+    fn deref(&self) -> &PolicyConfig {
+        &self.config
+    }
+}
+
 pub struct Guest {
     pub config: GuestConfig,
     pub region: Option<GuestRegion>,
@@ -30,7 +59,7 @@ pub struct Guest {
     pub watch: Mutex<Watch>,
     pub requests: AtomicU64,
     pub verdicts: VerdictMetrics,
-    policy: RwLock<Arc<PolicyConfig>>,
+    policy: RwLock<Arc<OwnPolicy>>,
     session: Mutex<Option<Arc<Session>>>,
     half_open: Mutex<VecDeque<(u64, Socket)>>,
     channel: Mutex<Option<Socket>>,
@@ -41,7 +70,7 @@ pub struct Guest {
 impl Guest {
     pub fn new(config: GuestConfig, policy: PolicyConfig, budget: &Arc<Budget>) -> Arc<Self> {
         Arc::new(Self {
-            policy: RwLock::new(Arc::new(policy)),
+            policy: RwLock::new(Arc::new(policy.into())),
             region: config.region.as_ref().map(|path| GuestRegion::new(path.get_ref().0.clone())),
             key: config.key_file.as_ref().map(|path| KeyFile::new(path.get_ref().0.clone())),
             config,
@@ -63,16 +92,16 @@ impl Guest {
     }
 
     /// The policy that it has now.
-    pub fn policy(&self) -> Arc<PolicyConfig> {
+    pub fn policy(&self) -> Arc<OwnPolicy> {
         Arc::clone(&self.policy.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Gives it another policy; false where it is the same.
     pub fn set_policy(&self, policy: &PolicyConfig) -> bool {
         let mut own = self.policy.write().unwrap_or_else(PoisonError::into_inner);
-        let is_other = **own != *policy;
+        let is_other = own.config != *policy;
         if is_other {
-            *own = Arc::new(policy.clone());
+            *own = Arc::new(policy.clone().into());
         }
         is_other
     }

@@ -174,7 +174,7 @@ impl Host {
             if guest.set_policy(policy) {
                 told += 1;
                 if let Some(session) = guest.session() {
-                    session.outbox.push(&ToGuest::Policy(policy.to_proto()));
+                    session.tell_policy(policy);
                 }
             }
         }

@@ -42,6 +42,8 @@ pub struct Metrics {
     pub cache_hits: AtomicU64,
     pub joined: AtomicU64,
     pub verdicts: VerdictMetrics,
+    /// Contents and detections that policy excludes.
+    pub excluded: AtomicU64,
     pub events_dropped: AtomicU64,
 }
 
@@ -54,6 +56,7 @@ impl Metrics {
             cache_hits: self.cache_hits.load(Relaxed),
             joined: self.joined.load(Relaxed),
             verdicts: self.verdicts.read(),
+            excluded: self.excluded.load(Relaxed),
             events_dropped: self.events_dropped.load(Relaxed),
         }
     }

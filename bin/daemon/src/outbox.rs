@@ -11,8 +11,9 @@ use std::io;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// More unsent bytes than this end the session.
-const UNSENT_MAX: usize = 1 << 20;
+/// More unsent bytes than this end the session. The longest policy fits three times.
+const UNSENT_MAX: usize = 4 << 20;
+const _: () = assert!(UNSENT_MAX >= 3 * seawall_proto::POLICY_MAX);
 /// A peer that takes nothing for this long loses its session.
 const STALL_MAX: Duration = Duration::from_secs(5);
 /// How often a waiting sender looks whether the session has ended.

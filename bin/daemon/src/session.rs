@@ -8,6 +8,7 @@ mod notices;
 mod remedies;
 mod requests;
 
+use crate::config::PolicyConfig;
 use crate::guest::Guest;
 use crate::host::Host;
 use crate::link::{LinkReader, ReadError, Socket};
@@ -22,8 +23,8 @@ use seawall_client::{Coverage, Driver, DriverCounters, Event, EventKind, LinkKin
 use seawall_proto::frame::{Decoder, FrameError, decode};
 use seawall_proto::serial::Token;
 use seawall_proto::{
-    ContentHash, Decision, Heartbeat, Remediation, ToGuest, ToHost, Verdict as ProtoVerdict,
-    VerdictKind,
+    ContentHash, Decision, Generation, Heartbeat, Remediation, ToGuest, ToHost,
+    Verdict as ProtoVerdict, VerdictKind,
 };
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -106,6 +107,14 @@ impl Session {
         self.outbox.end(why);
     }
 
+    /// Says what the driver is to do. Held back by nothing but the outbox: whoever calls it holds what keeps the
+    /// order of such news.
+    pub fn tell_policy(&self, policy: &PolicyConfig) {
+        for part in policy.to_proto().to_parts() {
+            self.outbox.push(&ToGuest::Policy(part));
+        }
+    }
+
     fn life(&self) -> MutexGuard<'_, Life> {
         self.life.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -151,6 +160,12 @@ impl Session {
 
     /// Sends the verdict for a request, once. Comes from any thread; never waits.
     fn answer(&self, asked: &Asked, hash: Option<ContentHash>, answer: &Answer) {
+        let rest = self.without_excluded(answer);
+        let answer = rest.as_ref().unwrap_or(answer);
+        let is_nothing = matches!(&answer.finding, Finding::Infected(found) if found.is_empty());
+        if is_nothing || hash.is_some_and(|hash| self.guest.policy().excludes(hash)) {
+            return self.exclude(asked, hash, answer.generation);
+        }
         let verdict = answer.finding.verdict();
         self.metrics().verdicts.count(verdict);
         self.guest.verdicts.count(verdict);
@@ -173,8 +188,7 @@ impl Session {
             // Before the verdict goes: the driver may answer at once.
             self.expect_outcome(asked, hash, answer);
         }
-        self.outstanding.fetch_sub(1, Relaxed);
-        self.outbox.push(&ToGuest::Verdict(ProtoVerdict {
+        self.say_verdict(ProtoVerdict {
             id: asked.id,
             kind,
             decision,
@@ -182,7 +196,36 @@ impl Session {
             hash,
             detail,
             remediation,
-        }));
+        });
+    }
+
+    /// The answer without the detections that policy excludes, where there are any.
+    fn without_excluded(&self, answer: &Answer) -> Option<Answer> {
+        let Finding::Infected(found) = &answer.finding else { return None };
+        let exclude = &self.guest.policy().exclude;
+        let rest: Vec<_> =
+            found.iter().filter(|one| exclude.detection(&one.name).is_none()).cloned().collect();
+        (rest.len() < found.len())
+            .then(|| Answer { finding: Finding::Infected(rest.into()), ..answer.clone() })
+    }
+
+    /// Lets through what policy excludes. No driver remembers it as clean.
+    fn exclude(&self, asked: &Asked, hash: Option<ContentHash>, generation: Generation) {
+        self.metrics().excluded.fetch_add(1, Relaxed);
+        self.say_verdict(ProtoVerdict {
+            id: asked.id,
+            kind: VerdictKind::Excluded,
+            decision: Some(Decision::Allow),
+            generation,
+            hash,
+            detail: None,
+            remediation: Remediation::None,
+        });
+    }
+
+    fn say_verdict(&self, verdict: ProtoVerdict) {
+        self.outstanding.fetch_sub(1, Relaxed);
+        self.outbox.push(&ToGuest::Verdict(verdict));
     }
 
     /// Reads what the driver says until the session ends. Runs on the session's own thread. Where the

@@ -6,7 +6,9 @@ mod common;
 use common::{Engine, Service, Setup, block_on, seawall};
 use seawall_client::{ClientError, ExplainQuery, PolicyCheck};
 use seawall_proto::remedy::Remediation;
-use seawall_proto::{FailMode, Policy, ToGuest, VerdictKind};
+use seawall_proto::{
+    Decision, Exclusion, Facts, FailMode, Mode, Policy, Rules, ToGuest, VerdictKind,
+};
 use std::fs;
 use std::process::Command;
 
@@ -54,16 +56,16 @@ fn a_guest_has_the_policy_of_the_first_group_that_names_it() {
         "[[group]]\nname = \"late\"\nguests = [\"web\", \"db\"]\npolicy.deadline.open_ms = 1000\n",
     );
     let early = "[[group]]\nname = \"sql\"\ntags = [\"sql\"]\npolicy.deadline.open_ms = 2000\n\
-                 policy.exclude_paths = [\"/var/lib/sql/\"]\n";
+                 policy.exclude.paths = [\"/var/lib/sql/\"]\n";
     write(&service, "10-early.toml", &format!("{early}{uuid}"));
     write(&service, "30-not-read.conf", "this is not read");
     write(&service, ".hidden.toml", "neither is this");
     service.restart("TERM");
-    let policy = |guest: &str| service.driver(guest).attached.policy;
+    let policy = |guest: &str| service.driver(guest).connection.policy;
     let (web, db, mail, other) = (policy("web"), policy("db"), policy("mail"), policy("other"));
     assert_eq!([&web, &db, &mail, &other].map(deadline), [1000, 2000, 4000, 4000]);
-    assert_eq!(db.exclude_paths, [b"/var/lib/sql/".to_vec()]);
-    assert!(web.exclude_paths.is_empty());
+    assert_eq!(db.exclude.paths, [b"/var/lib/sql/".to_vec()]);
+    assert!(web.exclude.paths.is_empty());
     let modes = [web, db, mail, other].map(|policy| {
         assert_eq!(policy.whole_file_limit, 100 << 20, "as the configuration has it for all");
         policy.fail_open
@@ -87,8 +89,8 @@ fn a_reload_tells_those_whose_policy_changes_and_nobody_else() {
     );
     assert_eq!(check(&service).changes, ["web"]);
     assert!(reload(&service).taken);
-    let Some(ToGuest::Policy(policy)) = web.connection.hear() else { panic!("no policy") };
-    assert_eq!(deadline(&policy), 900);
+    let policy = web.connection.hear_policy();
+    assert_eq!(deadline(policy), 900);
     assert!(check(&service).changes.is_empty(), "it is in use");
     // Another tag is no reason to end a session.
     service.setup.of_guests = vec![("db", "tags = [\"new\"]")];
@@ -99,10 +101,10 @@ fn a_reload_tells_those_whose_policy_changes_and_nobody_else() {
     );
     service.configure();
     assert!(reload(&service).taken);
-    let Some(ToGuest::Policy(policy)) = web.connection.hear() else { panic!("no policy") };
-    assert_eq!(deadline(&policy), 4000, "of no group any more");
-    let Some(ToGuest::Policy(policy)) = db.connection.hear() else { panic!("no policy") };
-    assert_eq!(deadline(&policy), 800, "the first that it hears of");
+    let policy = web.connection.hear_policy();
+    assert_eq!(deadline(policy), 4000, "of no group any more");
+    let policy = db.connection.hear_policy();
+    assert_eq!(deadline(policy), 800, "the first that it hears of");
     assert_eq!(db.scan(b"its session stands").kind, VerdictKind::Clean);
 }
 
@@ -168,8 +170,8 @@ fn what_is_wrong_is_all_told_with_its_place_and_the_running_policy_stays() {
     assert_eq!((findings.right, findings.findings.len()), (false, wanted.len()));
     // What was in use stays, also for a session that begins now.
     assert_eq!(web.scan(b"x").kind, VerdictKind::Clean);
-    assert_eq!(deadline(&service.driver("web").attached.policy), 900);
-    assert_eq!(deadline(&service.driver("db").attached.policy), 4000);
+    assert_eq!(deadline(&service.driver("web").connection.policy), 900);
+    assert_eq!(deadline(&service.driver("db").connection.policy), 4000);
 }
 
 #[test]
@@ -206,12 +208,12 @@ fn what_is_explained_is_what_happens() {
     write(
         &service,
         "a.toml",
-        "[[group]]\nname = \"sql\"\ntags = [\"sql\"]\n\n[group.policy]\nexclude_paths = [\n  \"/srv/a\",\n  \
+        "[[group]]\nname = \"sql\"\ntags = [\"sql\"]\n\n[group.policy]\nexclude.paths = [\n  \"/srv/a\",\n  \
          \"/srv/b/\",\n]\naction.infected = \"quarantine\"\n",
     );
     service.restart("TERM");
     let explain = |guest: &str, path: &str, exec| {
-        let access = ExplainQuery { path: path.into(), exec };
+        let access = ExplainQuery { path: path.into(), exec, ..ExplainQuery::default() };
         block_on(service.client().explain_policy(guest, &access)).unwrap()
     };
     let steps = |guest: &str, path: &str, exec| {
@@ -228,11 +230,15 @@ fn what_is_explained_is_what_happens() {
     // The lines of seawalld.toml: [service] takes three.
     let scanned = |paths: &str, mode: &str, held: &str, action: &str| {
         let all = [
-            format!("exclude_paths {paths}"),
+            "mode default".into(),
+            format!("exclude {paths}"),
             "whole_file_limit_mib seawalld.toml:5".into(),
+            "fail_mode.too_large default".into(),
             held.into(),
             "deadline.per_64_mib_ms default".into(),
             "deadline.most_ms default".into(),
+            "fail_mode.timed_out default".into(),
+            "fail_mode.changing default".into(),
             format!("{mode} default"),
             format!("action.infected {action}"),
         ];
@@ -248,13 +254,15 @@ fn what_is_explained_is_what_happens() {
         scanned("a.toml:6", "fail_mode.exec", "deadline.exec_ms default", "a.toml:10")
     );
     let excluded = |line: &str| (false, vec![line.to_owned()]);
-    assert_eq!(steps("db", "/srv/a/x", false), excluded("exclude_paths[0] a.toml:7"));
-    assert_eq!(steps("db", "/srv/b/x/y", true), excluded("exclude_paths[1] a.toml:8"));
+    assert_eq!(steps("db", "/srv/a/x", false), excluded("exclude.paths[0] a.toml:7"));
+    assert_eq!(steps("db", "/srv/b/x/y", true), excluded("exclude.paths[1] a.toml:8"));
 
-    // The driver goes by the same words (Policy::exclusion), and the service by its action.
+    // The driver goes by the same rules, and the service by its action.
     let (mut web, mut db) = (service.driver("web"), service.driver("db"));
-    assert_eq!(db.attached.policy.exclusion(b"/srv/b/x/y"), Some(1));
-    assert_eq!(db.attached.policy.exclusion(b"/srv/ab"), None);
+    let rules = Rules::from(db.connection.policy.clone());
+    let path = |path| Facts { path: Some(path), ..Facts::default() };
+    assert_eq!(rules.exclusion(&path(b"/srv/b/x/y")), Some(Exclusion::Path(1)));
+    assert_eq!(rules.exclusion(&path(b"/srv/ab")), None);
     let evil = common::eicar();
     assert_eq!(web.scan(&evil).remediation, Remediation::None);
     assert_eq!(db.scan(&evil).remediation, Remediation::Quarantine);
@@ -286,6 +294,235 @@ fn what_is_explained_is_what_happens() {
     }
     let refused = block_on(service.client().guest_policy("nobody")).unwrap_err();
     assert!(matches!(refused, ClientError::Refused(fault) if fault.code == "no-such-guest"));
+}
+
+/// Each kind of exclusion and each mode: what is explained, which line is named, and what the driver gets.
+#[test]
+fn each_exclusion_and_mode_is_explained() {
+    let hash = blake3::hash(b"excluded content").to_string();
+    let mut service = Service::start(setup());
+    let text = format!(
+        "[[group]]\nname = \"g\"\nguests = [\"web\"]\n[group.policy.exclude]\npaths = [\"/srv\", \"/home/*/.cache\"]\n\
+         extensions = [\"LOG\"]\nfile_systems = [\"squashfs\"]\nowners = [113]\nprocesses = [\n  {{ path = \
+         \"/usr/sbin/backup\" }},\n  {{ path = \"/usr/bin/db\", user = 113 }},\n]\nhashes = [\"{hash}\"]\n\
+         detections = [\"PUA.*\"]\n"
+    );
+    write(&service, "a.toml", &text);
+    service.restart("TERM");
+    let query = |path: &str| ExplainQuery { path: path.into(), ..ExplainQuery::default() };
+    let by = |path: &str, user| ExplainQuery { process: Some(path.into()), user, ..query("/x") };
+    let exec = |of: ExplainQuery| ExplainQuery { exec: true, ..of };
+    let owned = |owner| ExplainQuery { owner: Some(owner), ..query("/x") };
+    let on = |of: &str| ExplainQuery { file_system: Some(of.into()), ..query("/x") };
+    let with = |hash: &str| ExplainQuery { hash: Some(hash.into()), ..query("/x") };
+    // What decides, and its line; none where the file is scanned.
+    let table = [
+        (query("/srv/x"), Some(("exclude.paths[0]", 5))),
+        (exec(query("/home/a/.cache/b")), Some(("exclude.paths[1]", 5))),
+        (query("/home/a/b/.cache"), None),
+        (query("/var/x.Log"), Some(("exclude.extensions[0]", 6))),
+        (query("/var/x.logs"), None),
+        (on("squashfs"), Some(("exclude.file_systems[0]", 7))),
+        (on("ext4"), None),
+        (owned(113), Some(("exclude.owners[0]", 8))),
+        (owned(0), None),
+        (by("/usr/sbin/backup", None), Some(("exclude.processes[0]", 10))),
+        (by("/usr/sbin/backup", Some(113)), None),
+        (by("/usr/bin/db", Some(113)), Some(("exclude.processes[1]", 11))),
+        (exec(by("/usr/sbin/backup", None)), None),
+        (with(&hash), Some(("exclude.hashes[0]", 13))),
+        (with(&"0".repeat(64)), None),
+    ];
+    let explain =
+        |query: &ExplainQuery| block_on(service.client().explain_policy("web", query)).unwrap();
+    for (access, decides) in &table {
+        let told = explain(access);
+        assert_eq!(told.scanned, decides.is_none(), "{access:?}");
+        if let Some((setting, line)) = decides {
+            let step = &told.steps[0];
+            let from = step.from.as_ref().map(|from| from.line);
+            assert_eq!((told.steps.len(), step.setting.as_str(), from), (1, *setting, Some(*line)));
+        }
+    }
+    let found = ExplainQuery { detection: Some("PUA.Win.x".into()), ..query("/x") };
+    let last = explain(&found).steps.pop().unwrap();
+    assert_eq!((last.setting.as_str(), last.from.unwrap().line), ("exclude.detections[0]", 14));
+    let bad = ExplainQuery { hash: Some("44d8".into()), ..query("/x") };
+    let refused = block_on(service.client().explain_policy("web", &bad)).unwrap_err();
+    assert!(matches!(refused, ClientError::Refused(fault) if fault.code == "bad-hash"));
+
+    let told = seawall(
+        &service,
+        &["policy", "explain", "web", "/x", "--process", "/usr/bin/db", "--user", "113"],
+    );
+    let text = String::from_utf8(told.stdout).unwrap();
+    assert!(text.contains("/x, when it is opened: not scanned\n"), "{text}");
+    let got = &service.driver("web").connection.policy.exclude;
+    assert_eq!(got.paths, [b"/srv".to_vec(), b"/home/*/.cache".to_vec()]);
+    assert_eq!(got.extensions, [b"log".to_vec()]);
+    assert_eq!(
+        (got.file_systems.as_slice(), got.owners.as_slice()),
+        (["squashfs".to_owned()].as_slice(), [113].as_slice())
+    );
+    assert_eq!(got.processes.iter().map(|one| one.user).collect::<Vec<_>>(), [0, 113]);
+
+    for (mode, open, exec_is_scanned) in [
+        (Mode::Smart, true, true),
+        (Mode::Open, true, true),
+        (Mode::Strict, true, true),
+        (Mode::Exec, false, true),
+        (Mode::Write, false, false),
+        (Mode::Off, false, false),
+    ] {
+        write(
+            &service,
+            "a.toml",
+            &format!("[[group]]\nname = \"g\"\nguests = [\"web\"]\npolicy.mode = \"{mode}\"\n"),
+        );
+        assert!(reload(&service).taken);
+        let of = |query| {
+            let told = block_on(service.client().explain_policy("web", &query)).unwrap();
+            assert_eq!(
+                (told.steps[0].setting.as_str(), told.steps[0].from.as_ref().unwrap().line),
+                ("mode", 4)
+            );
+            told.scanned
+        };
+        assert_eq!((of(query("/x")), of(exec(query("/x")))), (open, exec_is_scanned), "{mode}");
+        assert_eq!(service.guest("web").mode, mode.to_string());
+        assert_eq!(service.driver("web").connection.policy.mode, mode);
+    }
+    let mut web = service.driver("web");
+    web.say(seawall_proto::ToHost::Heartbeat(seawall_proto::Heartbeat::default()));
+    common::wait_for("its heartbeat", || {
+        (service.guest("web").state == seawall_client::GuestState::Protected).then_some(())
+    });
+    let guests = String::from_utf8(seawall(&service, &["guests"]).stdout).unwrap();
+    assert!(guests.contains("web: its policy has nothing scanned"), "{guests}");
+}
+
+/// What the service itself excludes: it answers as if nothing were found, and no driver remembers that as clean.
+#[test]
+fn excluded_contents_and_detections_are_let_through() {
+    let evil = common::eicar();
+    let other = [evil.as_slice(), b" "].concat();
+    let service = Service::start(Setup { engine: Engine::Yara, ..setup() });
+    let (mut web, mut db) = (service.driver("web"), service.driver("db"));
+    let outcome = |driver: &mut common::Driver, content: &[u8]| {
+        let verdict = driver.scan(content);
+        (verdict.kind, verdict.decision, verdict.remediation)
+    };
+    let denied = (VerdictKind::Infected, Some(Decision::Deny), Remediation::Quarantine);
+    let excluded = (VerdictKind::Excluded, Some(Decision::Allow), Remediation::None);
+    let group = |exclude: &str| {
+        format!(
+            "[[group]]\nname = \"g\"\nguests = [\"web\"]\npolicy.action.infected = \"quarantine\"\n{exclude}\n"
+        )
+    };
+    let hash = blake3::hash(&evil).to_string();
+    let change = |exclude: &str| {
+        write(&service, "a.toml", &group(exclude));
+        assert!(reload(&service).taken);
+    };
+    change("");
+    web.connection.hear_policy();
+    let verdict = web.scan(&evil);
+    let name = verdict.detail.expect("what it is");
+    change(&format!("policy.exclude.hashes = [\"{}\"]", hash.to_uppercase()));
+    web.connection.hear_policy();
+    assert_eq!(outcome(&mut web, &evil), excluded);
+    assert_eq!(outcome(&mut web, &other), denied, "another content");
+    assert_eq!(db.scan(&evil).decision, Some(Decision::Deny), "another guest");
+    change(&format!("policy.exclude.detections = [\"{}*\"]", &name[..name.len() - 1]));
+    web.connection.hear_policy();
+    assert_eq!(outcome(&mut web, &evil), excluded);
+    assert_eq!(outcome(&mut web, &other), excluded);
+    assert_eq!(web.scan(b"nothing to find").kind, VerdictKind::Clean);
+    change("policy.exclude.detections = [\"Another\"]");
+    web.connection.hear_policy();
+    assert_eq!(outcome(&mut web, &evil), denied);
+    assert_eq!(service.status().counters.excluded, 3);
+}
+
+#[test]
+fn what_a_group_does_not_set_is_as_the_configuration_has_it() {
+    let more = "[policy.exclude]\npaths = [\"/a\", \"/b\"]\nextensions = [\"log\"]\n[policy.fail_mode]\nchanging = \"closed\"\n";
+    let mut service = Service::start(Setup { more: more.into(), ..setup() });
+    let group = "[[group]]\nname = \"g\"\nguests = [\"web\"]\n[group.policy]\nexclude.paths = [\"/c\"]\nfail_mode.timed_out = \"closed\"\n";
+    write(&service, "a.toml", group);
+    service.restart("TERM");
+    let (web, db) = (service.driver("web"), service.driver("db"));
+    let (web, db) = (&web.connection.policy, &db.connection.policy);
+    assert_eq!(web.exclude.paths, [b"/c".to_vec()], "a list takes the place of the whole list");
+    assert_eq!(db.exclude.paths, [b"/a".to_vec(), b"/b".to_vec()]);
+    let closed = Some(FailMode::Closed);
+    for policy in [web, db] {
+        assert_eq!(policy.exclude.extensions, [b"log".to_vec()]);
+        assert_eq!((policy.fail_changing, policy.fail_too_large), (closed, Some(FailMode::Open)));
+    }
+    assert_eq!((web.fail_timed_out, db.fail_timed_out), (closed, None));
+}
+
+#[test]
+fn what_a_policy_does_not_stop_and_what_makes_it_slow_is_warned_of() {
+    let service = Service::start(setup());
+    let patterns: Vec<_> = (0..300).map(|n| format!("\"/home/u{n}*\"")).collect();
+    write(
+        &service,
+        "a.toml",
+        &format!(
+            "[[group]]\nname = \"one\"\nguests = [\"web\"]\npolicy.mode = \"exec\"\npolicy.exclude.paths = [{}]\n\n\
+             [[group]]\nname = \"two\"\nguests = [\"db\"]\npolicy.mode = \"off\"\n",
+            patterns.join(", ")
+        ),
+    );
+    let text = String::from_utf8(seawall(&service, &["policy", "check"]).stdout).unwrap();
+    for wanted in [
+        "a.toml:4:8: warning[W-EXEC-ONLY]: programs are scanned when they are executed, and nothing else: not a script",
+        "a.toml:5:16: warning[W-SLOW]: up to 300 patterns are compared with one path",
+        "a.toml:10:8: warning[W-OFF]: nothing is scanned in these guests",
+    ] {
+        assert!(text.contains(wanted), "{wanted}\n--- in\n{text}");
+    }
+    assert!(reload(&service).taken);
+    // Too much for a driver.
+    let long: Vec<_> = (0..6000).map(|n| format!("\"/{}{n}\"", "x".repeat(200))).collect();
+    let group = "[[group]]\nname = \"one\"\nguests = [\"web\"]\npolicy.exclude.paths = ";
+    write(&service, "a.toml", &format!("{group}[{}]\n", long.join(",\n")));
+    let found = check(&service);
+    assert!(
+        !found.right && found.findings[0].message.contains("drivers take at most 1048576"),
+        "{found:?}"
+    );
+    // Nobody writes this one.
+    fs::remove_file(service.path("policy.d/a.toml")).unwrap();
+    let fifo = Command::new("mkfifo").arg(service.path("policy.d/a.toml")).status().unwrap();
+    assert!(fifo.success());
+    let found = check(&service);
+    assert!(!found.right && found.findings[0].code == "E-READ", "{found:?}");
+}
+
+/// More than one message holds, and the session goes on.
+#[test]
+fn ten_thousand_exclusions_arrive() {
+    let service = Service::start(setup());
+    let mut web = service.driver("web");
+    let paths: Vec<_> = (0..10_000).map(|n| format!("\"/srv/customers/{n}/data\"")).collect();
+    let group = "[[group]]\nname = \"g\"\nguests = [\"web\"]\npolicy.exclude.paths = ";
+    write(&service, "a.toml", &format!("{group}[\n{}\n]\n", paths.join(",\n")));
+    assert!(reload(&service).taken);
+    assert_eq!(web.connection.hear_policy().exclude.paths.len(), 10_000);
+    assert_eq!(web.scan(b"x").kind, VerdictKind::Clean);
+    let access =
+        ExplainQuery { path: "/srv/customers/7000/data/x".into(), ..ExplainQuery::default() };
+    let told = block_on(service.client().explain_policy("web", &access)).unwrap();
+    assert_eq!(told.steps[0].setting, "exclude.paths[7000]");
+    assert_eq!(told.steps[0].from.as_ref().unwrap().line, 7005);
+    assert_eq!(
+        service.driver("web").connection.policy.exclude.paths.len(),
+        10_000,
+        "at its start too"
+    );
 }
 
 /// What counts is the policy when the verdict is there.

@@ -165,20 +165,20 @@ fn a_reload_takes_over_guests_and_policy_and_refuses_what_is_wrong() {
     let mut service = Service::start(Setup::default());
     let mut driver = service.driver("g1");
     let mut second = service.driver("g2");
-    assert_eq!(driver.attached.policy, seawall_proto::Policy::default());
+    assert_eq!(driver.connection.policy, seawall_proto::Policy::default());
 
     service.setup.more =
-        "[policy]\nexclude_paths = [\"/var/cache/\"]\nfail_mode.open = \"closed\"\n".into();
+        "[policy]\nexclude.paths = [\"/var/cache/\"]\nfail_mode.open = \"closed\"\n".into();
     service.setup.guests = vec!["g1", "g3"];
     std::fs::File::create(service.path("g3.region")).unwrap().set_len(1 << 20).unwrap();
     service.configure();
     service.signal("HUP");
-    let Some(ToGuest::Policy(policy)) = driver.connection.hear() else { panic!("no policy") };
+    let policy = driver.connection.hear_policy().clone();
     assert_eq!(policy.fail_open, FailMode::Closed);
-    assert_eq!(policy.exclude_paths, vec![serde_bytes::ByteBuf::from(b"/var/cache/".to_vec())]);
+    assert_eq!(policy.exclude.paths, vec![serde_bytes::ByteBuf::from(b"/var/cache/".to_vec())]);
     second.connection.hear_the_end();
     service.wait_log("the guest is no longer configured");
-    assert_eq!(service.driver("g3").attached.policy, policy);
+    assert_eq!(service.driver("g3").connection.policy, policy);
     assert_eq!(driver.scan(b"the session of g1 stands").kind, VerdictKind::Clean);
 
     std::fs::write(service.path("seawalld.toml"), "[policy]\nfail_mode.open = \"ajar\"\n").unwrap();
@@ -284,7 +284,11 @@ fn connect_tcp(service: &Service, region: RegionId, key: &Key) -> Option<Connect
     }
     let (sealer, opener) = initiator.finish(&reply).expect("the service has the key");
     let sealed = Sealed { stream, sealer, opener, plain: Vec::new() };
-    Some(Connection { stream: Box::new(sealed), decoder: Decoder::new() })
+    Some(Connection {
+        stream: Box::new(sealed),
+        decoder: Decoder::new(),
+        policy: Default::default(),
+    })
 }
 
 #[test]

@@ -142,9 +142,9 @@ impl Client {
         guest: &str,
         access: &ExplainQuery,
     ) -> Result<PolicyExplanation, ClientError> {
-        let (guest, path) = (encode_query(guest), encode_query(&access.path));
-        let exec = access.exec;
-        self.get(&format!("/v1/guests/{guest}/policy/explain?path={path}&exec={exec}")).await
+        let (guest, query) =
+            (encode_query(guest), serde_urlencoded::to_string(access).map_err(broken)?);
+        self.get(&format!("/v1/guests/{guest}/policy/explain?{query}")).await
     }
 
     /// What is in quarantine, of one guest if named.

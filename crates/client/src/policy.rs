@@ -52,6 +52,18 @@ pub struct ExplainQuery {
     /// It is executed, not opened.
     #[serde(default)]
     pub exec: bool,
+    /// The program that opens it: its absolute path.
+    pub process: Option<String>,
+    /// The real user id of that program's process; root's if absent.
+    pub user: Option<u32>,
+    /// The user id of the file's owner.
+    pub owner: Option<u32>,
+    /// The type of the file system that it is on.
+    pub file_system: Option<String>,
+    /// Its content's BLAKE3 digest.
+    pub hash: Option<String>,
+    /// What is found in it.
+    pub detection: Option<String>,
 }
 
 /// What happens to an access, and why.
@@ -74,7 +86,7 @@ pub struct PolicyExplanation {
 /// One thing that decides about an access.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PolicyStep {
-    /// The setting, like `fail_mode.open` or `exclude_paths[0]`.
+    /// The setting, like `fail_mode.open` or `exclude.paths[0]`.
     pub setting: String,
     /// What it does, for people.
     pub what: String,

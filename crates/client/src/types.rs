@@ -71,8 +71,10 @@ pub struct PolicyInForce {
     pub fail_mode_exec: String,
     /// A larger file is let through on access and scanned in the background, in bytes.
     pub whole_file_limit_bytes: u64,
-    /// Path prefixes that are not scanned.
-    pub exclude_paths: Vec<String>,
+    /// Which accesses are held and what is scanned besides, like `smart`.
+    pub mode: String,
+    /// How many exclusions there are.
+    pub exclusions: usize,
 }
 
 /// How many guests are in each state.
@@ -125,6 +127,8 @@ pub struct Counters {
     pub joined: u64,
     /// Verdicts by kind.
     pub verdicts: VerdictCounts,
+    /// Requests whose content, or all that was found in it, policy excludes.
+    pub excluded: u64,
     /// Events that were left out.
     pub events_dropped: u64,
 }
@@ -248,6 +252,8 @@ pub struct Guest {
     pub name: String,
     /// The group whose policy it has; none where no group names it.
     pub group: Option<String>,
+    /// What its policy has held and scanned, like `smart`.
+    pub mode: String,
     /// How it is.
     pub state: GuestState,
     /// Why, for people; empty when protected.

@@ -20,12 +20,27 @@ pub enum Purpose {
 }
 
 impl Purpose {
-    fn mask(self) -> u64 {
-        match self {
-            Self::Permission => libc::FAN_OPEN_PERM | libc::FAN_OPEN_EXEC_PERM,
-            Self::CloseWrite => libc::FAN_CLOSE_WRITE,
+    fn mask(self, holds: Holds) -> u64 {
+        match (self, holds) {
+            (Self::CloseWrite, _) => libc::FAN_CLOSE_WRITE,
+            (Self::Permission, Holds::OpenAndExec) => {
+                libc::FAN_OPEN_PERM | libc::FAN_OPEN_EXEC_PERM
+            }
+            (Self::Permission, Holds::Exec) => libc::FAN_OPEN_EXEC_PERM,
+            (Self::Permission, Holds::Nothing) => 0,
         }
     }
+}
+
+/// Which accesses a [`Purpose::Permission`] group holds on a file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holds {
+    /// Both.
+    OpenAndExec,
+    /// Exec alone.
+    Exec,
+    /// None.
+    Nothing,
 }
 
 /// What the kernel is told of a held access.
@@ -117,12 +132,23 @@ impl Group {
         Ok(Self { fd: self.fd.try_clone()?, purpose: self.purpose })
     }
 
-    /// Marks the file system on which `path` lies. Marking twice is harmless.
+    /// Marks the file system on which `path` lies, so that these accesses are held there and no others.
+    /// Marking twice is harmless. For a group of the other purpose it does not matter what is held.
     ///
     /// # Errors
     /// What fanotify_mark(2) says.
-    pub fn mark_filesystem(&self, path: &Path) -> io::Result<()> {
-        self.filesystem(libc::FAN_MARK_ADD, path)
+    pub fn mark_filesystem(&self, path: &Path, holds: Holds) -> io::Result<()> {
+        let (all, wanted) = (self.purpose.mask(Holds::OpenAndExec), self.purpose.mask(holds));
+        if wanted != 0 {
+            self.filesystem(libc::FAN_MARK_ADD, wanted, path)?;
+        }
+        if all & !wanted == 0 {
+            return Ok(());
+        }
+        match self.filesystem(libc::FAN_MARK_REMOVE, all & !wanted, path) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            result => result,
+        }
     }
 
     /// Takes the mark of the file system on which `path` lies away.
@@ -130,13 +156,12 @@ impl Group {
     /// # Errors
     /// What fanotify_mark(2) says; ENOENT when it had none.
     pub fn unmark_filesystem(&self, path: &Path) -> io::Result<()> {
-        self.filesystem(libc::FAN_MARK_REMOVE, path)
+        self.filesystem(libc::FAN_MARK_REMOVE, self.purpose.mask(Holds::OpenAndExec), path)
     }
 
-    fn filesystem(&self, action: u32, path: &Path) -> io::Result<()> {
+    fn filesystem(&self, action: u32, mask: u64, path: &Path) -> io::Result<()> {
         let path = CString::new(path.as_os_str().as_bytes())?;
-        let flags = action | libc::FAN_MARK_FILESYSTEM;
-        self.mark(flags, self.purpose.mask(), libc::AT_FDCWD, Some(&path))
+        self.mark(action | libc::FAN_MARK_FILESYSTEM, mask, libc::AT_FDCWD, Some(&path))
     }
 
     /// Takes all file-system marks away. Events that are queued or held stay so.

@@ -19,5 +19,5 @@ pub mod ledger;
 pub mod probe;
 pub mod process;
 
-pub use group::{Answer, Event, EventKind, Group, IgnoreMark, Purpose};
+pub use group::{Answer, Event, EventKind, Group, Holds, IgnoreMark, Purpose};
 pub use handle::{FileHandle, is_open_for_writing};

@@ -1,6 +1,6 @@
 //! What this kernel can do, found out by trying: back-ports make versions lie.
 
-use crate::group::{Answer, Group, IgnoreMark, Purpose};
+use crate::group::{Answer, Group, Holds, IgnoreMark, Purpose};
 use crate::process;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::mount::{MountFlags, MountPropagationFlags};
@@ -105,7 +105,7 @@ fn watch_an_overlay() -> io::Result<bool> {
     rustix::mount::mount("none", &merged, "overlay", MountFlags::empty(), options.as_c_str())?;
 
     let group = Group::new(Purpose::Permission)?;
-    group.mark_filesystem(&lower)?;
+    group.mark_filesystem(&lower, Holds::OpenAndExec)?;
     let opener = process::fork(move || u8::from(File::open(merged.join("x")).is_err()))?;
     let opener = Pid::from_raw(opener.cast_signed()).ok_or(io::ErrorKind::InvalidData)?;
     let until = Instant::now() + Duration::from_secs(1);

@@ -24,18 +24,25 @@ mod hello;
 mod identity;
 mod message;
 pub mod noise;
+mod policy;
 pub mod remedy;
+mod rules;
 pub mod serial;
 mod types;
 
 pub use hello::{Hello, HelloError, PREFACE_LEN, Preface};
 pub use identity::{Key, Proof, RegionId};
 pub use message::{
-    Attach, Attached, Content, Coverage, ExposureReason, FailMode, FileMetadata, Heartbeat, Notice,
-    Operation, Outcome, Part, Policy, Process, Refusal, ScanRequest, SlotRef, ToGuest, ToHost,
-    Uncovered, Verdict,
+    Attach, Attached, Content, Coverage, ExposureReason, FileMetadata, Heartbeat, Notice,
+    Operation, Outcome, Part, Process, Refusal, ScanRequest, SlotRef, ToGuest, ToHost, Uncovered,
+    Verdict,
+};
+pub use policy::{
+    Exclude, ExcludedProcess, FailMode, Mode, POLICY_MAX, Policy, PolicyError, PolicyPart,
+    PolicyParts,
 };
 pub use remedy::{Remediation, Ticket};
+pub use rules::{Exclusion, Facts, Rules, check_name_pattern, check_pattern, name_fits};
 pub use types::{ContentHash, Decision, Generation, RequestId, VerdictKind};
 
 /// The port on which the service listens for drivers, on AF_VSOCK and on TCP alike.

@@ -3,6 +3,7 @@
 //! The order of variants and fields is the format (postcard): new variants go at the end, and
 //! [`frame::Message::KINDS`](crate::frame::Message::KINDS) grows with them.
 
+use crate::policy::PolicyPart;
 use crate::remedy::{self, Remediation, Ticket};
 use crate::{ContentHash, Decision, Generation, Proof, RegionId, RequestId, VerdictKind};
 use serde::{Deserialize, Serialize};
@@ -36,7 +37,7 @@ pub enum ToHost {
 /// What the host says to the driver.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum ToGuest {
-    /// The session stands.
+    /// The session stands once the policy, which follows, is whole.
     Attached(Attached),
     /// The session does not stand; the host closes the connection.
     Refused(Refusal),
@@ -50,8 +51,8 @@ pub enum ToGuest {
         /// Slots copied since the request began.
         slots: u32,
     },
-    /// The policy changed.
-    Policy(Policy),
+    /// A part of the policy: after [`Self::Attached`], and whenever it changes.
+    Policy(PolicyPart),
     /// Engines or signatures changed: nothing remembered of an older generation counts.
     Generation(Generation),
     /// The host lives: its answer to each heartbeat. A scan may take longer than the driver would
@@ -87,8 +88,6 @@ pub struct Attach {
 pub struct Attached {
     /// The name by which the host knows this guest.
     pub guest: String,
-    /// The policy to follow.
-    pub policy: Policy,
     /// The generation of engines and signatures in use.
     pub generation: Generation,
     /// How often the driver sends a heartbeat, in milliseconds.
@@ -104,66 +103,6 @@ pub enum Refusal {
     Region,
     /// The first message was not [`Attach`].
     Order,
-}
-
-/// The part of the policy that the driver carries out.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Policy {
-    /// What happens to an open that gets no verdict.
-    pub fail_open: FailMode,
-    /// What happens to an exec that gets no verdict.
-    pub fail_exec: FailMode,
-    /// The longest that an open is held, in milliseconds.
-    pub open_deadline_ms: u32,
-    /// The longest that an exec is held, in milliseconds.
-    pub exec_deadline_ms: u32,
-    /// Added to a deadline for each 64 MiB of content, in milliseconds.
-    pub deadline_per_64_mib_ms: u32,
-    /// No deadline is longer than this, in milliseconds.
-    pub most_deadline_ms: u32,
-    /// A larger file is not scanned on access, in bytes.
-    pub whole_file_limit: u64,
-    /// Absolute path prefixes whose files are not scanned, where the path is true.
-    pub exclude_paths: Vec<serde_bytes::ByteBuf>,
-}
-
-impl Policy {
-    /// The number in `exclude_paths` of the first that excludes this path; the path has to be true. A prefix ends at a
-    /// folder: `/var/cache` excludes `/var/cache/x` and not `/var/cachet`.
-    pub fn exclusion(&self, path: &[u8]) -> Option<usize> {
-        self.exclude_paths.iter().position(|prefix| {
-            let prefix = prefix.strip_suffix(b"/").unwrap_or(prefix);
-            let rest = path.strip_prefix(prefix);
-            rest.is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
-        })
-    }
-}
-
-/// What an access gets that no verdict decided.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum FailMode {
-    /// It goes on, and the file is scanned when that is possible again.
-    Open,
-    /// It ends with EPERM.
-    Closed,
-    /// It ends with EPERM when another user than root may write the file, else it goes on.
-    ClosedIfUserWritable,
-}
-
-impl Default for Policy {
-    /// DESIGN.md's defaults: what a driver does before it has ever met its host.
-    fn default() -> Self {
-        Self {
-            fail_open: FailMode::Open,
-            fail_exec: FailMode::ClosedIfUserWritable,
-            open_deadline_ms: 5_000,
-            exec_deadline_ms: 10_000,
-            deadline_per_64_mib_ms: 1_000,
-            most_deadline_ms: 30_000,
-            whole_file_limit: 256 << 20,
-            exclude_paths: Vec::new(),
-        }
-    }
 }
 
 /// Why the driver asks.
@@ -437,20 +376,6 @@ pub struct Uncovered {
 mod tests {
     use super::*;
     use crate::frame;
-
-    #[test]
-    fn a_prefix_ends_at_a_folder() {
-        for prefix in ["/var/cache", "/var/cache/"] {
-            let exclude_paths = [&b"/srv"[..], prefix.as_bytes()];
-            let exclude_paths =
-                exclude_paths.map(|path| serde_bytes::ByteBuf::from(path.to_vec())).to_vec();
-            let policy = Policy { exclude_paths, ..Policy::default() };
-            assert_eq!(policy.exclusion(b"/var/cache/x"), Some(1));
-            assert_eq!(policy.exclusion(b"/var/cache"), Some(1));
-            assert_eq!(policy.exclusion(b"/var/cachet"), None);
-            assert_eq!(policy.exclusion(b"/var"), None);
-        }
-    }
 
     /// The bytes of version 1. A change here is a new protocol version.
     #[test]

@@ -41,6 +41,8 @@ pub enum VerdictKind {
     Error,
     /// The scan took longer than it may.
     TimedOut,
+    /// Policy excludes this content, or all that was found in it.
+    Excluded,
 }
 
 /// What the driver tells the kernel.

@@ -1,4 +1,4 @@
-//! What engines and the security API cost: `cargo xtask bench engines-…`.
+//! What engines, the security API and policy cost: `cargo xtask bench engines-…` and `exclusions`.
 //!
 //! Each scenario compares within one run: the engine behind the API with the same library or program
 //! alone, in rounds of a new order. Nothing here is pinned or marked but where a scenario says so.
@@ -7,6 +7,7 @@ mod api;
 mod clamav;
 mod cost;
 mod database;
+mod exclusions;
 mod hash;
 mod made;
 mod many;
@@ -45,6 +46,8 @@ pub enum Scenario {
     EnginesSignatures,
     /// Lookups among ten million hashes
     EnginesHash,
+    /// Decisions over ten thousand exclusions
+    Exclusions,
 }
 
 /// What a scenario works with.
@@ -113,6 +116,7 @@ pub fn run(
             Scenario::EnginesRules => ("engines-rules", many::run(&mut bench)),
             Scenario::EnginesSignatures => ("engines-signatures", signatures::run(&mut bench)),
             Scenario::EnginesHash => ("engines-hash", hash::run(&mut bench)),
+            Scenario::Exclusions => ("exclusions", exclusions::run(&mut bench)),
         };
         match measured {
             Ok(more) => rows.extend(more),

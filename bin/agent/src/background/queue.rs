@@ -152,6 +152,12 @@ impl Queue {
         inner.sending + files.count()
     }
 
+    /// How many files wait for a scan or are being sent.
+    pub fn waiting(&self) -> usize {
+        let inner = self.lock();
+        inner.closed.len() + inner.wanted.len() + inner.sending
+    }
+
     /// Takes what is wanted; waits for a moment where nothing is.
     pub fn next_wanted(&self, wait: Duration) -> Option<Wanted> {
         let mut inner = self.lock();

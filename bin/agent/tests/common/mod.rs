@@ -49,6 +49,7 @@ pub struct Host {
     accepting: Arc<AtomicBool>,
     streams: Arc<Mutex<Vec<UnixStream>>>,
     generation: Arc<AtomicU64>,
+    policy: Arc<Mutex<Policy>>,
 }
 
 const KEY: seawall_proto::Key = seawall_proto::Key([5; 32]);
@@ -66,12 +67,14 @@ impl Host {
             accepting: Arc::new(AtomicBool::new(true)),
             streams: Arc::default(),
             generation: Arc::new(AtomicU64::new(1)),
+            policy: Arc::new(Mutex::new(policy)),
         };
-        let (seen, accepting, streams, generation) = (
+        let (seen, accepting, streams, generation, policy) = (
             Arc::clone(&host.seen),
             Arc::clone(&host.accepting),
             Arc::clone(&host.streams),
             Arc::clone(&host.generation),
+            Arc::clone(&host.policy),
         );
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -81,9 +84,9 @@ impl Host {
                 streams.lock().unwrap().push(stream.try_clone().unwrap());
                 let (seen, region, rule) =
                     (Arc::clone(&seen), Arc::clone(&region), Arc::clone(&rule));
-                let (policy, generation) = (policy.clone(), Arc::clone(&generation));
+                let (policy, generation) = (Arc::clone(&policy), Arc::clone(&generation));
                 std::thread::spawn(move || {
-                    serve(stream, &seen, &region, &*rule, policy, &generation)
+                    serve(stream, &seen, &region, &*rule, &policy, &generation)
                 });
             }
         });
@@ -106,6 +109,12 @@ impl Host {
     pub fn renew(&self) {
         let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
         self.say(&ToGuest::Generation(Generation(generation)));
+    }
+
+    /// Another policy, for the driver that is there and those that come.
+    pub fn set_policy(&self, policy: Policy) {
+        policy.to_parts().into_iter().for_each(|part| self.say(&ToGuest::Policy(part)));
+        *self.policy.lock().unwrap() = policy;
     }
 
     /// Says something to every driver.
@@ -148,7 +157,7 @@ fn serve(
     seen: &Seen,
     region: &HostRegion,
     rule: &Rule,
-    policy: Policy,
+    policy: &Mutex<Policy>,
     generation: &Arc<AtomicU64>,
 ) -> Option<()> {
     stream.write_all(&Hello::new([7; 32]).to_bytes()).ok()?;
@@ -180,10 +189,11 @@ fn serve(
                 seen.sessions.fetch_add(1, Ordering::Relaxed);
                 send(&ToGuest::Attached(Attached {
                     guest: "native".into(),
-                    policy: policy.clone(),
                     generation: Generation(generation.load(Ordering::Relaxed)),
                     heartbeat_ms: 200,
                 }));
+                let policy = policy.lock().unwrap().clone();
+                policy.to_parts().into_iter().for_each(|part| send(&ToGuest::Policy(part)));
             }
             ToHost::ScanRequest(request) => {
                 let new = Partial { request: request.clone(), content: Vec::new(), copied: 0 };
@@ -358,6 +368,13 @@ impl Native {
 
     pub fn status(&self) -> serde_json::Value {
         serde_json::from_slice(&self.control("status").stdout).unwrap_or_default()
+    }
+
+    /// The policy that the driver goes by.
+    pub fn policy(&self) -> Option<Policy> {
+        let mut control = UnixStream::connect(self.folder.path().join("control")).ok()?;
+        control.write_all(b"policy\n").ok()?;
+        serde_json::from_reader(control).ok()
     }
 
     pub fn number(&self, key: &str) -> u64 {

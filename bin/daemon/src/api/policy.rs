@@ -1,7 +1,10 @@
 //! The policy of guests: whether the files are right, what is in force, and why.
 
 use super::{Api, fault};
-use crate::config::{Config, ConfigError, Found, Governed, Origin, PolicyConfig};
+use crate::config::{
+    Action, Config, ConfigError, Found, Governed, Origin, PolicyConfig, ReasonFailMode,
+};
+use crate::quarantine::parse_hash;
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
@@ -10,7 +13,7 @@ use seawall_client::{
     ExplainQuery, Fault, GuestPolicy, PolicyCheck, PolicyExplanation, PolicyFinding, PolicyGroup,
     PolicyOrigin, PolicySetting, PolicyStep,
 };
-use seawall_proto::FailMode;
+use seawall_proto::{ContentHash, Exclusion, Facts, FailMode, Mode, Rules};
 
 /// Reads the files of configuration and policy as they are now, and takes nothing into use.
 #[utoipa::path(get, path = "/v1/policy/check", responses((status = 200, body = PolicyCheck)))]
@@ -63,20 +66,22 @@ pub async fn explain(
         let message = "the path must be absolute: as the guest's root sees it";
         return fault(StatusCode::BAD_REQUEST, "bad-path", message);
     }
+    let hash = match query.hash.as_deref().map(|text| parse_hash(&text.to_ascii_lowercase())) {
+        Some(None) => {
+            let message = "the hash must be a BLAKE3 digest of 64 hexadecimal digits";
+            return fault(StatusCode::BAD_REQUEST, "bad-hash", message);
+        }
+        hash => hash.flatten(),
+    };
     with_policy(&api, &guest, |governed| {
-        let policy = governed.policy.to_proto();
-        let excluded = policy.exclusion(query.path.as_bytes());
-        let steps = match excluded {
-            Some(number) => vec![excluded_by(governed, number)],
-            None => scanned(governed, query.exec),
-        };
+        let excluded = not_scanned(governed, &query, hash);
         PolicyExplanation {
             guest: guest.clone(),
             group: group_of(governed),
             path: query.path.clone(),
             exec: query.exec,
             scanned: excluded.is_none(),
-            steps,
+            steps: excluded.map_or_else(|| scanned(governed, &query), |step| vec![step]),
         }
     })
 }
@@ -112,26 +117,81 @@ fn step(governed: &Governed<'_>, setting: &str, what: String) -> PolicyStep {
     PolicyStep { setting: setting.to_owned(), what, from: governed.origin(setting).map(origin) }
 }
 
-fn excluded_by(governed: &Governed<'_>, number: usize) -> PolicyStep {
-    let pattern = governed.policy.exclude_paths.get(number).map_or("", |path| path.0.as_str());
-    let what = format!(
-        "not scanned: `{pattern}` excludes it, where the path is true (through a bind mount, an overlay or a \
-         renamed folder it is not)"
-    );
-    step(governed, &format!("exclude_paths[{number}]"), what)
+/// What keeps an access from being scanned.
+fn not_scanned(
+    governed: &Governed<'_>,
+    query: &ExplainQuery,
+    hash: Option<ContentHash>,
+) -> Option<PolicyStep> {
+    let (policy, by_mode) = (governed.policy, |what: &str| step(governed, "mode", what.to_owned()));
+    let is_held = if query.exec { policy.mode.holds_exec() } else { policy.mode.holds_open() };
+    match policy.mode {
+        Mode::Off => return Some(by_mode("not scanned: policy has nothing scanned")),
+        Mode::Write => {
+            let what = "not held and not scanned: what was written is scanned at its last close";
+            return Some(by_mode(what));
+        }
+        _ if !is_held => return Some(by_mode("not scanned: only what is executed is")),
+        _ => (),
+    }
+    let facts = Facts {
+        path: Some(query.path.as_bytes()),
+        owner: query.owner,
+        file_system: query.file_system.as_deref(),
+        process: query
+            .process
+            .as_deref()
+            .filter(|_| !query.exec)
+            .map(|path| (path.as_bytes(), query.user.unwrap_or(0))),
+    };
+    let excluded = |list: &str, number: usize, why: &str| {
+        let setting = format!("exclude.{list}[{number}]");
+        Some(step(governed, &setting, format!("not scanned: {why}")))
+    };
+    let exclude = &policy.exclude;
+    let rules = Rules::from(policy.to_proto());
+    match rules.exclusion(&facts) {
+        Some(Exclusion::Path(number)) => {
+            let pattern = exclude.paths.get(number).map_or("", |pattern| pattern.0.as_str());
+            let why = format!(
+                "`{pattern}` excludes it, where the path is true (through a bind mount, an overlay or a renamed \
+                 folder it is not)"
+            );
+            excluded("paths", number, &why)
+        }
+        Some(Exclusion::Extension(number)) => {
+            excluded("extensions", number, "its name ends so, where its path is true")
+        }
+        Some(Exclusion::FileSystem(number)) => excluded(
+            "file_systems",
+            number,
+            "its file system is of this type, if the driver's own mount namespace has it",
+        ),
+        Some(Exclusion::Owner(number)) => excluded("owners", number, "this user owns it"),
+        Some(Exclusion::Process(number)) => {
+            excluded("processes", number, "this program opens it, run by this user")
+        }
+        None => exclude.hash(hash?).and_then(|number| {
+            excluded(
+                "hashes",
+                number,
+                "its content is excluded; the host gets it, the engines do not",
+            )
+        }),
+    }
 }
 
-/// What decides about an access to a file that is not excluded.
-fn scanned(governed: &Governed<'_>, exec: bool) -> Vec<PolicyStep> {
-    let PolicyConfig { exclude_paths, whole_file_limit_mib, deadline, .. } = governed.policy;
+/// What decides about an access to a file that is scanned.
+fn scanned(governed: &Governed<'_>, query: &ExplainQuery) -> Vec<PolicyStep> {
+    let PolicyConfig { whole_file_limit_mib, deadline, fail_mode, exclude, .. } = governed.policy;
     let seconds = |ms: u32| format!("{} s", f64::from(ms) / 1000.0);
-    let (held, mode) = if exec {
+    let (held, mode) = if query.exec {
         (("deadline.exec_ms", deadline.exec_ms), "fail_mode.exec")
     } else {
         (("deadline.open_ms", deadline.open_ms), "fail_mode.open")
     };
     let proto = governed.policy.to_proto();
-    let fails = match if exec { proto.fail_exec } else { proto.fail_open } {
+    let fails = match if query.exec { proto.fail_exec } else { proto.fail_open } {
         FailMode::Open => "without a verdict it goes on, and the file is scanned later",
         FailMode::Closed => "without a verdict it is denied",
         FailMode::ClosedIfUserWritable => {
@@ -139,22 +199,48 @@ fn scanned(governed: &Governed<'_>, exec: bool) -> Vec<PolicyStep> {
              the file is scanned later"
         }
     };
-    let infected = if governed.policy.action.infected == crate::config::Action::Quarantine {
-        "infected, it is denied, and the file goes to quarantine"
-    } else {
-        "infected, it is denied, and the file stays"
+    let in_case = |reason: ReasonFailMode| match reason {
+        ReasonFailMode::Open => "it goes on, and the file is scanned later",
+        ReasonFailMode::Closed => "it is denied",
+        ReasonFailMode::ByOperation => "as for any other reason",
     };
-    let paths = match exclude_paths.len() {
-        0 => "scanned: no path is excluded".to_owned(),
-        count => format!("scanned: none of {count} excluded paths holds it"),
+    let held_by = match governed.policy.mode {
+        Mode::Strict => {
+            "held until it is scanned, also when it is known, where another user than root could change it"
+        }
+        _ => "held until it is scanned or known to be clean",
+    };
+    let exclusions = match exclude.count() {
+        0 => "nothing is excluded".to_owned(),
+        count => format!("none of {count} exclusions holds"),
+    };
+    let detection = query.detection.as_deref().and_then(|name| exclude.detection(name));
+    let infected = match (detection, governed.policy.action.infected) {
+        (Some(number), _) => step(
+            governed,
+            &format!("exclude.detections[{number}]"),
+            "it goes on: this detection is excluded".to_owned(),
+        ),
+        (None, Action::Quarantine) => step(
+            governed,
+            "action.infected",
+            "infected, it is denied, and the file goes to quarantine".to_owned(),
+        ),
+        (None, Action::Deny) => step(
+            governed,
+            "action.infected",
+            "infected, it is denied, and the file stays".to_owned(),
+        ),
     };
     vec![
-        step(governed, "exclude_paths", paths),
+        step(governed, "mode", held_by.to_owned()),
+        step(governed, "exclude", exclusions),
         step(
             governed,
             "whole_file_limit_mib",
-            format!("above {whole_file_limit_mib} MiB it goes on, and the file is scanned later"),
+            format!("above {whole_file_limit_mib} MiB it is not scanned on access"),
         ),
+        step(governed, "fail_mode.too_large", format!("then {}", in_case(fail_mode.too_large))),
         step(governed, held.0, format!("held for at most {}", seconds(held.1))),
         step(
             governed,
@@ -166,8 +252,18 @@ fn scanned(governed: &Governed<'_>, exec: bool) -> Vec<PolicyStep> {
             "deadline.most_ms",
             format!("but at most {}", seconds(deadline.most_ms.max(held.1))),
         ),
+        step(
+            governed,
+            "fail_mode.timed_out",
+            format!("if there is no verdict by then: {}", in_case(fail_mode.timed_out)),
+        ),
+        step(
+            governed,
+            "fail_mode.changing",
+            format!("if it changes each time it is read: {}", in_case(fail_mode.changing)),
+        ),
         step(governed, mode, fails.to_owned()),
-        step(governed, "action.infected", infected.to_owned()),
+        infected,
     ]
 }
 

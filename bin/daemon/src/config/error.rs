@@ -165,6 +165,9 @@ fn help(code: &str) -> &'static str {
         "W-OVERLAP" => {
             "the first group counts, files in the order of their names; take the guest out of one of them"
         }
+        "W-EXEC-ONLY" => "use `smart`, unless what this does not stop is stopped otherwise",
+        "W-OFF" => "remove it to have them protected",
+        "W-SLOW" => "begin the patterns with more whole names, or exclude the folder above",
         "E-CONFLICT" => "change this entry or the one that it conflicts with",
         _ => "correct the value; packaging/seawalld.toml says what each key takes",
     }

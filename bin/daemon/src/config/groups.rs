@@ -4,8 +4,9 @@
 //! policy of the configuration file. What a group does not set is as it is there.
 
 use super::error::{Found, Place};
-use super::policy::{PolicyConfig, PolicyPart};
+use super::policy::PolicyConfig;
 use super::{Config, ConfigError, GuestConfig, GuestName, GuestUuid, Tag, simple_name};
+use seawall_proto::{Mode, POLICY_MAX, Rules};
 use serde::{Deserialize, Deserializer};
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -51,11 +52,11 @@ impl Members {
     }
 }
 
-/// Where a file sets what: the lines of settings named like `deadline.open_ms` or `exclude_paths[0]`, from 1.
+/// Where a file sets what, by settings named like `deadline.open_ms` or `exclude.paths[0]`.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Lines {
     path: PathBuf,
-    of: BTreeMap<String, usize>,
+    of: BTreeMap<String, Place>,
 }
 
 impl Lines {
@@ -75,24 +76,63 @@ impl Lines {
     fn add(&mut self, text: &str, prefix: &str, table: &DeTable<'_>) {
         for (key, value) in table {
             let name = format!("{prefix}{}", key.get_ref());
-            let line = |span| Place::of(text, span).line;
             match value.get_ref() {
-                DeValue::Table(below) => self.add(text, &format!("{name}."), below),
+                DeValue::Table(below) => {
+                    self.add(text, &format!("{name}."), below);
+                    self.of.insert(name, Place::of(text, key.span()));
+                }
                 DeValue::Array(items) => {
                     for (number, item) in items.iter().enumerate() {
-                        self.of.insert(format!("{name}[{number}]"), line(item.span()));
+                        self.of.insert(format!("{name}[{number}]"), Place::of(text, item.span()));
                     }
-                    self.of.insert(name, line(key.span()));
+                    self.of.insert(name, Place::of(text, key.span()));
                 }
-                _ => drop(self.of.insert(name, line(key.span()))),
+                _ => drop(self.of.insert(name, Place::of(text, key.span()))),
             }
         }
     }
 
     fn origin(&self, setting: &str) -> Option<Origin<'_>> {
-        self.of.get(setting).map(|line| Origin { path: &self.path, line: *line })
+        self.of.get(setting).map(|place| Origin { path: &self.path, line: place.line })
+    }
+
+    /// Something about a setting, if this file sets it.
+    fn find(&self, setting: &str, code: &'static str, message: String) -> Option<Found> {
+        let place = self.of.get(setting).cloned()?;
+        Some(Found { path: self.path.clone(), place: Some(place), code, message })
+    }
+
+    /// What is odd or wrong about what this file sets of a policy.
+    fn odd(&self, policy: &PolicyConfig) -> Vec<Found> {
+        let mut found = Vec::new();
+        if policy.mode == Mode::Exec {
+            let why = "programs are scanned when they are executed, and nothing else: not a script that an \
+                       interpreter reads, not a program that ld.so starts, not a library that dlopen loads";
+            found.extend(self.find("mode", "W-EXEC-ONLY", why.into()));
+        }
+        if policy.mode == Mode::Off {
+            found.extend(self.find("mode", "W-OFF", "nothing is scanned in these guests".into()));
+        }
+        let rules = Rules::from(policy.to_proto());
+        let compared = rules.most_compared();
+        if compared > COMPARED_MAX {
+            let why = format!(
+                "up to {compared} patterns are compared with one path, since they have no whole name in common with \
+                 few others; each takes a part of a microsecond of an access"
+            );
+            found.extend(self.find("exclude.paths", "W-SLOW", why));
+        }
+        let len = rules.encoded_len();
+        if len > POLICY_MAX {
+            let why = format!("a policy of {len} bytes; drivers take at most {POLICY_MAX}");
+            found.extend(self.find("exclude.paths", "E-VALUE", why));
+        }
+        found
     }
 }
+
+/// With more patterns for one path an operator is warned.
+const COMPARED_MAX: usize = 256;
 
 /// Where a setting comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,7 +150,7 @@ pub struct Governed<'a> {
 }
 
 impl<'a> Governed<'a> {
-    /// Where this setting, named like `deadline.open_ms` or `exclude_paths[0]`, comes from; None where it is the
+    /// Where this setting, named like `deadline.open_ms` or `exclude.paths[0]`, comes from; None where it is the
     /// default.
     pub fn origin(&self, setting: &str) -> Option<Origin<'a>> {
         let of_group = self.group.and_then(|group| group.lines.origin(setting));
@@ -135,8 +175,9 @@ struct GroupTable {
     uuids: Vec<Spanned<GuestUuid>>,
     #[serde(default)]
     tags: Vec<Spanned<Tag>>,
-    #[serde(default)]
-    policy: PolicyPart,
+    /// It is checked as if it were a whole policy; what counts is what it sets.
+    #[serde(default, rename = "policy")]
+    _policy: PolicyConfig,
 }
 
 struct GroupName(String);
@@ -164,6 +205,7 @@ impl Config {
     /// Reads the groups of a folder. One that is not there has none.
     pub(super) fn read_groups(&mut self, folder: &Path) -> Result<(), ConfigError> {
         let (sources, mut found) = read(folder);
+        found.extend(self.policy_lines.odd(&self.policy));
         let mut spans = Vec::new();
         for source in &sources {
             match toml::from_str::<GroupFile>(&source.text) {
@@ -193,8 +235,11 @@ impl Config {
         found: &mut Vec<Found>,
     ) {
         let Source { path, text } = source;
+        let raw: toml::Table = toml::from_str(text).unwrap_or_default();
+        let raw = raw.get("group").and_then(toml::Value::as_array);
         for (number, table) in file.groups.into_iter().enumerate() {
-            let GroupTable { name, guests, uuids, tags, policy } = table;
+            let GroupTable { name, guests, uuids, tags, .. } = table;
+            let part = raw.and_then(|all| all.get(number)?.get("policy")?.as_table());
             let (span, GroupName(name)) = (name.span(), name.into_inner());
             let members = Members { guests, uuids, tags };
             let mut wrong = |code, message: &str| {
@@ -207,13 +252,20 @@ impl Config {
                 let place = format!("{}:{}", other.path.display(), other.line);
                 wrong("E-CONFLICT", &format!("group `{name}` is defined at {place} already"));
             }
+            let policy = part.map_or(Ok(self.policy.clone()), |part| self.policy.with(part));
+            let policy = policy.unwrap_or_else(|why| {
+                wrong("E-VALUE", &format!("the policy of group `{name}` is none: {why}"));
+                PolicyConfig::default()
+            });
+            let lines = lines_of_group(path, text, number);
+            found.extend(lines.odd(&policy));
             self.groups.push(Group {
                 line: Place::of(text, span.clone()).line,
                 name,
                 path: path.clone(),
-                policy: policy.over(&self.policy),
+                policy,
                 members,
-                lines: lines_of_group(path, text, number),
+                lines,
             });
             spans.push((path.clone(), span));
         }
@@ -302,7 +354,13 @@ fn read(folder: &Path) -> (Vec<Source>, Vec<Found>) {
     });
     paths.sort();
     for path in paths {
-        match fs::read_to_string(&path) {
+        let read = match fs::metadata(&path) {
+            // Opening a FIFO would wait for somebody who writes it.
+            Ok(found) if !found.is_file() => Err(io::Error::other("it is no regular file")),
+            Ok(_) => fs::read_to_string(&path),
+            Err(error) => Err(error),
+        };
+        match read {
             Ok(text) => sources.push(Source { path, text }),
             Err(error) => found.push(unreadable(&path, &error)),
         }

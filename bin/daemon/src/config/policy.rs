@@ -1,36 +1,45 @@
 //! What the drivers are told to do, and what is done with what they find.
 
-use super::{some_within, within};
+use super::exclude::Exclusions;
+use super::within;
 use seawall_client::PolicyInForce;
-use seawall_client::text::escape;
-use seawall_proto::{FailMode, Policy};
-use serde::{Deserialize, Deserializer, Serialize, de};
+use seawall_proto::{FailMode, Mode, Policy};
+use serde::{Deserialize, Serialize};
 
 /// What the drivers are told to do.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PolicyConfig {
-    pub exclude_paths: Vec<ExcludePath>,
+    pub mode: Mode,
     #[serde(deserialize_with = "within::<_, u64, 1, 65536>")]
     pub whole_file_limit_mib: u64,
     pub deadline: Deadline,
     pub fail_mode: FailModes,
     pub action: Actions,
+    pub exclude: Exclusions,
 }
 
 impl Default for PolicyConfig {
     fn default() -> Self {
         Self {
-            exclude_paths: Vec::new(),
+            mode: Mode::Smart,
             whole_file_limit_mib: 256,
             deadline: Deadline::default(),
             fail_mode: FailModes::default(),
             action: Actions::default(),
+            exclude: Exclusions::default(),
         }
     }
 }
 
 impl PolicyConfig {
+    /// This policy with what a group sets of it; `part` is valid by itself.
+    pub fn with(&self, part: &toml::Table) -> Result<Self, String> {
+        let mut whole = toml::Table::try_from(self).map_err(|error| error.to_string())?;
+        set(&mut whole, part);
+        whole.try_into().map_err(|error: toml::de::Error| error.message().to_owned())
+    }
+
     /// The largest file that is scanned on access, in bytes.
     pub fn whole_file_limit(&self) -> u64 {
         self.whole_file_limit_mib << 20
@@ -42,13 +51,13 @@ impl PolicyConfig {
             let value = value.ok();
             value.as_ref().and_then(toml::Value::as_str).unwrap_or_default().to_owned()
         };
-        let excluded = self.exclude_paths.iter();
         PolicyInForce {
             infected: word(toml::Value::try_from(self.action.infected)),
             fail_mode_open: word(toml::Value::try_from(self.fail_mode.open)),
             fail_mode_exec: word(toml::Value::try_from(self.fail_mode.exec)),
             whole_file_limit_bytes: self.whole_file_limit(),
-            exclude_paths: excluded.map(|path| escape(path.0.as_bytes())).collect(),
+            mode: self.mode.to_string(),
+            exclusions: self.exclude.count(),
         }
     }
 
@@ -70,26 +79,37 @@ impl PolicyConfig {
 
     /// As the drivers get it.
     pub fn to_proto(&self) -> Policy {
+        let fail_modes = &self.fail_mode;
         Policy {
-            fail_open: match self.fail_mode.open {
+            mode: self.mode,
+            fail_open: match fail_modes.open {
                 OpenFailMode::Open => FailMode::Open,
                 OpenFailMode::Closed => FailMode::Closed,
             },
-            fail_exec: match self.fail_mode.exec {
+            fail_exec: match fail_modes.exec {
                 ExecFailMode::Open => FailMode::Open,
                 ExecFailMode::Closed => FailMode::Closed,
                 ExecFailMode::ClosedIfUserWritable => FailMode::ClosedIfUserWritable,
             },
+            fail_too_large: fail_modes.too_large.to_proto(),
+            fail_changing: fail_modes.changing.to_proto(),
+            fail_timed_out: fail_modes.timed_out.to_proto(),
             open_deadline_ms: self.deadline.open_ms,
             exec_deadline_ms: self.deadline.exec_ms,
             deadline_per_64_mib_ms: self.deadline.per_64_mib_ms,
             most_deadline_ms: self.deadline.most_ms,
             whole_file_limit: self.whole_file_limit(),
-            exclude_paths: self
-                .exclude_paths
-                .iter()
-                .map(|path| path.0.clone().into_bytes().into())
-                .collect(),
+            exclude: self.exclude.to_proto(),
+        }
+    }
+}
+
+/// Sets in `whole` what `part` has. A list takes the place of the list there.
+fn set(whole: &mut toml::Table, part: &toml::Table) {
+    for (key, value) in part {
+        match (whole.get_mut(key), value) {
+            (Some(toml::Value::Table(below)), toml::Value::Table(part)) => set(below, part),
+            _ => drop(whole.insert(key.clone(), value.clone())),
         }
     }
 }
@@ -120,11 +140,20 @@ impl Default for Deadline {
 pub struct FailModes {
     pub open: OpenFailMode,
     pub exec: ExecFailMode,
+    pub too_large: ReasonFailMode,
+    pub changing: ReasonFailMode,
+    pub timed_out: ReasonFailMode,
 }
 
 impl Default for FailModes {
     fn default() -> Self {
-        Self { open: OpenFailMode::Open, exec: ExecFailMode::ClosedIfUserWritable }
+        Self {
+            open: OpenFailMode::Open,
+            exec: ExecFailMode::ClosedIfUserWritable,
+            too_large: ReasonFailMode::Open,
+            changing: ReasonFailMode::ByOperation,
+            timed_out: ReasonFailMode::ByOperation,
+        }
     }
 }
 
@@ -143,6 +172,26 @@ pub enum ExecFailMode {
     ClosedIfUserWritable,
 }
 
+/// For one reason why there is no verdict.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReasonFailMode {
+    Open,
+    Closed,
+    /// As for any other reason.
+    ByOperation,
+}
+
+impl ReasonFailMode {
+    pub fn to_proto(self) -> Option<FailMode> {
+        match self {
+            Self::Open => Some(FailMode::Open),
+            Self::Closed => Some(FailMode::Closed),
+            Self::ByOperation => None,
+        }
+    }
+}
+
 /// What is done with a file besides answering its access.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -158,86 +207,4 @@ pub enum Action {
     Deny,
     /// The access is denied and the file goes to quarantine.
     Quarantine,
-}
-
-/// What a group says of its guests' policy: what is absent is as `[policy]` has it.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct PolicyPart {
-    pub exclude_paths: Option<Vec<ExcludePath>>,
-    #[serde(deserialize_with = "some_within::<_, u64, 1, 65536>")]
-    pub whole_file_limit_mib: Option<u64>,
-    pub deadline: DeadlinePart,
-    pub fail_mode: FailModesPart,
-    pub action: ActionsPart,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct DeadlinePart {
-    #[serde(deserialize_with = "some_within::<_, u32, 10, 600000>")]
-    pub open_ms: Option<u32>,
-    #[serde(deserialize_with = "some_within::<_, u32, 10, 600000>")]
-    pub exec_ms: Option<u32>,
-    #[serde(deserialize_with = "some_within::<_, u32, 0, 600000>")]
-    pub per_64_mib_ms: Option<u32>,
-    #[serde(deserialize_with = "some_within::<_, u32, 10, 600000>")]
-    pub most_ms: Option<u32>,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct FailModesPart {
-    pub open: Option<OpenFailMode>,
-    pub exec: Option<ExecFailMode>,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ActionsPart {
-    pub infected: Option<Action>,
-}
-
-impl PolicyPart {
-    /// The whole policy of a group's guests.
-    pub fn over(self, base: &PolicyConfig) -> PolicyConfig {
-        let Self { exclude_paths, whole_file_limit_mib, deadline, fail_mode, action } = self;
-        PolicyConfig {
-            exclude_paths: exclude_paths.unwrap_or_else(|| base.exclude_paths.clone()),
-            whole_file_limit_mib: whole_file_limit_mib.unwrap_or(base.whole_file_limit_mib),
-            deadline: Deadline {
-                open_ms: deadline.open_ms.unwrap_or(base.deadline.open_ms),
-                exec_ms: deadline.exec_ms.unwrap_or(base.deadline.exec_ms),
-                per_64_mib_ms: deadline.per_64_mib_ms.unwrap_or(base.deadline.per_64_mib_ms),
-                most_ms: deadline.most_ms.unwrap_or(base.deadline.most_ms),
-            },
-            fail_mode: FailModes {
-                open: fail_mode.open.unwrap_or(base.fail_mode.open),
-                exec: fail_mode.exec.unwrap_or(base.fail_mode.exec),
-            },
-            action: Actions { infected: action.infected.unwrap_or(base.action.infected) },
-        }
-    }
-}
-
-/// A prefix of paths that are not scanned.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct ExcludePath(pub String);
-
-impl<'de> Deserialize<'de> for ExcludePath {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let path = String::deserialize(deserializer)?;
-        let inner = path.trim_matches('/');
-        let is_plain = !inner.is_empty()
-            && path.starts_with('/')
-            && !path.contains('\0')
-            && path.len() <= 4096
-            && inner.split('/').all(|part| !matches!(part, "" | "." | ".."));
-        if !is_plain {
-            return Err(de::Error::custom(format!(
-                "`{path}` is no exclusion: it must be an absolute path other than `/`, without `.`, `..` or `//`"
-            )));
-        }
-        Ok(Self(path))
-    }
 }

@@ -238,10 +238,10 @@ impl Handshake {
         let (config, generation) = (host.config(), host.pipeline.generations.current());
         session.outbox.push(&ToGuest::Attached(Attached {
             guest: guest.name().to_owned(),
-            policy: guest.policy().to_proto(),
             generation,
             heartbeat_ms: config.alarm.heartbeat_ms,
         }));
+        session.tell_policy(&guest.policy());
         guest.begin_session(&session);
         drop(telling);
         drop(place);

@@ -219,6 +219,12 @@ impl Requests {
         let Open { mut asked, until, copy, slots, .. } = open;
         asked.size = copy.len();
         let hash = copy.hash();
+        if self.session.guest.policy().excludes(hash) {
+            let generation = self.session.host.pipeline.generations.current();
+            self.session.exclude(&asked, Some(hash), generation);
+            self.keep(copy.into_spare());
+            return;
+        }
         let (operation, lane) = match asked.operation {
             Operation::Open => (seawall_engine::Operation::Open, Lane::OnAccess),
             Operation::Exec => (seawall_engine::Operation::Exec, Lane::OnAccess),

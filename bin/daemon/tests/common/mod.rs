@@ -5,8 +5,8 @@
 use seawall_client::{Client, Event, EventKind, Guest, ScanReport, Status};
 use seawall_proto::frame::{Decoder, Message, decode, encode};
 use seawall_proto::{
-    Attach, Attached, FileMetadata, Heartbeat, Hello, Operation, Part, Proof, RegionId, RequestId,
-    ScanRequest, SlotRef, ToGuest, ToHost, Verdict,
+    Attach, Attached, FileMetadata, Heartbeat, Hello, Operation, Part, Policy, PolicyParts, Proof,
+    RegionId, RequestId, ScanRequest, SlotRef, ToGuest, ToHost, Verdict,
 };
 use seawall_region::{GuestRegion, Slot};
 use std::fs::File;
@@ -340,7 +340,7 @@ impl Service {
         let path = self.path(&format!("{guest}.sock"));
         let stream = wait_for("the guest's socket", || UnixStream::connect(&path).ok());
         stream.set_read_timeout(Some(PATIENCE)).expect("it is open");
-        Connection { stream: Box::new(stream), decoder: Decoder::new() }
+        Connection { stream: Box::new(stream), decoder: Decoder::new(), policy: Policy::default() }
     }
 }
 
@@ -477,6 +477,8 @@ impl<T: Read + Write + Send> Stream for T {}
 pub struct Connection {
     pub stream: Box<dyn Stream>,
     pub decoder: Decoder,
+    /// What the service last said of it.
+    pub policy: Policy,
 }
 
 impl Connection {
@@ -491,7 +493,23 @@ impl Connection {
             kernel: "6.1\x1b[2J".into(),
             boot_id: "b".into(),
         }));
-        self.hear().expect("an answer to the attach message")
+        let answer = self.hear().expect("an answer to the attach message");
+        if let ToGuest::Attached(_) = answer {
+            self.hear_policy();
+        }
+        answer
+    }
+
+    /// The policy, which is the next thing that the service says.
+    pub fn hear_policy(&mut self) -> &Policy {
+        let mut parts = PolicyParts::default();
+        self.policy = loop {
+            let Some(ToGuest::Policy(part)) = self.hear() else { panic!("no policy") };
+            if let Some(policy) = parts.add(&part).expect("a policy") {
+                break policy;
+            }
+        };
+        &self.policy
     }
 
     pub fn hello(&mut self, ours: &Hello) -> Hello {
