@@ -41,6 +41,9 @@ pub enum Policy {
         /// What the engines find in it.
         #[arg(long, value_name = "NAME")]
         detection: Option<String>,
+        /// How grave that is.
+        #[arg(long, value_parser = ["low", "medium", "high", "critical"])]
+        severity: Option<String>,
     },
 }
 
@@ -71,6 +74,7 @@ pub async fn run(
             file_system,
             hash,
             detection,
+            severity,
         } => {
             let access = ExplainQuery {
                 path: path.clone(),
@@ -81,6 +85,7 @@ pub async fn run(
                 file_system: file_system.clone(),
                 hash: hash.clone(),
                 detection: detection.clone(),
+                severity: severity.clone(),
             };
             let explanation = client.explain_policy(guest, &access).await?;
             print(json, &explanation, || render::policy::explain(&explanation, style))?;

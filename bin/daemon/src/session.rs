@@ -182,7 +182,7 @@ impl Session {
         let (decision, remediation) = match self.remedy(asked, hash, answer) {
             Remedy::None => (decision, Remediation::None),
             Remedy::Quarantine => (decision, Remediation::Quarantine),
-            Remedy::Approved => (Some(Decision::Allow), Remediation::None),
+            Remedy::Allowed => (Some(Decision::Allow), Remediation::None),
         };
         if verdict != Verdict::Clean && decision != Some(Decision::Allow) {
             // Before the verdict goes: the driver may answer at once.

@@ -444,6 +444,65 @@ fn excluded_contents_and_detections_are_let_through() {
     assert_eq!(service.status().counters.excluded, 3);
 }
 
+/// Two engines that look at everything, by what they find and how grave it is.
+#[test]
+fn severity_and_agreement_decide_what_is_done() {
+    let more = "[scan]\nearly_exit = false\n[policy.action]\ninfected = \"deny\"\nlow = \"allow\"\ncritical = \"quarantine\"\nagreeing_engines = 2\nagreed = \"quarantine\"\n";
+    let service = Service::start(Setup {
+        engine: Engine::Three,
+        more: more.into(),
+        guests: vec!["web"],
+        ..Setup::default()
+    });
+    let mut web = service.driver("web");
+    let mut scan = |text: &str| {
+        let verdict = web.scan(format!("SEAWALL-FAULT {text}").as_bytes());
+        assert_eq!(verdict.kind, VerdictKind::Infected);
+        (verdict.decision, verdict.remediation)
+    };
+    let allowed = (Some(Decision::Allow), Remediation::None);
+    let denied = (Some(Decision::Deny), Remediation::None);
+    let gone = (Some(Decision::Deny), Remediation::Quarantine);
+    for (text, expected) in [
+        ("two:found=A/low", allowed),
+        ("two:found=A/medium", denied),
+        ("two:found=A/high", denied),
+        ("two:found=A/critical", gone),
+        ("two:found=A/low,three:found=B/low", gone),
+        ("one:found=A/low,two:found=B/medium,three:found=C/low", gone),
+    ] {
+        assert_eq!(scan(text), expected, "{text}");
+    }
+    let query = |severity: &str| {
+        let severity = Some(severity.to_owned());
+        ExplainQuery { path: "/x".into(), severity, ..ExplainQuery::default() }
+    };
+    for (severity, setting, line) in [
+        ("low", "action.low", Some(8)),
+        ("medium", "action.infected", Some(7)),
+        ("critical", "action.critical", Some(9)),
+    ] {
+        let told = block_on(service.client().explain_policy("web", &query(severity))).unwrap();
+        let last = told.steps.last().unwrap();
+        assert_eq!(
+            (last.setting.as_str(), last.from.as_ref().map(|from| from.line)),
+            (setting, line)
+        );
+    }
+    // What goes on is told, once for each content.
+    assert_eq!(scan("two:found=A/low"), allowed);
+    let told = || {
+        let events = service.events();
+        events
+            .into_iter()
+            .filter(|event| event.decision.as_deref() == Some("allow"))
+            .collect::<Vec<_>>()
+    };
+    let told = common::wait_for("the event", || Some(told()).filter(|told| !told.is_empty()));
+    assert_eq!(told.len(), 1);
+    assert!(told[0].reason.as_deref().unwrap().contains("policy lets it through (action.low)"));
+}
+
 #[test]
 fn what_a_group_does_not_set_is_as_the_configuration_has_it() {
     let more = "[policy.exclude]\npaths = [\"/a\", \"/b\"]\nextensions = [\"log\"]\n[policy.fail_mode]\nchanging = \"closed\"\n";

@@ -64,6 +64,8 @@ pub struct ExplainQuery {
     pub hash: Option<String>,
     /// What is found in it.
     pub detection: Option<String>,
+    /// Its severity: `low`, `medium`, `high` or `critical`.
+    pub severity: Option<String>,
 }
 
 /// What happens to an access, and why.

@@ -18,7 +18,7 @@
 //! | `gives-up` | says that it was cancelled |
 //! | `slow=WHAT` | gives up for want of time, because of WHAT |
 //! | `left` | infected with `left`, after 200 ms and with the time used as the family |
-//! | `found=NAME` | infected with NAME |
+//! | `found=NAME`, `found=NAME/SEVERITY` | infected with NAME |
 //! | `allow=ENTRY` | known to be good by ENTRY |
 //! | `slow-allow=ENTRY` | the same after 300 ms |
 //! | `way` | infected with `way`, how the content came and how many dots are in it |
@@ -36,7 +36,7 @@ use std::thread;
 use std::time::Duration;
 
 use seawall_engine::runtime::{Engine, LoadError, Request, ScanError, Scanner, run};
-use seawall_engine::{Description, Detection, Diagnostic, Generation, Outcome};
+use seawall_engine::{Description, Detection, Diagnostic, Generation, Outcome, Severity};
 
 const MARK: &[u8] = b"SEAWALL-FAULT ";
 
@@ -150,7 +150,11 @@ impl Scanner for FaultScanner<'_> {
                 let used = request.limit - request.left();
                 Ok(found("left", Some(used.as_millis().to_string())))
             }
-            ("found", name) => Ok(Outcome::Infected(vec![Detection::new(name)])),
+            ("found", what) => {
+                let (name, severity) = what.split_once('/').unwrap_or((what, "high"));
+                let severity = severity.parse().unwrap_or(Severity::High);
+                Ok(Outcome::Infected(vec![Detection { severity, ..Detection::new(name) }]))
+            }
             ("slow-allow", name) => {
                 thread::sleep(Duration::from_millis(300));
                 Ok(Outcome::Allowed { name: name.to_owned() })

@@ -10,8 +10,8 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use seawall_client::{
-    ExplainQuery, Fault, GuestPolicy, PolicyCheck, PolicyExplanation, PolicyFinding, PolicyGroup,
-    PolicyOrigin, PolicySetting, PolicyStep,
+    Detection, ExplainQuery, Fault, GuestPolicy, PolicyCheck, PolicyExplanation, PolicyFinding,
+    PolicyGroup, PolicyOrigin, PolicySetting, PolicyStep,
 };
 use seawall_proto::{ContentHash, Exclusion, Facts, FailMode, Mode, Rules};
 
@@ -181,6 +181,11 @@ fn not_scanned(
     }
 }
 
+fn found_by_one(query: &ExplainQuery, severity: String) -> Detection {
+    let name = query.detection.clone().unwrap_or_default();
+    Detection { name, severity, family: None, cleaning: None, engine: String::new() }
+}
+
 /// What decides about an access to a file that is scanned.
 fn scanned(governed: &Governed<'_>, query: &ExplainQuery) -> Vec<PolicyStep> {
     let PolicyConfig { whole_file_limit_mib, deadline, fail_mode, exclude, .. } = governed.policy;
@@ -215,22 +220,22 @@ fn scanned(governed: &Governed<'_>, query: &ExplainQuery) -> Vec<PolicyStep> {
         count => format!("none of {count} exclusions holds"),
     };
     let detection = query.detection.as_deref().and_then(|name| exclude.detection(name));
-    let infected = match (detection, governed.policy.action.infected) {
-        (Some(number), _) => step(
-            governed,
-            &format!("exclude.detections[{number}]"),
-            "it goes on: this detection is excluded".to_owned(),
-        ),
-        (None, Action::Quarantine) => step(
-            governed,
-            "action.infected",
-            "infected, it is denied, and the file goes to quarantine".to_owned(),
-        ),
-        (None, Action::Deny) => step(
-            governed,
-            "action.infected",
-            "infected, it is denied, and the file stays".to_owned(),
-        ),
+    let infected = match detection {
+        Some(number) => {
+            let setting = format!("exclude.detections[{number}]");
+            step(governed, &setting, "it goes on: this detection is excluded".to_owned())
+        }
+        None => {
+            let severity = query.severity.clone().into_iter();
+            let found: Vec<_> = severity.map(|severity| found_by_one(query, severity)).collect();
+            let (action, setting) = governed.policy.action.about(&found);
+            let what = match action {
+                Action::Quarantine => "infected, it is denied, and the file goes to quarantine",
+                Action::Deny => "infected, it is denied, and the file stays",
+                Action::Allow => "infected, it goes on, and an event tells of it",
+            };
+            step(governed, setting, what.to_owned())
+        }
     };
     vec![
         step(governed, "mode", held_by.to_owned()),

@@ -2,9 +2,10 @@
 
 use super::exclude::Exclusions;
 use super::within;
-use seawall_client::PolicyInForce;
+use seawall_client::{Detection, PolicyInForce};
 use seawall_proto::{FailMode, Mode, Policy};
 use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
 
 /// What the drivers are told to do.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
@@ -192,19 +193,130 @@ impl ReasonFailMode {
     }
 }
 
-/// What is done with a file besides answering its access.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
+/// What is done when something is found.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Actions {
     pub infected: Action,
+    pub low: ActionBy,
+    pub medium: ActionBy,
+    pub high: ActionBy,
+    pub critical: ActionBy,
+    #[serde(deserialize_with = "within::<_, usize, 0, 16>")]
+    pub agreeing_engines: usize,
+    pub agreed: ActionBy,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize, Serialize)]
+impl Default for Actions {
+    fn default() -> Self {
+        let as_infected = ActionBy::AsInfected;
+        Self {
+            infected: Action::Deny,
+            low: as_infected,
+            medium: as_infected,
+            high: as_infected,
+            critical: as_infected,
+            agreeing_engines: 0,
+            agreed: as_infected,
+        }
+    }
+}
+
+impl Actions {
+    /// What is done about these detections, and the setting that says so.
+    pub fn about(&self, found: &[Detection]) -> (Action, &'static str) {
+        let engines: HashSet<_> = found.iter().map(|one| one.engine.as_str()).collect();
+        let has = |severity: &str| found.iter().any(|one| one.severity == severity);
+        let agree = self.agreeing_engines > 0 && engines.len() >= self.agreeing_engines;
+        // The gravest counts.
+        let severities = [
+            ("critical", self.critical, "action.critical"),
+            ("high", self.high, "action.high"),
+            ("medium", self.medium, "action.medium"),
+            ("low", self.low, "action.low"),
+        ];
+        let by_severity = severities.into_iter().find(|(severity, ..)| has(severity));
+        let agreed = (self.agreed, "action.agreed");
+        let by_severity = by_severity.map(|(_, action, setting)| (action, setting));
+        [agree.then_some(agreed), by_severity]
+            .into_iter()
+            .flatten()
+            .find_map(|(action, setting)| Some((action.action()?, setting)))
+            .unwrap_or((self.infected, "action.infected"))
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Action {
+    /// The access goes on; it is reported.
+    Allow,
     /// The access is denied and the file stays.
-    #[default]
     Deny,
     /// The access is denied and the file goes to quarantine.
     Quarantine,
+}
+
+/// What is done in one case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ActionBy {
+    /// As in every other case.
+    AsInfected,
+    Allow,
+    Deny,
+    Quarantine,
+}
+
+impl ActionBy {
+    fn action(self) -> Option<Action> {
+        match self {
+            Self::AsInfected => None,
+            Self::Allow => Some(Action::Allow),
+            Self::Deny => Some(Action::Deny),
+            Self::Quarantine => Some(Action::Quarantine),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(severity: &str, engine: &str) -> Detection {
+        Detection {
+            name: "x".into(),
+            severity: severity.into(),
+            family: None,
+            cleaning: None,
+            engine: engine.into(),
+        }
+    }
+
+    #[test]
+    fn engines_that_agree_count_before_the_gravest_severity() {
+        let actions = Actions {
+            infected: Action::Deny,
+            low: ActionBy::Allow,
+            critical: ActionBy::Quarantine,
+            agreeing_engines: 2,
+            agreed: ActionBy::Quarantine,
+            ..Actions::default()
+        };
+        let cases = [
+            (vec![found("low", "a")], (Action::Allow, "action.low")),
+            (vec![found("medium", "a")], (Action::Deny, "action.infected")),
+            (vec![found("low", "a"), found("medium", "a")], (Action::Deny, "action.infected")),
+            (
+                vec![found("low", "a"), found("critical", "a")],
+                (Action::Quarantine, "action.critical"),
+            ),
+            (vec![found("low", "a"), found("low", "a")], (Action::Allow, "action.low")),
+            (vec![found("low", "a"), found("low", "b")], (Action::Quarantine, "action.agreed")),
+            (vec![], (Action::Deny, "action.infected")),
+        ];
+        for (found, expected) in cases {
+            assert_eq!(actions.about(&found), expected, "{found:?}");
+        }
+    }
 }

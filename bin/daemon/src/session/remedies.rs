@@ -16,18 +16,18 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Copies held at once; with more the file is offered again when it is next opened.
 const WANTED_MAX: usize = 64;
-/// Approved contents of which the log tells once in a session.
+/// Contents let through of which the log tells once in a session.
 const TOLD_MAX: usize = 4096;
 
 /// What is done besides the usual decision.
 pub enum Remedy {
     None,
     Quarantine,
-    /// The operator lets it pass.
-    Approved,
+    /// The operator or policy lets it pass.
+    Allowed,
 }
 
-/// Copies of what the driver shall offer, and approvals that the log knows of.
+/// Copies of what the driver shall offer, and contents let through that the log knows of.
 #[derive(Default)]
 pub struct Wanted {
     by_request: HashMap<RequestId, Want>,
@@ -54,13 +54,23 @@ impl Session {
             return Remedy::None;
         };
         if self.host.quarantine.is_approved(hash, self.guest.name()) {
-            self.tell_approved(asked, hash, answer);
-            return Remedy::Approved;
+            self.tell_allowed(asked, hash, answer, "approved by the operator");
+            return Remedy::Allowed;
+        }
+        match self.guest.policy().action.about(found) {
+            (Action::Quarantine, _) => (),
+            (Action::Deny, _) => return Remedy::None,
+            (Action::Allow, setting) => {
+                self.tell_allowed(
+                    asked,
+                    hash,
+                    answer,
+                    &format!("policy lets it through ({setting})"),
+                );
+                return Remedy::Allowed;
+            }
         }
         let Some(content) = &answer.content else { return Remedy::None };
-        if self.guest.policy().action.infected != Action::Quarantine {
-            return Remedy::None;
-        }
         let mut wanted = self.wanted();
         if wanted.by_request.len() >= WANTED_MAX {
             return Remedy::None;
@@ -78,7 +88,8 @@ impl Session {
         Remedy::Quarantine
     }
 
-    fn tell_approved(&self, asked: &Asked, hash: ContentHash, answer: &Answer) {
+    /// Told once in a session for each content.
+    fn tell_allowed(&self, asked: &Asked, hash: ContentHash, answer: &Answer, why: &str) {
         let mut wanted = self.wanted();
         if wanted.told.len() >= TOLD_MAX || !wanted.told.insert(hash) {
             return;
@@ -95,8 +106,7 @@ impl Session {
             event.detection = Some(seawall_client::text::escape_short(first.name.as_bytes(), 256));
             event.engine = Some(first.engine.clone());
         }
-        let reason = "approved by the operator; told once in a session";
-        self.host.events.emit(event.reason(reason));
+        self.host.events.emit(event.reason(format!("{why}; told once in a session")));
     }
 
     /// The driver offers a file, or says why it stays.
