@@ -42,7 +42,7 @@ fn rows() -> Vec<Access> {
         exec("/data/excluded/x"),
         open("/data/excluded-not/x"),
         open("/data/home/ann/.cache/deep/x"),
-        open("/data/home/ann/work/.cache"),
+        open("/data/home/ann/own/.cache"),
         open("/data/x.LOG"),
         exec("/data/x.log"),
         open("/data/log"),
