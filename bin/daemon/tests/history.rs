@@ -537,8 +537,8 @@ fn the_command_line_has_the_same_filters() {
     assert!((89..=91).contains(&ago.as_secs()), "a report waits for its session: {ago}");
     let status = String::from_utf8(seawall(&service, &["status"]).stdout).unwrap();
     for line in [
-        "Policy: infected files: deny; without a verdict: open open, exec closed-if-user-writable; \
-         files up to 256.0 MiB on access; nothing excluded",
+        "Policy where no group says otherwise: mode smart; infected files: deny; without a verdict: open open, \
+         exec closed-if-user-writable; files up to 256.0 MiB on access; 0 exclusions",
         "Quarantine: 0 B of 10.0 GiB",
     ] {
         assert!(status.contains(line), "{status}");
