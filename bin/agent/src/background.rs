@@ -24,7 +24,7 @@ use crate::walk::{Step, Walk};
 use crate::{scan, truth};
 use queue::{IDLE, Wanted};
 use seawall_fanotify::{Event, EventKind, FileHandle, process};
-use seawall_proto::{ExposureReason, Notice};
+use seawall_proto::{ExposureReason, Notice, Operation};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -179,7 +179,9 @@ impl Walker {
     fn go_on(&mut self, driver: &Driver, buffer: &mut Vec<u8>) -> bool {
         loop {
             let Some(session) = driver.session() else { return true };
-            if session.in_background() >= AT_ONCE || driver.background.sending() > 0 {
+            if session.under_way(Operation::Background) >= AT_ONCE
+                || driver.background.sending() > 0
+            {
                 return true;
             }
             let Some(walk) = &mut self.walk else {
@@ -199,7 +201,7 @@ impl Walker {
             match walk.step() {
                 Step::File(file) => self.missed += u64::from(!scan_found(driver, file, buffer)),
                 Step::Other => (),
-                Step::Missed => self.missed += 1,
+                Step::Missed(_) => self.missed += 1,
                 Step::End => self.walk = None,
             }
         }
@@ -301,11 +303,11 @@ impl<'a> Work<'a> {
         if std::mem::replace(&mut self.session, number) != number {
             self.journal.all_due();
         }
-        while session.in_background() + driver.background.sending() < AT_ONCE
+        while session.under_way(Operation::Background) + driver.background.sending() < AT_ONCE
             && driver.session().is_some_and(|now| Arc::ptr_eq(&now, &session))
             && self.start_next(driver, now_ms)
         {}
-        self.busy = session.in_background() + driver.background.sending() > 0;
+        self.busy = session.under_way(Operation::Background) + driver.background.sending() > 0;
     }
 
     fn end_walk(&mut self, missed: u64) {

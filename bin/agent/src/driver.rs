@@ -10,6 +10,7 @@ use crate::event::HeldEvent;
 use crate::file::{Identity, Look, fails_open, mode_from_number, mode_number};
 use crate::journal::Exposed;
 use crate::memory::{Known, Memory};
+use crate::on_demand::OnDemand;
 use crate::region::Region;
 use crate::remedy::Task;
 use crate::session::Session;
@@ -92,6 +93,8 @@ pub enum Purpose {
     Exposure(Exposed),
     /// All files of its mount are scanned.
     Walk,
+    /// The host asked for it.
+    OnDemand,
 }
 
 /// What a scan is for.
@@ -126,6 +129,7 @@ impl Subject {
     pub fn operation(&self) -> Operation {
         match self {
             Self::Access(event) => event.operation,
+            Self::Background { purpose: Purpose::OnDemand, .. } => Operation::OnDemand,
             Self::Background { .. } => Operation::Background,
         }
     }
@@ -188,6 +192,7 @@ pub struct Driver {
     pub memory: Memory,
     pub coverage: Coverage,
     pub background: Queue,
+    pub on_demand: OnDemand,
     pub counters: Counters,
     pub supervisor: u32,
     pub region: Region,
@@ -228,6 +233,7 @@ impl Driver {
             memory: Memory::new(),
             coverage,
             background: Queue::default(),
+            on_demand: OnDemand::default(),
             counters: Counters::default(),
             supervisor,
             region,
@@ -664,7 +670,8 @@ pub fn decision(answer: Answer) -> Decision {
     }
 }
 
-fn word(reason: ExposureReason) -> &'static str {
+/// For people.
+pub fn word(reason: ExposureReason) -> &'static str {
     match reason {
         ExposureReason::LinkDown => "no link to the host",
         ExposureReason::Deadline => "no verdict in time",

@@ -46,6 +46,8 @@ pub struct Look {
     pub is_regular: bool,
     /// Its owner's user id.
     pub owner: u32,
+    /// How many names it has.
+    pub links: u64,
     /// Whether another user than root may write it by its mode.
     pub user_writable: bool,
     /// Whether another user than root could come to write it: its owner can change its mode.
@@ -71,11 +73,20 @@ impl Look {
             identity,
             is_regular: FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile,
             owner: stat.st_uid,
+            links: stat.st_nlink.into(),
             user_writable: user_writable(&stat),
             user_changeable: stat.st_uid != 0 || stat.st_mode & 0o022 != 0,
             settled: is_settled(identity.ctime),
             written: false,
         })
+    }
+}
+
+impl Look {
+    /// Whether it changed within so many seconds, or in the future.
+    pub fn changed_within(&self, seconds: i64) -> bool {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse).tv_sec;
+        self.identity.ctime.0 >= now - seconds
     }
 }
 

@@ -18,6 +18,7 @@ mod journal;
 mod link;
 mod memory;
 mod mounts;
+mod on_demand;
 mod region;
 mod remedy;
 mod running;

@@ -47,6 +47,21 @@ fn device_of(text: &str) -> Option<u64> {
     Some(rustix::fs::makedev(number(major)?, number(minor)?))
 }
 
+/// What all processes have mapped for execution: device and inode numbers.
+pub fn mapped() -> HashSet<(u64, u64)> {
+    let mut found = HashSet::new();
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    for process in processes {
+        let maps = std::fs::read_to_string(process.path().join("maps")).unwrap_or_default();
+        found.extend(
+            maps.lines()
+                .filter_map(executable)
+                .filter_map(|(_, [device, inode])| Some((device_of(device)?, inode.parse().ok()?))),
+        );
+    }
+    found
+}
+
 fn expose(driver: &Driver, path: &str) {
     let Ok(file) = File::open(path) else { return };
     let Ok(look) = Look::at(&file) else { return };

@@ -14,7 +14,7 @@
 //! still the same is looked at before an allow ([`crate::verdict`]).
 
 use crate::coverage;
-use crate::driver::{Driver, Job, Purpose, Subject, count, metadata};
+use crate::driver::{Driver, Job, Purpose, Subject, count, metadata, word};
 use crate::event::HeldEvent;
 use crate::file::Look;
 use crate::memory::Known;
@@ -134,6 +134,14 @@ pub fn abandon(driver: &Driver, subject: &Subject, reason: ExposureReason) {
         Subject::Access(event) => driver.give_up(event, reason),
         Subject::Background { handle, purpose: Purpose::Walk, .. } => {
             driver.ledger.expose(Some(handle), reason.number());
+        }
+        Subject::Background { purpose: Purpose::OnDemand, file, .. } => {
+            // The host knows of its own failures, and asks again after a lost link.
+            let is_ours = matches!(reason, ExposureReason::Unreadable | ExposureReason::Changing);
+            if is_ours {
+                let path = file.as_ref().and_then(truth::path_of).unwrap_or_default();
+                driver.on_demand.missed(driver.session().as_ref(), &path, word(reason));
+            }
         }
         Subject::Background { .. } => (),
     }

@@ -17,8 +17,8 @@ use crate::scan;
 use crate::verdict;
 use seawall_fanotify::{FileHandle, process};
 use seawall_proto::{
-    Attach, Attached, Content, ExposureReason, FileMetadata, Part, PolicyError, PolicyParts, Proof,
-    Refusal, RegionId, RequestId, ScanRequest, SlotRef, ToGuest, ToHost,
+    Attach, Attached, Content, ExposureReason, FileMetadata, Operation, Part, PolicyError,
+    PolicyParts, Proof, Refusal, RegionId, RequestId, ScanRequest, SlotRef, ToGuest, ToHost,
 };
 use seawall_region::{GuestRegion, Slot};
 use std::collections::{HashMap, VecDeque};
@@ -254,9 +254,12 @@ impl Session {
         lock(&self.pending).values().any(|pending| pending.in_background() == Some(file))
     }
 
-    /// How many scans are under way for which nobody waits.
-    pub fn in_background(&self) -> usize {
-        lock(&self.pending).values().filter(|pending| pending.in_background().is_some()).count()
+    /// How many scans for this operation are under way.
+    pub fn under_way(&self, operation: Operation) -> usize {
+        let is_it = |pending: &&Pending| {
+            pending.job.as_ref().is_some_and(|job| job.subject.operation() == operation)
+        };
+        lock(&self.pending).values().filter(is_it).count()
     }
 
     /// The scans for which nobody waits of files on this device.
@@ -272,13 +275,17 @@ impl Session {
         lock(&self.pending).values().filter_map(|p| pick(p.job.as_ref()?)).collect()
     }
 
-    /// The requests whose access was answered meanwhile, or that took too long.
+    /// The requests whose access was answered meanwhile, that took too long, or that nobody wants any more.
     pub fn stale(&self, driver: &Driver, now_ms: u64) -> Vec<RequestId> {
+        let ended = driver.on_demand.has_ended();
         let is_stale = |pending: &Pending| match &pending.job {
             Some(Job { subject: Subject::Access(event), .. }) => {
                 !driver.ledger.is_held(event.claim)
             }
-            Some(_) => pending.deadline_ms <= now_ms,
+            Some(job) => {
+                let is_unwanted = ended && job.subject.operation() == Operation::OnDemand;
+                is_unwanted || pending.deadline_ms <= now_ms
+            }
             None => false,
         };
         lock(&self.pending).iter().filter(|(_, p)| is_stale(p)).map(|(id, _)| *id).collect()
@@ -419,6 +426,8 @@ fn receive(driver: &Driver, session: &Arc<Session>, mut receiver: link::Receiver
             ToGuest::Restore(restore) => driver.remedy(session, Task::Restore(restore)),
             ToGuest::RestoreContent(content) => driver.remedy(session, Task::Content(content)),
             ToGuest::RestoreEnd(ticket) => driver.remedy(session, Task::End(ticket)),
+            ToGuest::Walk(walk) => driver.on_demand.begin(walk, session),
+            ToGuest::WalkOrder(id, order) => driver.on_demand.order(id, order),
             ToGuest::Attached(_) | ToGuest::Refused(_) => return LinkError::Closed,
         }
     }

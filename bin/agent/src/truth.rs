@@ -57,7 +57,8 @@ pub fn true_path(file: impl AsFd, device: u64, inode: u64) -> Option<Vec<u8>> {
     leads_to(&path, device, inode, ResolveFlags::empty()).then_some(path)
 }
 
-fn path_of(file: impl AsFd) -> Option<Vec<u8>> {
+/// The path that the kernel shows, true or not.
+pub fn path_of(file: impl AsFd) -> Option<Vec<u8>> {
     let link = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
     Some(rustix::fs::readlink(link, Vec::new()).ok()?.into_bytes())
 }

@@ -9,7 +9,7 @@ use crate::driver::{Driver, Groups};
 use crate::region::Region;
 use crate::sole::{self, SoleError};
 use crate::supervisor::Shared;
-use crate::{control, deadline, event, housekeeping, remedy, scan, session};
+use crate::{control, deadline, event, housekeeping, on_demand, remedy, scan, session};
 use nix::sys::signal::{SigSet, Signal};
 use seawall_fanotify::process;
 use std::sync::Arc;
@@ -110,6 +110,7 @@ fn start(shared: &Shared, supervisor: u32) -> Result<Arc<Driver>, StartError> {
     let scanner = Arc::clone(&driver);
     spawn("journal", move || background::work(&scanner, &args.journal))?;
     spawn("background", with(background::scan_all))?;
+    spawn("on demand", with(on_demand::work))?;
     if let Some(policy) = control::policy_of_other(&args.control) {
         driver.renew(Some(policy), None);
     }

@@ -2,6 +2,7 @@
 
 use crate::policy::Policy;
 use crate::quarantine::Quarantine;
+use crate::scans::Scans;
 use crate::signatures::Signatures;
 use crate::when;
 use clap::{Args, Parser, Subcommand};
@@ -22,6 +23,7 @@ Examples:
   seawall events --since 7d --verdict infected
   seawall scan download.bin               is this file infected?
   curl -s URL | seawall scan -            the same for what comes through a pipe
+  seawall scan web01                      scan all files of this guest
   seawall signatures apply ./new          check new signatures and take them into use
   seawall policy explain web01 /srv/x     what happens to this file there, and which line decides it
   seawall --json guests | jq '.[].state'  for programs: the service's own answer
@@ -72,17 +74,49 @@ Examples:
 All filters that are given must hold. A path is compared as it is shown: with \\n for a line end and
 \\\\ for a backslash. docs/events.md tells every kind and every field of --json.")]
     Events(Wanted),
-    /// Have the service scan a file: exit code 1 when it is infected.
+    /// Have a file of this machine scanned, or the files of guests: exit code 1 when something is infected.
     #[command(after_help = "\
 Examples:
-  seawall scan setup.exe && echo fine
+  seawall scan setup.exe && echo fine       a file of this machine; ./web01 where a guest has the same name
   tar c folder | seawall scan -
+  seawall scan web01                        all files that its driver watches; Ctrl-C leaves it going
+  seawall scan web01:/srv web01:/home db01  parts of one guest, and another
+  seawall scan --group databases --quick    what runs, starts by itself, or changed within seven days
+  seawall scan --all --detach; seawall scans
 
-Exit codes: 0 clean; 1 infected; 3 the service cannot be reached; 4 no verdict, or the file cannot be
-read.")]
+A scan goes on where it was after a restart of the service, the driver or the guest. Accesses go first.
+
+Exit codes: 0 clean; 1 infected; 3 the service cannot be reached; 4 no verdict, the file cannot be read, or
+a scan of a guest did not come to its end.")]
     Scan {
-        /// The file; `-` reads what comes through a pipe.
-        file: PathBuf,
+        /// A file; `-` for what comes through a pipe; a guest, or GUEST:PATH.
+        #[arg(value_name = "FILE|GUEST[:PATH]", required_unless_present_any = ["groups", "all"])]
+        targets: Vec<String>,
+        /// All guests of this group of policy.d; may be given several times.
+        #[arg(long = "group", value_name = "NAME")]
+        groups: Vec<String>,
+        /// All guests.
+        #[arg(long)]
+        all: bool,
+        /// Of guests only what is being executed, starts by itself, or changed within seven days.
+        #[arg(long)]
+        quick: bool,
+        /// Do not wait for the end.
+        #[arg(long)]
+        detach: bool,
+    },
+    /// Scans of guests: how far they are and what they found; pause, resume, cancel.
+    #[command(after_help = "\
+Examples:
+  seawall scans                             all that wait, run, or have ended
+  seawall scans show 7
+  seawall scans pause 7; seawall scans resume 7
+  seawall --json scans show 7 | jq '.found[].path'
+
+Exit codes: 0 done; 3 the service cannot be reached; 4 there is no such scan, or its state does not allow that.")]
+    Scans {
+        #[command(subcommand)]
+        command: Option<Scans>,
     },
     /// Infected files that were taken out of their guests: look, give back, delete, approve.
     #[command(after_help = "\

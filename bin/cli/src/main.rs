@@ -8,6 +8,7 @@ mod progress;
 mod quarantine;
 mod render;
 mod scan;
+mod scans;
 mod signatures;
 mod when;
 
@@ -107,8 +108,24 @@ async fn run(arguments: &Arguments) -> anyhow::Result<u8> {
             events(&client, json, wanted, style).await?;
             Ok(OK)
         }
-        Command::Scan { file } => {
-            let report = scan::scan(&client, file).await?;
+        Command::Scan { targets, groups, all, quick, detach } => {
+            let guests =
+                scans::Guests { targets, groups, all: *all, quick: *quick, detach: *detach };
+            let is_file = match targets.as_slice() {
+                [one] => !all && groups.is_empty() && !scans::is_guest(&client, one).await?,
+                _ => false,
+            };
+            let [file] = targets.as_slice() else {
+                return scans::scan(&client, json, style, &guests).await;
+            };
+            if !is_file {
+                return scans::scan(&client, json, style, &guests).await;
+            }
+            anyhow::ensure!(
+                !quick && !detach,
+                "{file} is no guest: `--quick` and `--detach` are for scans of guests"
+            );
+            let report = scan::scan(&client, std::path::Path::new(file)).await?;
             print(json, &report, || render::scan(&report, style))?;
             Ok(match report.verdict {
                 Verdict::Clean => OK,
@@ -117,6 +134,7 @@ async fn run(arguments: &Arguments) -> anyhow::Result<u8> {
             })
         }
         Command::Quarantine { command } => quarantine::run(&client, json, style, command).await,
+        Command::Scans { command } => scans::run(&client, json, style, command.as_ref()).await,
         Command::Policy { command } => policy::run(&client, json, style, command).await,
         Command::Signatures { command } => signatures::run(&client, json, style, command).await,
         Command::Reload => {

@@ -2,6 +2,7 @@
 //! or here at the latest.
 
 pub mod policy;
+pub mod scans;
 pub mod signatures;
 
 use comfy_table::{Cell, Color, ColumnConstraint, ContentArrangement, Table};

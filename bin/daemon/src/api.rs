@@ -6,6 +6,7 @@ mod events;
 mod policy;
 mod quarantine;
 mod scan;
+mod scans;
 pub mod signatures;
 
 use crate::config::{Config, EngineConfig};
@@ -41,6 +42,10 @@ use utoipa::OpenApi;
         guests,
         events::events_of,
         scan::scan,
+        scans::list,
+        scans::show,
+        scans::add,
+        scans::order,
         reload,
         policy::check,
         policy::show,
@@ -77,6 +82,9 @@ pub fn router(api: Api) -> Router {
         .route("/v1/events", get(events::events_of))
         // Its length is bounded while it is copied.
         .route("/v1/scan", post(scan::scan).layer(DefaultBodyLimit::disable()))
+        .route("/v1/scans", get(scans::list).post(scans::add))
+        .route("/v1/scans/{id}", get(scans::show))
+        .route("/v1/scans/{id}/{order}", post(scans::order))
         .route("/v1/reload", post(reload))
         .route("/v1/policy/check", get(policy::check))
         .route("/v1/guests/{guest}/policy", get(policy::show))

@@ -38,6 +38,7 @@ pub struct Config {
     pub order: ScanOrder,
     pub signatures: Signatures,
     pub policy: PolicyConfig,
+    pub on_demand: OnDemand,
     pub alarm: Alarm,
     pub limits: Limits,
     pub quarantine: QuarantineConfig,
@@ -140,6 +141,26 @@ impl QuarantineConfig {
     /// How long an entry is kept, in milliseconds.
     pub fn keep_ms(&self) -> i64 {
         i64::from(self.keep_days) * 24 * 3600 * 1000
+    }
+}
+
+/// How guests' files are scanned when somebody asks for it.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OnDemand {
+    #[serde(deserialize_with = "within::<_, usize, 1, 1000>")]
+    pub guests_at_once: usize,
+    #[serde(deserialize_with = "within::<_, u64, 0, 1048576>")]
+    pub mib_per_second: u64,
+    #[serde(deserialize_with = "within::<_, u64, 1, 2047>")]
+    pub file_limit_mib: u64,
+    #[serde(deserialize_with = "within::<_, u8, 0, 100>")]
+    pub pressure_percent: u8,
+}
+
+impl Default for OnDemand {
+    fn default() -> Self {
+        Self { guests_at_once: 4, mib_per_second: 0, file_limit_mib: 1024, pressure_percent: 40 }
     }
 }
 

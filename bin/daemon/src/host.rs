@@ -8,6 +8,7 @@ use crate::guest::{Guest, Guests};
 use crate::metrics::Metrics;
 use crate::pipeline::Pipeline;
 use crate::quarantine::Quarantine;
+use crate::scans::Scans;
 use crate::signatures::Signatures;
 use crate::state::State;
 use seawall_client::{Event, EventKind};
@@ -27,6 +28,7 @@ pub struct Host {
     pub budget: Arc<Budget>,
     pub quarantine: Arc<Quarantine>,
     pub signatures: Signatures,
+    pub scans: Scans,
     pub started: jiff::Timestamp,
     pub telling: Mutex<()>,
 }

@@ -27,6 +27,7 @@ mod pipeline;
 mod quarantine;
 mod quiet;
 mod region;
+mod scans;
 mod session;
 mod signatures;
 mod state;
@@ -251,6 +252,7 @@ fn start(config: Config) -> anyhow::Result<Arc<Host>> {
         config.signatures.watch.iter().map(|path| path.as_path().to_owned()).collect();
     let (signatures, signature_keeper) =
         signatures::Signatures::open(&state_dir.join("signatures"), &config.engines.0, &watched)?;
+    let scans = scans::Scans::open(state_dir.join("scans"), events.clone());
     let guests = guest::Guests::default();
     let new = guests.configure(&config, &budget);
     for warning in &config.warnings {
@@ -271,6 +273,7 @@ fn start(config: Config) -> anyhow::Result<Arc<Host>> {
         budget,
         quarantine,
         signatures,
+        scans,
         started: jiff::Timestamp::now(),
         telling: Mutex::default(),
     });
@@ -285,6 +288,10 @@ fn start(config: Config) -> anyhow::Result<Arc<Host>> {
         .spawn(move || signature_keeper.run(&changing))?;
     let watching = Arc::clone(&host);
     std::thread::Builder::new().name("watch".into()).spawn(move || watching.watch())?;
+    let scanning = Arc::clone(&host);
+    std::thread::Builder::new()
+        .name("scans".into())
+        .spawn(move || scanning.scans.keep(&scanning))?;
     let keeping = Arc::clone(&host);
     std::thread::Builder::new().name("regions".into()).spawn(move || keeping.keep_regions())?;
     let sweeping = Arc::clone(&host.pipeline);
@@ -317,6 +324,7 @@ fn stop(host: &Host) {
     {
         std::thread::sleep(Duration::from_millis(5));
     }
+    host.scans.flush();
     host.events.emit(Event::new(EventKind::ServiceStopped));
     host.state.flush(Duration::from_secs(2));
     host.events.flush(Duration::from_secs(2));

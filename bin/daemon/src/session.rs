@@ -19,11 +19,14 @@ use crate::region::OpenRegion;
 use notices::Waiting;
 use remedies::{Remedy, Wanted};
 use requests::{Asked, Requests};
-use seawall_client::{Coverage, Driver, DriverCounters, Event, EventKind, LinkKind, Verdict};
+use seawall_client::text::{escape, escape_short};
+use seawall_client::{
+    Coverage, Driver, DriverCounters, Event, EventKind, FoundFile, LinkKind, Verdict,
+};
 use seawall_proto::frame::{Decoder, FrameError, decode};
 use seawall_proto::serial::Token;
 use seawall_proto::{
-    ContentHash, Decision, Generation, Heartbeat, Remediation, ToGuest, ToHost,
+    ContentHash, Decision, Generation, Heartbeat, Operation, Remediation, ToGuest, ToHost,
     Verdict as ProtoVerdict, VerdictKind,
 };
 use std::collections::HashMap;
@@ -188,6 +191,9 @@ impl Session {
             // Before the verdict goes: the driver may answer at once.
             self.expect_outcome(asked, hash, answer);
         }
+        if asked.operation == Operation::OnDemand {
+            self.count_on_demand(asked, hash, answer, decision, remediation);
+        }
         self.say_verdict(ProtoVerdict {
             id: asked.id,
             kind,
@@ -197,6 +203,41 @@ impl Session {
             detail,
             remediation,
         });
+    }
+
+    /// What the scan of this guest's files is told of one of them.
+    fn count_on_demand(
+        &self,
+        asked: &Asked,
+        hash: Option<ContentHash>,
+        answer: &Answer,
+        decision: Option<Decision>,
+        remediation: Remediation,
+    ) {
+        let path = asked.file.path.as_slice();
+        match &answer.finding {
+            Finding::Clean => (),
+            Finding::Infected(found) => {
+                let Some(first) = found.first() else { return };
+                let action = match (decision, remediation) {
+                    (_, Remediation::Quarantine) => "quarantine",
+                    (Some(Decision::Allow), _) => "allow",
+                    _ => "deny",
+                };
+                let found = FoundFile {
+                    path: escape(path),
+                    detection: escape_short(first.name.as_bytes(), 256),
+                    severity: first.severity.clone(),
+                    engine: first.engine.clone(),
+                    hash: hash.map(|hash| hash.to_string()).unwrap_or_default(),
+                    action: action.to_owned(),
+                };
+                self.host.scans.found(self, found);
+            }
+            Finding::Error(why) | Finding::TimedOut(why) => {
+                self.host.scans.no_verdict(self, path, why);
+            }
+        }
     }
 
     /// The answer without the detections that policy excludes, where there are any.
@@ -294,6 +335,8 @@ impl Session {
                 ToHost::Restored(restored) => {
                     self.host.quarantine.restore_done(self.guest.name(), restored);
                 }
+                ToHost::WalkProgress(progress) => self.host.scans.progress(self, &progress),
+                ToHost::WalkMissed(missed) => self.host.scans.missed(self, &missed),
             }
         }
         Ok(())

@@ -2,6 +2,7 @@
 
 use crate::event::EventsQuery;
 use crate::policy::{ExplainQuery, GuestPolicy, PolicyCheck, PolicyExplanation};
+use crate::scans::{GuestScan, ScansRequest};
 use crate::types::{
     ApplyRequest, Approval, Fault, Guest, Quarantine, QuarantineEntry, Reload, RestoreRequest,
     RollbackRequest, ScanReport, SignatureChange, SignatureSet, Status,
@@ -145,6 +146,39 @@ impl Client {
         let (guest, query) =
             (encode_query(guest), serde_urlencoded::to_string(access).map_err(broken)?);
         self.get(&format!("/v1/guests/{guest}/policy/explain?{query}")).await
+    }
+
+    /// All scans of guests, without what they found by name.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn scans(&self) -> Result<Vec<GuestScan>, ClientError> {
+        self.get("/v1/scans").await
+    }
+
+    /// One scan of a guest.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn guest_scan(&self, id: u64) -> Result<GuestScan, ClientError> {
+        self.get(&format!("/v1/scans/{id}")).await
+    }
+
+    /// Has guests scanned.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn scan_guests(&self, wanted: &ScansRequest) -> Result<Vec<GuestScan>, ClientError> {
+        self.send_json(Method::POST, "/v1/scans", wanted).await
+    }
+
+    /// Pauses, resumes or cancels a scan of a guest: `pause`, `resume` or `cancel`.
+    ///
+    /// # Errors
+    /// [`ClientError`]; code `wrong-state` where its state does not allow that.
+    pub async fn order_scan(&self, id: u64, order: &str) -> Result<GuestScan, ClientError> {
+        let path = format!("/v1/scans/{id}/{}", encode_query(order));
+        read(self.send(Method::POST, &path, Empty::new()).await?).await
     }
 
     /// What is in quarantine, of one guest if named.

@@ -75,6 +75,8 @@ pub enum EventKind {
     Approved,
     /// The operator took that back.
     ApprovalRevoked,
+    /// A scan of a guest's files came to its end, or was ended.
+    ScanEnded,
     /// A database of the service was damaged or of another version: it was set aside and a new one
     /// begun.
     DatabaseSetAside,

@@ -18,6 +18,7 @@
 mod client;
 mod event;
 mod policy;
+mod scans;
 pub mod text;
 mod types;
 
@@ -28,6 +29,7 @@ pub use policy::{
     ExplainQuery, GuestPolicy, PolicyCheck, PolicyExplanation, PolicyFinding, PolicyGroup,
     PolicyOrigin, PolicySetting, PolicyStep,
 };
+pub use scans::{FoundFile, GuestScan, GuestScanState, LeftOut, ScanTarget, ScansRequest};
 pub use types::{
     ApplyRequest, Approval, ChangeKind, Counters, Coverage, Detection, Diagnostic, Driver,
     DriverCounters, Engine, EngineReport, EngineState, Fault, Guest, GuestCounts, GuestState,

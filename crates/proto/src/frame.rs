@@ -45,11 +45,11 @@ pub trait Message: Serialize + DeserializeOwned {
 }
 
 impl Message for ToHost {
-    const KINDS: u32 = 10;
+    const KINDS: u32 = 12;
 }
 
 impl Message for ToGuest {
-    const KINDS: u32 = 11;
+    const KINDS: u32 = 13;
 }
 
 /// Appends `message` as one frame.

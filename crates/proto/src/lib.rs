@@ -29,6 +29,7 @@ pub mod remedy;
 mod rules;
 pub mod serial;
 mod types;
+pub mod walk;
 
 pub use hello::{Hello, HelloError, PREFACE_LEN, Preface};
 pub use identity::{Key, Proof, RegionId};

@@ -5,6 +5,7 @@
 
 use crate::policy::PolicyPart;
 use crate::remedy::{self, Remediation, Ticket};
+use crate::walk;
 use crate::{ContentHash, Decision, Generation, Proof, RegionId, RequestId, VerdictKind};
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +33,10 @@ pub enum ToHost {
     RestoreProgress(remedy::RestoreProgress),
     /// What became of a restore.
     Restored(remedy::Restored),
+    /// How far a walk is.
+    WalkProgress(walk::WalkProgress),
+    /// What a walk left out.
+    WalkMissed(walk::WalkMissed),
 }
 
 /// What the host says to the driver.
@@ -66,6 +71,10 @@ pub enum ToGuest {
     RestoreContent(remedy::RestoreContent),
     /// It does not come back after all.
     RestoreEnd(Ticket),
+    /// The files of the guest are to be scanned.
+    Walk(walk::Walk),
+    /// What the walk of this number shall do.
+    WalkOrder(u64, walk::WalkOrder),
 }
 
 /// Opens a session.
@@ -115,6 +124,8 @@ pub enum Operation {
     /// Nobody waits: the file was written, was let through unscanned before, or was running when
     /// the driver started.
     Background,
+    /// Nobody waits: somebody asked for a scan of the guest's files.
+    OnDemand,
 }
 
 /// Asks for a verdict. What is in `content` is the file's beginning; the rest follows in
@@ -444,10 +455,10 @@ mod tests {
 
     #[test]
     fn the_last_kinds_are_known() {
-        let restored = remedy::Restored { ticket: Ticket(1), result: Ok(()) };
+        let missed = walk::WalkMissed { id: 1, path: Default::default(), reason: String::new() };
         for (payload, kinds) in [
-            (postcard::to_stdvec(&ToHost::Restored(restored)), 10),
-            (postcard::to_stdvec(&ToGuest::RestoreEnd(Ticket(1))), 11),
+            (postcard::to_stdvec(&ToHost::WalkMissed(missed)), 12),
+            (postcard::to_stdvec(&ToGuest::WalkOrder(1, walk::WalkOrder::End)), 13),
         ] {
             assert_eq!(u32::from(payload.expect("it is short")[0]) + 1, kinds);
         }

@@ -233,6 +233,7 @@ fn operation_name(operation: Operation) -> &'static str {
         Operation::Open => "open",
         Operation::Exec => "exec",
         Operation::Background => "background",
+        Operation::OnDemand => "on_demand",
     }
 }
 

@@ -117,6 +117,7 @@ impl Requests {
         let limit = match operation {
             Operation::Open | Operation::Exec => usual,
             Operation::Background => usual.max(announced),
+            Operation::OnDemand => self.session.host.config().on_demand.file_limit_mib << 20,
         };
         let share = Arc::clone(&self.session.guest.share);
         // The budget knows only what was copied: a request that stays open must not hold a buffer
@@ -229,6 +230,7 @@ impl Requests {
             Operation::Open => (seawall_engine::Operation::Open, Lane::OnAccess),
             Operation::Exec => (seawall_engine::Operation::Exec, Lane::OnAccess),
             Operation::Background => (seawall_engine::Operation::Rescan, Lane::OnDemand),
+            Operation::OnDemand => (seawall_engine::Operation::OnDemand, Lane::OnDemand),
         };
         let meta = Metadata {
             path: asked.file.path.to_vec(),

@@ -1,0 +1,449 @@
+//! Scans of this guest's files that the host asks for.
+//!
+//! ```text
+//!   Walk ──► one thread: mounts or folders, file by file ──► scan, as for what nobody waits for
+//!                 │ no such request under way                       │
+//!                 └──► WalkProgress: where it is ◄──────────────────┘
+//! ```
+//!
+//! Accesses go first: a walk has few requests under way at once, stands still while the guest's processes wait for
+//! disks or CPUs, and reads no faster than it may. It keeps nothing over a restart; the host says where it was.
+
+use crate::driver::{Driver, Job, Purpose, Subject};
+use crate::file::Look;
+use crate::memory::Known;
+use crate::session::Session;
+use crate::walk::{Level, Step, Walk};
+use crate::{running, scan, truth};
+use seawall_fanotify::{FileHandle, process};
+use seawall_proto::walk::{self, WalkMissed, WalkOrder, WalkProgress};
+use seawall_proto::{Facts, Mode, Operation, ToHost};
+use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How many of its scans are under way at once.
+const AT_ONCE: usize = 4;
+/// How often it says how far it is.
+const TELL: Duration = Duration::from_secs(1);
+/// How often it looks whether it may go on.
+const LOOK: Duration = Duration::from_millis(200);
+/// Files with several names of which it knows that it has come to them; more are come to again.
+const LINKED_MAX: usize = 32 * 1024;
+/// Files left out that are named to the host.
+const NAMED_MAX: u64 = 200;
+/// What changed within this counts as recent for a quick scan, in seconds.
+const RECENT: i64 = 7 * 24 * 3600;
+
+/// Where programs are started from without anybody who asks: beginnings of paths.
+const START_UP: [&[u8]; 12] = [
+    b"/etc/cron",
+    b"/etc/init",
+    b"/etc/ld.so.preload",
+    b"/etc/profile",
+    b"/etc/rc",
+    b"/etc/systemd/",
+    b"/etc/udev/",
+    b"/etc/xdg/autostart/",
+    b"/lib/systemd/",
+    b"/usr/lib/systemd/",
+    b"/usr/lib/udev/",
+    b"/var/spool/cron/",
+];
+/// The same in people's homes: ends of paths, and folders in them.
+const START_UP_AT_HOME: [&[u8]; 7] = [
+    b"/.bash",
+    b"/.config/autostart/",
+    b"/.config/systemd/",
+    b"/.profile",
+    b"/.ssh/",
+    b"/.xsession",
+    b"/.zsh",
+];
+
+/// What the session leaves for [`work`].
+#[derive(Default)]
+pub struct OnDemand {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// A walk that has not begun.
+    wanted: Option<(walk::Walk, Arc<Session>)>,
+    /// The one under way.
+    id: u64,
+    hold: bool,
+    end: bool,
+    missed: u64,
+    named: u64,
+}
+
+impl OnDemand {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The host wants this. Never waits.
+    pub fn begin(&self, walk: walk::Walk, session: &Arc<Session>) {
+        let mut state = self.lock();
+        state.end = true;
+        state.wanted = Some((walk, Arc::clone(session)));
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// What the host wants of the walk under way. Never waits.
+    pub fn order(&self, id: u64, order: WalkOrder) {
+        let mut state = self.lock();
+        if let Some((wanted, _)) = &state.wanted
+            && wanted.id == id
+            && order == WalkOrder::End
+        {
+            state.wanted = None;
+        }
+        if state.id == id {
+            match order {
+                WalkOrder::Hold => state.hold = true,
+                WalkOrder::GoOn => state.hold = false,
+                WalkOrder::End => state.end = true,
+            }
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Whether no walk is under way that anybody wants.
+    pub fn has_ended(&self) -> bool {
+        let state = self.lock();
+        state.end || state.id == 0
+    }
+
+    /// A file's content could not be had. Never waits for the link: it goes the way of all reports.
+    pub fn missed(&self, session: Option<&Arc<Session>>, path: &[u8], reason: &str) {
+        let mut state = self.lock();
+        state.missed += 1;
+        state.named += 1;
+        let (id, is_named) = (state.id, state.named <= NAMED_MAX);
+        drop(state);
+        if let Some(session) = session.filter(|_| is_named) {
+            let mut path = path.to_vec();
+            path.truncate(4096);
+            let missed = WalkMissed { id, path: path.into(), reason: reason.to_owned() };
+            if session.send(&ToHost::WalkMissed(missed)).is_err() {
+                session.end();
+            }
+        }
+    }
+
+    fn next(&self) -> (walk::Walk, Arc<Session>) {
+        let mut state = self.lock();
+        loop {
+            if let Some((walk, session)) = state.wanted.take() {
+                *state = State { id: walk.id, ..State::default() };
+                return (walk, session);
+            }
+            state.id = 0;
+            let waited = self.changed.wait_timeout(state, Duration::from_secs(2));
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn wait(&self, time: Duration) {
+        let state = self.lock();
+        drop(self.changed.wait_timeout(state, time).unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// Where a walk is: what it goes through, and how far it is there.
+#[derive(Serialize, Deserialize)]
+struct Place {
+    item: serde_bytes::ByteBuf,
+    levels: Vec<Level>,
+}
+
+/// Does what the host wants for ever.
+pub fn work(driver: &Driver) {
+    let mut buffer = Vec::new();
+    loop {
+        let (order, session) = driver.on_demand.next();
+        tracing::info!(id = order.id, quick = order.quick, "a scan of files begins");
+        let mut going = Going::new(driver, &order, &session);
+        let done = going.go(&mut buffer).is_some();
+        tracing::info!(id = order.id, files = going.progress.files, done, "a scan of files ends");
+        buffer = Vec::new();
+    }
+}
+
+/// A walk under way. `None` from its functions: it is not wanted any more.
+struct Going<'a> {
+    driver: &'a Driver,
+    order: &'a walk::Walk,
+    session: &'a Arc<Session>,
+    progress: WalkProgress,
+    /// Files with several names that it has come to.
+    linked: HashSet<(u64, u64)>,
+    /// What is being executed, for a quick scan.
+    mapped: HashSet<(u64, u64)>,
+    since: Instant,
+    told: Instant,
+    looked: Instant,
+}
+
+impl<'a> Going<'a> {
+    fn new(driver: &'a Driver, order: &'a walk::Walk, session: &'a Arc<Session>) -> Self {
+        let progress = WalkProgress { id: order.id, ..WalkProgress::default() };
+        let mapped = if order.quick { running::mapped() } else { HashSet::new() };
+        let (now, linked) = (Instant::now(), HashSet::new());
+        let (since, told, looked) = (now, now, now);
+        Self { driver, order, session, progress, linked, mapped, since, told, looked }
+    }
+
+    fn go(&mut self, buffer: &mut Vec<u8>) -> Option<()> {
+        let place = self.order.place.as_ref();
+        let place = place.and_then(|place| postcard::from_bytes::<Place>(place).ok());
+        let items = self.items();
+        self.progress.expected = if self.order.roots.is_empty() { expected(&items) } else { 0 };
+        for (device, path) in items {
+            let own = path.as_os_str().as_bytes();
+            let levels = match &place {
+                Some(place) if own < place.item.as_slice() => continue,
+                Some(place) if own == place.item.as_slice() => place.levels.as_slice(),
+                _ => &[],
+            };
+            let walk = match device {
+                Some(device) => Walk::begin(device, &path),
+                None => Walk::beneath(&path),
+            };
+            match walk {
+                Ok(mut walk) => {
+                    walk.go_to(levels);
+                    self.go_through(&path, walk, buffer)?;
+                }
+                Err(error) => self.miss(own, &error.to_string()),
+            }
+        }
+        self.settle()?;
+        self.progress.done = true;
+        self.tell()
+    }
+
+    /// What it goes through, in the order of the paths: mounts with their `st_dev`, and what the host names.
+    fn items(&self) -> Vec<(Option<u64>, PathBuf)> {
+        let mounts = self.driver.coverage.reached().into_iter();
+        let mounts = mounts.map(|(device, path)| (Some(device), path));
+        let roots: Vec<_> = self
+            .order
+            .roots
+            .iter()
+            .map(|root| PathBuf::from(std::ffi::OsString::from_vec(root.to_vec())))
+            .collect();
+        let mut items: Vec<_> = if roots.is_empty() {
+            mounts.collect()
+        } else {
+            let is_beneath = |path: &Path| {
+                roots.iter().any(|root| path.starts_with(root) && path != root.as_path())
+            };
+            let beneath = mounts.filter(|(_, path)| is_beneath(path));
+            beneath.chain(roots.iter().map(|root| (None, root.clone()))).collect()
+        };
+        items.sort_by(|(_, a), (_, b)| a.as_os_str().as_bytes().cmp(b.as_os_str().as_bytes()));
+        items
+    }
+
+    fn go_through(&mut self, item: &Path, mut walk: Walk, buffer: &mut Vec<u8>) -> Option<()> {
+        loop {
+            match walk.step() {
+                Step::File(file) => self.take(file, buffer)?,
+                Step::Other => (),
+                Step::Missed(reason) => {
+                    let folder = walk.folder().and_then(|folder| truth::path_of(folder));
+                    self.miss(&folder.unwrap_or_default(), reason);
+                }
+                Step::End => return Some(()),
+            }
+            if self.looked.elapsed() >= LOOK {
+                self.stand()?;
+            }
+            if self.told.elapsed() >= TELL {
+                self.settle()?;
+                let item = serde_bytes::ByteBuf::from(item.as_os_str().as_bytes());
+                let place = Place { item, levels: walk.place() };
+                // A longer one cannot be told; then it goes on from the one before.
+                if let Ok(bytes) = postcard::to_stdvec(&place)
+                    && bytes.len() <= walk::PLACE_MAX
+                {
+                    self.progress.place = bytes.into();
+                }
+                self.tell()?;
+            }
+        }
+    }
+
+    fn take(&mut self, file: File, buffer: &mut Vec<u8>) -> Option<()> {
+        let Ok(look) = Look::at(&file) else {
+            self.miss(b"", "unreadable");
+            return Some(());
+        };
+        let identity = look.identity;
+        let inode = (identity.device, identity.inode);
+        let shown = truth::shown_path(&file, identity.device, identity.inode);
+        if self.order.quick && !self.is_quick(&shown.path, inode, &look) {
+            return Some(());
+        }
+        if look.links > 1 {
+            if self.linked.contains(&inode) {
+                return Some(());
+            }
+            if self.linked.len() < LINKED_MAX {
+                self.linked.insert(inode);
+            }
+        }
+        self.progress.files += 1;
+        let rules = self.driver.policy();
+        let facts = Facts { path: shown.if_true(), owner: Some(look.owner), ..Facts::default() };
+        if rules.exclusion(&facts).is_some() || rules.mode == Mode::Off {
+            self.progress.excluded += 1;
+            return Some(());
+        }
+        if identity.size > self.order.file_limit {
+            let mib = self.order.file_limit >> 20;
+            self.miss(&shown.path, &format!("larger than {mib} MiB"));
+            return Some(());
+        }
+        if self.driver.memory.known(&identity, process::now_ms()) == Some(Known::Clean) {
+            self.progress.known += 1;
+            return Some(());
+        }
+        let Ok(handle) = FileHandle::of(file.as_fd(), identity.device) else {
+            self.miss(&shown.path, "it has no handle");
+            return Some(());
+        };
+        while self.session.under_way(Operation::OnDemand) >= AT_ONCE {
+            self.is_wanted()?;
+            self.driver.background.rest(Duration::from_millis(5));
+        }
+        self.progress.bytes += identity.size;
+        let subject =
+            Subject::Background { handle, file: Some(Arc::new(file)), purpose: Purpose::OnDemand };
+        scan::scan(self.driver, Job { subject, reads: 0 }, buffer);
+        self.keep_pace()
+    }
+
+    fn is_quick(&self, path: &[u8], inode: (u64, u64), look: &Look) -> bool {
+        let at_home = |place: &&[u8]| path.windows(place.len()).any(|part| part == *place);
+        look.changed_within(RECENT)
+            || self.mapped.contains(&inode)
+            || START_UP.iter().any(|place| path.starts_with(place))
+            || START_UP_AT_HOME.iter().any(at_home)
+    }
+
+    fn miss(&mut self, path: &[u8], reason: &str) {
+        self.driver.on_demand.missed(Some(self.session), path, reason);
+    }
+
+    /// Whether the host still wants it, and in this session.
+    fn is_wanted(&self) -> Option<()> {
+        let is_ours = self.driver.session().is_some_and(|now| Arc::ptr_eq(&now, self.session));
+        (is_ours && !self.driver.on_demand.lock().end).then_some(())
+    }
+
+    /// Stands still as long as the host, or the guest's own work, wants that.
+    fn stand(&mut self) -> Option<()> {
+        loop {
+            self.is_wanted()?;
+            self.looked = Instant::now();
+            let hold = self.driver.on_demand.lock().hold;
+            let was = self.progress.pressed;
+            let most = self.order.pressure_percent;
+            self.progress.pressed = most > 0 && pressure().is_some_and(|now| now > most.into());
+            if !hold && !self.progress.pressed {
+                return Some(());
+            }
+            if was != self.progress.pressed || self.told.elapsed() >= TELL {
+                self.settle()?;
+                self.tell()?;
+            }
+            self.driver.on_demand.wait(LOOK);
+        }
+    }
+
+    /// No more bytes in a second than it may.
+    fn keep_pace(&mut self) -> Option<()> {
+        let rate = self.order.bytes_per_second;
+        if rate == 0 {
+            return Some(());
+        }
+        let due = Duration::from_secs_f64(self.progress.bytes as f64 / rate as f64);
+        while let Some(early) = due.checked_sub(self.since.elapsed()).filter(|it| !it.is_zero()) {
+            self.is_wanted()?;
+            self.driver.on_demand.wait(early.min(LOOK));
+        }
+        Some(())
+    }
+
+    /// Waits until none of its scans is under way: what it tells then is done.
+    fn settle(&self) -> Option<()> {
+        while self.session.under_way(Operation::OnDemand) > 0 {
+            self.is_wanted()?;
+            self.driver.background.rest(Duration::from_millis(5));
+        }
+        Some(())
+    }
+
+    fn tell(&mut self) -> Option<()> {
+        self.told = Instant::now();
+        self.progress.missed = self.driver.on_demand.lock().missed;
+        match self.session.send(&ToHost::WalkProgress(self.progress.clone())) {
+            Ok(()) => Some(()),
+            Err(_) => {
+                self.session.end();
+                None
+            }
+        }
+    }
+}
+
+/// How many files these mounts have, as their file systems say; 0 where one does not.
+fn expected(items: &[(Option<u64>, PathBuf)]) -> u64 {
+    let used = items.iter().map(|(_, path)| {
+        let system = rustix::fs::statvfs(path).ok()?;
+        (system.f_files > 0).then(|| system.f_files.saturating_sub(system.f_ffree))
+    });
+    used.sum::<Option<u64>>().unwrap_or(0)
+}
+
+/// For how much of the last ten seconds something waited for a disk or a CPU, in percent; None where the kernel does
+/// not tell (proc_pressure, CONFIG_PSI).
+fn pressure() -> Option<f64> {
+    let of = |what: &str| {
+        let text = std::fs::read_to_string(format!("/proc/pressure/{what}")).ok()?;
+        some_avg10(&text)
+    };
+    of("io").into_iter().chain(of("cpu")).reduce(f64::max)
+}
+
+fn some_avg10(text: &str) -> Option<f64> {
+    let some = text.lines().find_map(|line| line.strip_prefix("some "))?;
+    let value = some.split_ascii_whitespace().find_map(|word| word.strip_prefix("avg10="))?;
+    value.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pressure_is_read_as_the_kernel_writes_it() {
+        let text = "some avg10=12.34 avg60=1.00 avg300=0.10 total=1234\n\
+                    full avg10=99.00 avg60=0.00 avg300=0.00 total=1\n";
+        assert_eq!(some_avg10(text), Some(12.34));
+        assert_eq!(some_avg10("full avg10=1.00\n"), None);
+    }
+}

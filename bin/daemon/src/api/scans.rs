@@ -1,0 +1,123 @@
+//! Scans of guests' files on demand.
+
+use super::{Api, fault};
+use crate::scans::{Order, ScansError};
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use seawall_client::{Fault, GuestScan, ScansRequest};
+use std::collections::BTreeMap;
+
+/// All scans of guests that are under way or remembered, the oldest first; without what they found by name.
+#[utoipa::path(get, path = "/v1/scans", responses((status = 200, body = Vec<GuestScan>)))]
+pub async fn list(State(api): State<Api>) -> Json<Vec<GuestScan>> {
+    Json(api.host.scans.list())
+}
+
+/// One of them, with what it found and left out.
+#[utoipa::path(
+    get,
+    path = "/v1/scans/{id}",
+    params(("id" = u64, Path, description = "Its number")),
+    responses((status = 200, body = GuestScan), (status = 404, body = Fault))
+)]
+pub async fn show(State(api): State<Api>, Path(id): Path<u64>) -> Response {
+    answer(api.host.scans.show(id))
+}
+
+/// Has guests scanned, each by a scan of its own.
+#[utoipa::path(
+    post,
+    path = "/v1/scans",
+    request_body = ScansRequest,
+    responses(
+        (status = 200, body = Vec<GuestScan>),
+        (status = 400, body = Fault),
+        (status = 404, body = Fault),
+        (status = 503, body = Fault),
+    )
+)]
+pub async fn add(State(api): State<Api>, Json(wanted): Json<ScansRequest>) -> Response {
+    let config = api.host.config();
+    let mut guests: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let group_of = |guest| config.governed(guest).group.map(|group| group.name.as_str());
+    for group in &wanted.groups {
+        if !config.groups.iter().any(|one| one.name == *group) {
+            let message = format!("no group is named `{group}`");
+            return fault(StatusCode::NOT_FOUND, "no-such-group", message);
+        }
+    }
+    for guest in &config.guests {
+        let of_group = |group: &String| group_of(guest) == Some(group);
+        if wanted.all || wanted.groups.iter().any(of_group) {
+            guests.insert(guest.name.get_ref().0.clone(), Vec::new());
+        }
+    }
+    for target in wanted.targets {
+        if config.guest(&target.guest).is_none() {
+            let message =
+                format!("no guest is named `{}`; `seawall guests` shows all", target.guest);
+            return fault(StatusCode::NOT_FOUND, "no-such-guest", message);
+        }
+        let is_path =
+            |path: &String| path.starts_with('/') && path.len() <= 4096 && !path.contains('\0');
+        if let Some(path) = target.paths.iter().find(|path| !is_path(path)) {
+            let message = format!("`{path}` is no absolute path as the guest's root sees it");
+            return fault(StatusCode::BAD_REQUEST, "bad-path", message);
+        }
+        guests.entry(target.guest).or_default().extend(target.paths);
+    }
+    if guests.values().map(Vec::len).sum::<usize>() > 1000 {
+        return fault(StatusCode::BAD_REQUEST, "too-many", "more than 1,000 paths");
+    }
+    if guests.is_empty() {
+        return fault(
+            StatusCode::BAD_REQUEST,
+            "no-target",
+            "nothing is to be scanned: name a guest",
+        );
+    }
+    answer(api.host.scans.add(guests.into_iter().collect(), wanted.quick))
+}
+
+/// Pauses, resumes or cancels a scan.
+#[utoipa::path(
+    post,
+    path = "/v1/scans/{id}/{order}",
+    params(
+        ("id" = u64, Path, description = "Its number"),
+        ("order" = String, Path, description = "`pause`, `resume` or `cancel`"),
+    ),
+    responses(
+        (status = 200, body = GuestScan),
+        (status = 404, body = Fault),
+        (status = 409, description = "Its state does not allow that", body = Fault),
+    )
+)]
+pub async fn order(State(api): State<Api>, Path((id, order)): Path<(u64, String)>) -> Response {
+    let order = match order.as_str() {
+        "pause" => Order::Pause,
+        "resume" => Order::Resume,
+        "cancel" => Order::Cancel,
+        other => {
+            let message = format!("`{other}` is neither pause, resume nor cancel");
+            return fault(StatusCode::NOT_FOUND, "no-such-order", message);
+        }
+    };
+    answer(api.host.scans.order(id, order))
+}
+
+fn answer<T: serde::Serialize>(result: Result<T, ScansError>) -> Response {
+    match result {
+        Ok(answer) => Json(answer).into_response(),
+        Err(error) => {
+            let (status, code) = match error {
+                ScansError::Unknown(_) => (StatusCode::NOT_FOUND, "no-such-scan"),
+                ScansError::State { .. } => (StatusCode::CONFLICT, "wrong-state"),
+                ScansError::TooMany => (StatusCode::SERVICE_UNAVAILABLE, "too-many"),
+            };
+            fault(status, code, error.to_string())
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! One scan of a guest.
+
+use super::say;
+use crate::events::format_time;
+use crate::session::Session;
+use seawall_client::{FoundFile, GuestScan, GuestScanState, LeftOut};
+use seawall_proto::walk::{PLACE_MAX, WalkOrder, WalkProgress};
+use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
+use std::sync::{Arc, Weak};
+use std::time::Instant;
+
+/// Infected files that are named.
+const FOUND_MAX: usize = 1000;
+/// Files left out that are named.
+const LEFT_OUT_MAX: usize = 200;
+/// Infected files that are known apart, so that none counts twice.
+const KNOWN_MAX: usize = 100_000;
+
+/// What the file of a scan holds.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Kept {
+    pub scan: GuestScan,
+    /// Where it goes on, in the driver's own words; hexadecimal.
+    pub place: Option<String>,
+}
+
+/// A scan, and what is under way of it.
+pub struct Job {
+    /// As of the last word of the driver.
+    pub shown: GuestScan,
+    place: Option<Vec<u8>>,
+    /// What was counted when the walk in this session began.
+    base: GuestScan,
+    /// Since the driver's last word.
+    errors: u64,
+    session: Weak<Session>,
+    since: Instant,
+    held: bool,
+    known: HashSet<(String, String)>,
+    changed: bool,
+}
+
+impl Job {
+    pub fn new(id: u64, guest: String, paths: Vec<String>, quick: bool) -> Self {
+        let shown = GuestScan {
+            id,
+            guest,
+            paths,
+            quick,
+            state: GuestScanState::Queued,
+            reason: String::new(),
+            asked: format_time(jiff::Timestamp::now()),
+            started: None,
+            ended: None,
+            took_ms: 0,
+            files: 0,
+            expected: 0,
+            bytes: 0,
+            known: 0,
+            excluded: 0,
+            missed: 0,
+            errors: 0,
+            infected: 0,
+            found: Vec::new(),
+            left_out: Vec::new(),
+        };
+        Self { changed: true, ..Self::of(Kept { scan: shown, place: None }) }
+    }
+
+    /// One that the service knew when it ended.
+    pub fn of(kept: Kept) -> Self {
+        let Kept { scan: mut shown, place } = kept;
+        if shown.state == GuestScanState::Running {
+            shown.state = GuestScanState::Waiting;
+            shown.reason = "the service was started again".into();
+        }
+        let known = shown.found.iter().map(|one| (one.path.clone(), one.hash.clone())).collect();
+        Self {
+            base: shown.clone(),
+            shown,
+            place: place.and_then(|place| unhex(&place)),
+            errors: 0,
+            session: Weak::new(),
+            since: Instant::now(),
+            held: false,
+            known,
+            changed: false,
+        }
+    }
+
+    /// For the operator; with what was found and left out by name, or without.
+    pub fn shown(&self, whole: bool) -> GuestScan {
+        let (found, left_out) = (Vec::new(), Vec::new());
+        let mut shown = if whole {
+            self.shown.clone()
+        } else {
+            // What is not named is not copied either.
+            let GuestScan { guest, paths, reason, asked, started, ended, .. } = &self.shown;
+            GuestScan {
+                guest: guest.clone(),
+                paths: paths.clone(),
+                reason: reason.clone(),
+                asked: asked.clone(),
+                started: started.clone(),
+                ended: ended.clone(),
+                found,
+                left_out,
+                ..self.shown
+            }
+        };
+        if shown.state == GuestScanState::Running {
+            shown.took_ms = self.took_ms();
+        }
+        shown
+    }
+
+    fn took_ms(&self) -> u64 {
+        let now = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.base.took_ms.saturating_add(now)
+    }
+
+    /// Where it goes on.
+    pub fn place(&self) -> Option<Vec<u8>> {
+        self.place.clone()
+    }
+
+    pub fn runs_in(&self, session: &Session) -> bool {
+        self.shown.state == GuestScanState::Running && std::ptr::eq(self.session.as_ptr(), session)
+    }
+
+    /// Its walk begins, or goes on, in this session.
+    pub fn run(&mut self, session: Arc<Session>) {
+        self.session = Arc::downgrade(&session);
+        self.since = Instant::now();
+        self.held = false;
+        self.base = self.shown(false);
+        self.set(GuestScanState::Running, "");
+        if self.shown.started.is_none() {
+            self.shown.started = Some(format_time(jiff::Timestamp::now()));
+        }
+    }
+
+    /// The driver says how far it is; nothing of the walk is under way.
+    pub fn progress(&mut self, progress: &WalkProgress) {
+        let base = &self.base;
+        let shown = &mut self.shown;
+        let sum = |base: u64, more: u64| base.saturating_add(more);
+        shown.files = sum(base.files, progress.files);
+        shown.bytes = sum(base.bytes, progress.bytes);
+        shown.known = sum(base.known, progress.known);
+        shown.excluded = sum(base.excluded, progress.excluded);
+        shown.missed = sum(base.missed, progress.missed);
+        shown.errors += std::mem::take(&mut self.errors);
+        shown.expected = progress.expected;
+        if !self.held {
+            let why = if progress.pressed { "the guest is busy; it waits" } else { "" };
+            shown.reason = why.into();
+        }
+        if (1..=PLACE_MAX).contains(&progress.place.len()) {
+            self.place = Some(progress.place.to_vec());
+        }
+        self.shown.took_ms = self.took_ms();
+        self.changed = true;
+    }
+
+    pub fn find(&mut self, found: FoundFile) {
+        if self.known.len() < KNOWN_MAX
+            && !self.known.insert((found.path.clone(), found.hash.clone()))
+        {
+            return;
+        }
+        self.shown.infected += 1;
+        if self.shown.found.len() < FOUND_MAX {
+            self.shown.found.push(found);
+        }
+        self.changed = true;
+    }
+
+    pub fn leave_out(&mut self, left_out: LeftOut) {
+        let all = &mut self.shown.left_out;
+        if all.len() < LEFT_OUT_MAX && !all.contains(&left_out) {
+            all.push(left_out);
+            self.changed = true;
+        }
+    }
+
+    pub fn fail_on(&mut self, left_out: LeftOut) {
+        self.errors += 1;
+        self.leave_out(left_out);
+    }
+
+    /// The host is busy, or is no longer.
+    pub fn hold(&mut self, held: bool) {
+        if self.shown.state != GuestScanState::Running || self.held == held {
+            return;
+        }
+        self.held = held;
+        self.shown.reason = if held { "the host is busy; it waits".into() } else { String::new() };
+        if let Some(session) = self.session.upgrade() {
+            let order = if held { WalkOrder::Hold } else { WalkOrder::GoOn };
+            say(&session, self.shown.id, order);
+        }
+    }
+
+    /// It goes on when its guest's driver is there again.
+    pub fn wait(&mut self, why: &str) {
+        self.shown.took_ms = self.took_ms();
+        self.set(GuestScanState::Waiting, why);
+    }
+
+    /// It is to go on when it is its turn.
+    pub fn queue(&mut self) {
+        self.set(GuestScanState::Queued, "");
+    }
+
+    /// It stops, and its driver hears so.
+    pub fn stop(&mut self, state: GuestScanState, why: &str) {
+        if self.shown.state == GuestScanState::Running {
+            self.shown.took_ms = self.took_ms();
+            if let Some(session) = self.session.upgrade() {
+                say(&session, self.shown.id, WalkOrder::End);
+            }
+        }
+        if state.has_ended() {
+            self.end(state, why);
+        } else {
+            self.set(state, why);
+        }
+    }
+
+    pub fn end(&mut self, state: GuestScanState, why: &str) {
+        self.set(state, why);
+        self.shown.ended = Some(format_time(jiff::Timestamp::now()));
+        self.known = HashSet::new();
+    }
+
+    /// Why it is not its turn.
+    pub fn say_why(&mut self, why: &str) {
+        if self.shown.reason != why {
+            self.shown.reason = why.to_owned();
+        }
+    }
+
+    fn set(&mut self, state: GuestScanState, why: &str) {
+        self.shown.state = state;
+        self.shown.reason = why.to_owned();
+        self.changed = true;
+        // Counts since the driver's last word are of files that it comes to again.
+        self.errors = 0;
+    }
+
+    /// What is to be written of it, if anything is.
+    pub fn take_change(&mut self) -> Option<Kept> {
+        let place = self.place.as_deref().map(hex);
+        std::mem::take(&mut self.changed).then(|| Kept { scan: self.shown.clone(), place })
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _infallible = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+fn unhex(text: &str) -> Option<Vec<u8>> {
+    let digits = text.as_bytes().chunks(2);
+    digits.map(|two| u8::from_str_radix(std::str::from_utf8(two).ok()?, 16).ok()).collect()
+}

@@ -1,0 +1,145 @@
+//! Scans of guests' files on demand, in real guests: everything is found, nothing twice, and a scan goes on where it
+//! was whoever is killed.
+#![allow(clippy::unwrap_used)]
+
+use std::time::Duration;
+
+use seawall_client::{EventKind, GuestScan, GuestScanState};
+use seawall_lab::wire::AgentPart;
+use seawall_lab::{Guest, Kernel, Lab, LabOptions, Link, eicar};
+use seawall_tests::{Checks, ask, has_event, kernel_complaints, options, up};
+
+const SOON: Duration = Duration::from_secs(90);
+
+#[test]
+fn a_guest_is_scanned_on_demand_on_kernel_6_12() {
+    story(Kernel::V6_12, Link::Vsock);
+}
+
+#[test]
+fn a_guest_is_scanned_on_demand_on_kernel_6_1() {
+    story(Kernel::V6_1, Link::Serial);
+}
+
+fn story(kernel: Kernel, link: Link) {
+    let mut checks = Checks::of(format!("scans, kernel {kernel} over {link}"));
+    // Nothing is looked at when it is written, and what is found by a scan goes to quarantine. The emulated machine
+    // is always busy.
+    let config = "[policy]\nmode = \"open\"\naction.infected = \"quarantine\"\nexclude.paths = [\"/data/excluded\"]\n\
+                  [on_demand]\npressure_percent = 0\nmib_per_second = 1\nfile_limit_mib = 1\nguests_at_once = 2\n";
+    let lab = up(LabOptions { config: config.into(), ..options(2, kernel, link) }).unwrap();
+    let (g1, g2) = (lab.guest("g1").unwrap(), lab.guest("g2").unwrap());
+    let run = |guest: &Guest, script: &str| drop(guest.sh(script).unwrap().ok().unwrap());
+    // 400 small files of which each is new to the host, and what is special.
+    let many = "mkdir -p /data/many/a/b && cd /data/many && for n in $(seq 400); do \
+                head -c 6000 /dev/urandom >a/f$n; done; mv a/f1* a/b/";
+    for guest in [&g1, &g2] {
+        run(guest, many);
+    }
+    let evil = |guest: &Guest, path: &str| {
+        run(guest, &format!("mkdir -p $(dirname {path})"));
+        guest.push_bytes(&eicar(), path, 0o644).unwrap();
+    };
+    evil(&g1, "/data/many/a/b/evil");
+    evil(&g1, "/data/excluded/evil");
+    evil(&g1, "/data/other/evil");
+    run(
+        &g1,
+        "cd /data/many && ln a/f2 linked && truncate -s 3000000 large && ln -s /data/other to-other && mkfifo fifo && \
+         mkdir -p /data/many/bound /data/many/other && mount --bind /data/many/a /data/many/bound",
+    );
+
+    // A part of a guest.
+    let (code, scan) = scan(&lab, &["g1:/data/many"]);
+    checks.that("a part of a guest", scan.state == GuestScanState::Done, &scan);
+    checks.that("its end is told by the exit code", code == Some(1), code);
+    let found: Vec<_> =
+        scan.found.iter().map(|one| (one.path.as_str(), one.action.as_str())).collect();
+    checks.that("the evil is found", found == [("/data/many/a/b/evil", "quarantine")], &scan.found);
+    // 400, the evil, the large one; no link, no FIFO, no second name, nothing through the bind mount.
+    checks.that("each file once", scan.files == 402 && scan.missed == 1, (scan.files, scan.missed));
+    let left: Vec<_> = scan.left_out.iter().map(|one| one.path.as_str()).collect();
+    checks.that("what is left out is named", left == ["/data/many/large"], &scan.left_out);
+    checks.soon("it goes to quarantine", SOON, || {
+        !g1.exec(["test", "-e", "/data/many/a/b/evil"]).unwrap().success()
+    });
+    checks.soon("an event tells of the end", SOON, || {
+        has_event(&lab, EventKind::ScanEnded, |event| event.guest.as_deref() == Some("g1"))
+    });
+
+    // Everything in both, while it is paused, while the service and the drivers die.
+    let ids = begin(&lab, &["--all"]);
+    checks.that("one scan for each guest", ids.len() == 2, &ids);
+    let [one, two] = [ids[0], ids[1]];
+    // What was scanned before is known to the driver of g1: that of g2 takes longer.
+    checks.soon("they are under way", SOON, || show(&lab, two).files > 20);
+    let paused = order(&lab, "pause", two);
+    checks.that("one is paused", paused.state == GuestScanState::Paused, &paused.reason);
+    std::thread::sleep(Duration::from_secs(2));
+    let still = show(&lab, two);
+    checks.that("it stands still", still.files == paused.files, (still.files, paused.files));
+    order(&lab, "resume", two);
+    checks.soon("it goes on", SOON, || show(&lab, two).files > paused.files);
+    lab.kill_daemon().unwrap();
+    lab.start_daemon().unwrap();
+    let known = show(&lab, two);
+    checks.that("the service knows where it was", known.files >= paused.files, known.files);
+    g2.kill_agent(AgentPart::Worker).unwrap();
+    g1.wait_protected(SOON).unwrap();
+    for (id, guest) in [(one, "g1"), (two, "g2")] {
+        checks.soon(&format!("the scan of {guest} ends"), SOON * 2, || {
+            show(&lab, id).state == GuestScanState::Done
+        });
+    }
+    let ended = show(&lab, one);
+    let found: Vec<_> = ended.found.iter().map(|one| one.path.as_str()).collect();
+    checks.that("it found the rest", found == ["/data/other/evil"], &ended.found);
+    checks.that("and left out what is excluded", ended.excluded == 1, ended.excluded);
+    // The files of the system come to the 400; a scan that nobody disturbs comes to the same.
+    let second = show(&lab, two);
+    let (_, undisturbed) = self::scan(&lab, &["g2"]);
+    let same = second.files.abs_diff(undisturbed.files) <= 2 && second.files > 400;
+    checks.that("no file was left out or counted twice", same, (second.files, undisturbed.files));
+    checks.that("and none failed", ended.errors + second.errors == 0, (&ended, &second));
+
+    // Cancelled, and what is not there.
+    let id = begin(&lab, &["g2"])[0];
+    let cancelled = order(&lab, "cancel", id);
+    checks.that("it is cancelled", cancelled.state == GuestScanState::Cancelled, &cancelled);
+    let refused = lab.cli(["scans", "resume", &id.to_string()]).unwrap();
+    checks.that("and cannot go on", refused.status.code() == Some(4), refused.status);
+    let (_, nothing) = self::scan(&lab, &["g2:/data/nothing"]);
+    let why = nothing.left_out.first().map(|one| one.path.as_str());
+    checks.that("what is not there is named", why == Some("/data/nothing"), &nothing);
+    let (code, quick) = self::scan(&lab, &["g2", "--quick"]);
+    let is_quick = code == Some(0) && quick.files > 0;
+    checks.that("a quick scan", is_quick, (quick.files, second.files));
+    for guest in [&g1, &g2] {
+        let complaints = kernel_complaints(guest).unwrap();
+        checks.that("the kernel complains of nothing", complaints.is_empty(), complaints);
+    }
+    checks.end();
+}
+
+fn show(lab: &Lab, id: u64) -> GuestScan {
+    ask(lab, &["scans", "show", &id.to_string()]).unwrap()
+}
+
+fn order(lab: &Lab, what: &str, id: u64) -> GuestScan {
+    ask(lab, &["scans", what, &id.to_string()]).unwrap()
+}
+
+/// Scans, and waits for the end.
+fn scan(lab: &Lab, words: &[&str]) -> (Option<i32>, GuestScan) {
+    let output = lab.cli([["--json", "scan"].as_slice(), words].concat()).unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    let scans: Vec<GuestScan> = serde_json::from_slice(&output.stdout).expect(&text);
+    (output.status.code(), scans.into_iter().next().unwrap())
+}
+
+/// Begins scans.
+fn begin(lab: &Lab, words: &[&str]) -> Vec<u64> {
+    let words = [["scan", "--detach"].as_slice(), words].concat();
+    let scans: Vec<GuestScan> = ask(lab, &words).unwrap();
+    scans.iter().map(|scan| scan.id).collect()
+}
