@@ -73,7 +73,7 @@ impl Look {
             identity,
             is_regular: FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile,
             owner: stat.st_uid,
-            links: stat.st_nlink.into(),
+            links: stat.st_nlink,
             user_writable: user_writable(&stat),
             user_changeable: stat.st_uid != 0 || stat.st_mode & 0o022 != 0,
             settled: is_settled(identity.ctime),

@@ -263,7 +263,7 @@ impl<'a> Going<'a> {
                 Step::File(file) => self.take(file, buffer)?,
                 Step::Other => (),
                 Step::Missed(reason) => {
-                    let folder = walk.folder().and_then(|folder| truth::path_of(folder));
+                    let folder = walk.folder().and_then(truth::path_of);
                     self.miss(&folder.unwrap_or_default(), reason);
                 }
                 Step::End => return Some(()),
