@@ -2,7 +2,7 @@
 
 use crate::policy::Policy;
 use crate::quarantine::Quarantine;
-use crate::scans::Scans;
+use crate::scans::{Scans, Schedule};
 use crate::signatures::Signatures;
 use crate::when;
 use clap::{Args, Parser, Subcommand};
@@ -117,6 +117,20 @@ Exit codes: 0 done; 3 the service cannot be reached; 4 there is no such scan, or
     Scans {
         #[command(subcommand)]
         command: Option<Scans>,
+    },
+    /// Scans of guests at certain times: when, which guests; run one now, or leave a time out.
+    #[command(after_help = "\
+Schedules stand in the service's configuration, in [[schedule]] sections.
+
+Examples:
+  seawall schedule list
+  seawall schedule run nightly
+  seawall schedule skip nightly             not tonight
+
+Exit codes: 0 done; 3 the service cannot be reached; 4 there is no such schedule.")]
+    Schedule {
+        #[command(subcommand)]
+        command: Schedule,
     },
     /// Infected files that were taken out of their guests: look, give back, delete, approve.
     #[command(after_help = "\

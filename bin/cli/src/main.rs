@@ -135,6 +135,7 @@ async fn run(arguments: &Arguments) -> anyhow::Result<u8> {
         }
         Command::Quarantine { command } => quarantine::run(&client, json, style, command).await,
         Command::Scans { command } => scans::run(&client, json, style, command.as_ref()).await,
+        Command::Schedule { command } => scans::schedule(&client, json, style, command).await,
         Command::Policy { command } => policy::run(&client, json, style, command).await,
         Command::Signatures { command } => signatures::run(&client, json, style, command).await,
         Command::Reload => {

@@ -35,6 +35,22 @@ pub enum Scans {
     },
 }
 
+#[derive(Debug, Subcommand)]
+pub enum Schedule {
+    /// All schedules: when each ran last, and when it runs next.
+    List,
+    /// Has one run now, all its guests at once.
+    Run {
+        /// Its name.
+        name: String,
+    },
+    /// Has its next time left out.
+    Skip {
+        /// Its name.
+        name: String,
+    },
+}
+
 /// Which guests, and what of them.
 #[derive(Debug, Default)]
 pub struct Guests<'a> {
@@ -142,5 +158,29 @@ pub async fn run(
         Some(order) => client.order_scan(*id, order).await?,
     };
     print(json, &scan, || render::scans::show(&scan, style))?;
+    Ok(OK)
+}
+
+/// `seawall schedule`
+pub async fn schedule(
+    client: &Client,
+    json: bool,
+    style: Style,
+    command: &Schedule,
+) -> anyhow::Result<u8> {
+    match command {
+        Schedule::List => {
+            let schedules = client.schedules().await?;
+            print(json, &schedules, || render::scans::schedules(&schedules))?;
+        }
+        Schedule::Run { name } => {
+            let scans = client.run_schedule(name).await?;
+            print(json, &scans, || render::scans::list(&scans, style))?;
+        }
+        Schedule::Skip { name } => {
+            let schedule = client.skip_schedule(name).await?;
+            print(json, &schedule, || render::scans::schedules(std::slice::from_ref(&schedule)))?;
+        }
+    }
     Ok(OK)
 }

@@ -46,6 +46,9 @@ use utoipa::OpenApi;
         scans::show,
         scans::add,
         scans::order,
+        scans::schedules,
+        scans::run,
+        scans::skip,
         reload,
         policy::check,
         policy::show,
@@ -85,6 +88,9 @@ pub fn router(api: Api) -> Router {
         .route("/v1/scans", get(scans::list).post(scans::add))
         .route("/v1/scans/{id}", get(scans::show))
         .route("/v1/scans/{id}/{order}", post(scans::order))
+        .route("/v1/schedules", get(scans::schedules))
+        .route("/v1/schedules/{name}/run", post(scans::run))
+        .route("/v1/schedules/{name}/skip", post(scans::skip))
         .route("/v1/reload", post(reload))
         .route("/v1/policy/check", get(policy::check))
         .route("/v1/guests/{guest}/policy", get(policy::show))

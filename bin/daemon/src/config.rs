@@ -9,12 +9,14 @@ mod error;
 mod exclude;
 mod groups;
 mod policy;
+mod schedule;
 
 pub use clamd::{Clamd, ScanPath};
 pub use engines::{EngineConfig, EngineOrder, Engines, FOLDER, ScanOrder, Signatures, Takes};
 pub use error::{ConfigError, Found};
 pub use groups::{Governed, Group, Origin};
 pub use policy::{Action, PolicyConfig, ReasonFailMode};
+pub use schedule::Schedule;
 
 use crate::events::store::Retention;
 use groups::Lines;
@@ -39,6 +41,8 @@ pub struct Config {
     pub signatures: Signatures,
     pub policy: PolicyConfig,
     pub on_demand: OnDemand,
+    #[serde(rename = "schedule")]
+    pub schedules: Vec<Schedule>,
     pub alarm: Alarm,
     pub limits: Limits,
     pub quarantine: QuarantineConfig,
@@ -387,6 +391,23 @@ impl Config {
     fn check(&self) -> Result<(), (Range<usize>, String)> {
         let (mut names, mut paths, mut cids) = (HashSet::new(), HashSet::new(), HashSet::new());
         let mut uuids = HashSet::new();
+        let mut schedules = HashSet::new();
+        for schedule in &self.schedules {
+            let name = schedule.name.get_ref();
+            if !schedules.insert(name) {
+                return Err((
+                    schedule.name.span(),
+                    format!("two schedules are named `{}`", name.0),
+                ));
+            }
+            if !schedule.all && schedule.guests.is_empty() && schedule.groups.is_empty() {
+                let why = format!(
+                    "schedule `{}` names no guest: it needs `guests`, `groups` or `all = true`",
+                    name.0
+                );
+                return Err((schedule.name.span(), why));
+            }
+        }
         for guest in &self.guests {
             let name = guest.name.get_ref();
             if !names.insert(name) {

@@ -12,14 +12,18 @@
 //! nothing here waits for a disk while somebody waits for an answer.
 
 mod job;
+mod schedules;
 mod store;
 
-use crate::config::OnDemand;
+use crate::config::{Config, OnDemand, Schedule};
 use crate::events::Events;
 use crate::host::Host;
 use crate::session::Session;
-use job::Job;
-use seawall_client::{Event, EventKind, FoundFile, GuestScan, GuestScanState, LeftOut};
+use job::{Job, Window};
+use schedules::Schedules;
+use seawall_client::{
+    Event, EventKind, FoundFile, GuestScan, GuestScanState, LeftOut, ScheduleReport,
+};
 use seawall_proto::ToGuest;
 use seawall_proto::walk::{Walk, WalkMissed, WalkOrder, WalkProgress};
 use std::collections::BTreeMap;
@@ -34,6 +38,9 @@ const TICK: Duration = Duration::from_millis(500);
 const ENDED_MAX: usize = 500;
 /// Scans that have not ended.
 const OPEN_MAX: usize = 10_000;
+
+/// Why a scan waits whose schedule gave it no more time.
+const CLOSED: &str = "its window is closed; it goes on at the schedule's next time";
 
 /// Why something is not done.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -58,6 +65,7 @@ pub enum Order {
 pub struct Scans {
     jobs: Mutex<BTreeMap<u64, Job>>,
     changed: Condvar,
+    schedules: Mutex<Schedules>,
     store: Store,
     events: Events,
 }
@@ -65,9 +73,10 @@ pub struct Scans {
 impl Scans {
     /// With those that the service knew when it ended last.
     pub fn open(folder: PathBuf, events: Events) -> Self {
+        let schedules = Mutex::new(Schedules::open(folder.join("schedules")));
         let store = Store::open(folder);
         let jobs = store.read().into_iter().map(|job| (job.shown.id, job)).collect();
-        Self { jobs: Mutex::new(jobs), changed: Condvar::new(), store, events }
+        Self { jobs: Mutex::new(jobs), changed: Condvar::new(), schedules, store, events }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Job>> {
@@ -134,6 +143,73 @@ impl Scans {
         Ok(shown)
     }
 
+    // --- schedules ------------------------------------------------------------------------------
+
+    fn schedules(&self) -> MutexGuard<'_, Schedules> {
+        self.schedules.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All schedules of this configuration.
+    pub fn list_schedules(&self, config: &Config) -> Vec<ScheduleReport> {
+        let schedules = self.schedules();
+        let report = |one: &Schedule| schedules.report(one, one.guests_of(config), now());
+        config.schedules.iter().map(report).collect()
+    }
+
+    /// The schedule's next time is left out.
+    pub fn skip_schedule(&self, config: &Config, schedule: &Schedule) -> ScheduleReport {
+        let mut schedules = self.schedules();
+        schedules.skip(&schedule.name.get_ref().0);
+        schedules.report(schedule, schedule.guests_of(config), now())
+    }
+
+    /// The operator has it run now, all guests at once.
+    pub fn run_schedule(&self, config: &Config, schedule: &Schedule) -> Vec<GuestScan> {
+        self.schedules().ran(&schedule.name.get_ref().0, now());
+        let begun = self.begin(config, schedule, now(), 0);
+        self.changed.notify_all();
+        begun
+    }
+
+    /// Each of its guests is scanned, or goes on being scanned where it was when the window closed.
+    fn begin(
+        &self,
+        config: &Config,
+        schedule: &Schedule,
+        since: i64,
+        spread_minutes: u32,
+    ) -> Vec<GuestScan> {
+        let name = &schedule.name.get_ref().0;
+        let mut jobs = self.lock();
+        let mut begun = Vec::new();
+        for guest in schedule.guests_of(config) {
+            let is_it = |job: &&mut Job| {
+                let shown = &job.shown;
+                !shown.state.has_ended()
+                    && shown.guest == guest
+                    && shown.schedule.as_ref() == Some(name)
+            };
+            let open = jobs.values_mut().find(is_it).map(|job| job.shown.id);
+            let id = match open {
+                Some(id) => id,
+                None if jobs.len() >= OPEN_MAX => continue,
+                None => {
+                    let id = jobs.last_key_value().map_or(1, |(id, _)| id + 1);
+                    jobs.insert(id, Job::new(id, guest.clone(), Vec::new(), schedule.quick));
+                    id
+                }
+            };
+            if let Some(job) = jobs.get_mut(&id) {
+                let opens = since + spread(&guest, since, spread_minutes);
+                let closes = i64::from(schedule.window_minutes) * 60;
+                let closes = (closes > 0).then_some(since + closes);
+                job.scheduled(name, Window { opens, closes });
+                begun.push(job.shown(false));
+            }
+        }
+        begun
+    }
+
     // --- what sessions say ----------------------------------------------------------------------
 
     fn with_running(&self, session: &Session, id: Option<u64>, with: impl FnOnce(&mut Job)) {
@@ -183,12 +259,20 @@ impl Scans {
     /// Says whose turn it is and keeps the files, for as long as the service lives.
     pub fn keep(&self, host: &Host) {
         loop {
-            let config = host.config().on_demand.clone();
+            let whole = host.config();
+            let due = self.schedules().due(&whole.schedules, now());
+            for due in due {
+                let schedule = &whole.schedules[due.number];
+                let begun = self.begin(&whole, schedule, due.since, schedule.spread_minutes);
+                let name = &schedule.name.get_ref().0;
+                tracing::info!(schedule = name, guests = begun.len(), "its time has come");
+            }
+            let config = &whole.on_demand;
             let (unwritten, gone) = {
                 let mut jobs = self.lock();
                 let pressed = config.pressure_percent > 0
                     && pressure().is_some_and(|now| now > config.pressure_percent.into());
-                self.look(host, &config, pressed, &mut jobs);
+                self.look(host, config, pressed, &mut jobs);
                 let gone = forget(&mut jobs);
                 let changed = jobs.values_mut().filter_map(Job::take_change);
                 (changed.collect::<Vec<_>>(), gone)
@@ -207,6 +291,7 @@ impl Scans {
     }
 
     fn look(&self, host: &Host, config: &OnDemand, pressed: bool, jobs: &mut BTreeMap<u64, Job>) {
+        let now = now();
         let guests = host.guests.all();
         let session_of = |name: &str| {
             guests.iter().find(|guest| guest.name() == name).map(|guest| guest.session())
@@ -222,6 +307,11 @@ impl Scans {
             {
                 job.wait("its driver is away");
             }
+            if job.shown.state == GuestScanState::Running
+                && job.window.closes.is_some_and(|closes| closes <= now)
+            {
+                job.stop(GuestScanState::Waiting, CLOSED);
+            }
             job.hold(pressed);
         }
         let mut running: Vec<_> = jobs
@@ -232,6 +322,15 @@ impl Scans {
         for job in jobs.values_mut() {
             let may = matches!(job.shown.state, GuestScanState::Queued | GuestScanState::Waiting);
             if !may || pressed {
+                continue;
+            }
+            if job.window.closes.is_some_and(|closes| closes <= now) {
+                job.say_why(CLOSED);
+                continue;
+            }
+            if job.window.opens > now {
+                let at = time(job.window.opens).unwrap_or_default();
+                job.say_why(&format!("it begins at {at}"));
                 continue;
             }
             if running.contains(&job.shown.guest) {
@@ -276,6 +375,25 @@ impl Scans {
         );
         self.events.emit(Event::new(EventKind::ScanEnded).guest(guest).reason(summary));
     }
+}
+
+/// In seconds since 1970.
+fn now() -> i64 {
+    jiff::Timestamp::now().as_second()
+}
+
+/// For people and programs.
+fn time(seconds: i64) -> Option<String> {
+    jiff::Timestamp::from_second(seconds).ok().map(|time| time.to_string())
+}
+
+/// How much later this guest begins, in seconds: chance, but the same if the service is started again.
+fn spread(guest: &str, since: i64, minutes: u32) -> i64 {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(guest.as_bytes()).update(&since.to_le_bytes());
+    let mut first = [0; 4];
+    hasher.finalize_xof().fill(&mut first);
+    i64::from(u32::from_le_bytes(first)) % (i64::from(minutes) * 60 + 1)
 }
 
 /// The oldest that have ended go; gives their numbers.
@@ -363,6 +481,20 @@ mod tests {
         assert_eq!(second.list(), first.list());
         assert_eq!(second.show(one).unwrap().state, GuestScanState::Paused);
         assert!(added(&second) > two);
+    }
+
+    #[test]
+    fn guests_begin_at_times_of_their_own_within_the_spread() {
+        let at = |guest: usize, since| spread(&format!("g{guest}"), since, 10);
+        let all: Vec<_> = (0..200).map(|guest| at(guest, 5)).collect();
+        assert!(all.iter().all(|later| (0..=600).contains(later)));
+        let (early, late) = all.iter().fold((0, 0), |(early, late), later| {
+            (early + u32::from(*later < 200), late + u32::from(*later > 400))
+        });
+        assert!(early > 30 && late > 30, "{all:?}");
+        assert_eq!(at(1, 5), all[1], "the same after a restart");
+        assert!((0..50).any(|guest| at(guest, 6) != all[guest]), "and not the same every time");
+        assert_eq!(spread("g", 5, 0), 0);
     }
 
     #[test]

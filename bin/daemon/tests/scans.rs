@@ -291,3 +291,60 @@ fn what_cannot_be_scanned_is_refused() {
     let scan = until(&service, id, GuestScanState::Failed);
     assert_eq!(scan.reason, "the guest is no longer configured");
 }
+
+/// A schedule's guests are scanned by scans of its own, within its window, and go on in the next one.
+#[test]
+fn a_schedule_has_its_guests_scanned_within_its_window() {
+    let more = "[[schedule]]\nname = \"monthly\"\ncron = \"0 2 1 * *\"\nguests = [\"web\"]\ngroups = [\"sql\"]\nquick = true\n\
+                window_minutes = 30\nspread_minutes = 10\n[[schedule]]\nname = \"yearly\"\ncron = \"0 2 1 1 * UTC\"\nall = true\n";
+    let mut service = Service::start(setup(more));
+    fs::create_dir_all(service.path("policy.d")).unwrap();
+    fs::write(service.path("policy.d/a.toml"), "[[group]]\nname = \"sql\"\ntags = [\"sql\"]\n")
+        .unwrap();
+    assert!(block_on(service.client().reload()).unwrap().taken);
+    let schedules = block_on(service.client().schedules()).unwrap();
+    assert_eq!(schedules[0].guests, ["web", "db"]);
+    assert_eq!(schedules[1].guests, ["web", "db", "mail"]);
+    assert!(schedules[1].next.as_deref().unwrap().ends_with("-01-01T02:00:00Z"), "{schedules:?}");
+    assert!(schedules.iter().all(|one| one.last.is_none() && !one.skip));
+    let skipped = seawall(&service, &["schedule", "skip", "yearly"]);
+    assert!(String::from_utf8(skipped.stdout).unwrap().contains("(one left out)"));
+
+    let mut web = service.driver("web");
+    let run = |service: &Service| block_on(service.client().run_schedule("monthly")).unwrap();
+    let begun = run(&service);
+    assert_eq!(begun.iter().map(|scan| scan.guest.as_str()).collect::<Vec<_>>(), ["web", "db"]);
+    assert!(begun.iter().all(|scan| scan.quick && scan.schedule.as_deref() == Some("monthly")));
+    let walk = hear_walk(&mut web);
+    tell(&mut web, at(walk.id, b"half-way", 3));
+    wait_for("its word", || (show(&service, walk.id).files == 3).then_some(()));
+    // Run again while it is under way: it goes on.
+    assert_eq!(run(&service)[0].id, walk.id);
+    drop(web);
+    until(&service, walk.id, GuestScanState::Waiting);
+    // As if half an hour had passed.
+    service.restart_after("TERM", |service| {
+        let path = service.path(&format!("state/scans/{}.json", walk.id));
+        let mut kept: serde_json::Value =
+            serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        let [opens, closes] = ["opens", "closes"].map(|end| kept["window"][end].as_i64().unwrap());
+        assert_eq!(closes - opens, 1800);
+        kept["window"]["closes"] = (closes - 3600).into();
+        fs::write(&path, kept.to_string()).unwrap();
+    });
+    let mut web = service.driver("web");
+    let waits = wait_for("why it waits", || {
+        Some(show(&service, walk.id)).filter(|scan| scan.reason.contains("window"))
+    });
+    assert_eq!(waits.state, GuestScanState::Waiting);
+    let known = block_on(service.client().schedules()).unwrap();
+    assert!(known[0].last.is_some() && known[1].skip, "{known:?}");
+    assert_eq!(run(&service)[0].id, walk.id, "no second one");
+    let again = hear_walk(&mut web);
+    assert_eq!((again.id, again.place), (walk.id, Some(b"half-way".to_vec().into())));
+    tell(&mut web, WalkProgress { done: true, ..at(walk.id, b"", 4) });
+    assert_eq!(until(&service, walk.id, GuestScanState::Done).files, 7);
+    assert_ne!(run(&service)[0].id, walk.id, "that one has ended");
+    let refused = seawall(&service, &["schedule", "run", "nightly"]);
+    assert_eq!(refused.status.code(), Some(4));
+}

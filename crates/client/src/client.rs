@@ -2,7 +2,7 @@
 
 use crate::event::EventsQuery;
 use crate::policy::{ExplainQuery, GuestPolicy, PolicyCheck, PolicyExplanation};
-use crate::scans::{GuestScan, ScansRequest};
+use crate::scans::{GuestScan, ScansRequest, ScheduleReport};
 use crate::types::{
     ApplyRequest, Approval, Fault, Guest, Quarantine, QuarantineEntry, Reload, RestoreRequest,
     RollbackRequest, ScanReport, SignatureChange, SignatureSet, Status,
@@ -178,6 +178,32 @@ impl Client {
     /// [`ClientError`]; code `wrong-state` where its state does not allow that.
     pub async fn order_scan(&self, id: u64, order: &str) -> Result<GuestScan, ClientError> {
         let path = format!("/v1/scans/{id}/{}", encode_query(order));
+        read(self.send(Method::POST, &path, Empty::new()).await?).await
+    }
+
+    /// All schedules.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn schedules(&self) -> Result<Vec<ScheduleReport>, ClientError> {
+        self.get("/v1/schedules").await
+    }
+
+    /// Has a schedule run now.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn run_schedule(&self, name: &str) -> Result<Vec<GuestScan>, ClientError> {
+        let path = format!("/v1/schedules/{}/run", encode_query(name));
+        read(self.send(Method::POST, &path, Empty::new()).await?).await
+    }
+
+    /// Has a schedule's next time left out.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn skip_schedule(&self, name: &str) -> Result<ScheduleReport, ClientError> {
+        let path = format!("/v1/schedules/{}/skip", encode_query(name));
         read(self.send(Method::POST, &path, Empty::new()).await?).await
     }
 

@@ -29,7 +29,9 @@ pub use policy::{
     ExplainQuery, GuestPolicy, PolicyCheck, PolicyExplanation, PolicyFinding, PolicyGroup,
     PolicyOrigin, PolicySetting, PolicyStep,
 };
-pub use scans::{FoundFile, GuestScan, GuestScanState, LeftOut, ScanTarget, ScansRequest};
+pub use scans::{
+    FoundFile, GuestScan, GuestScanState, LeftOut, ScanTarget, ScansRequest, ScheduleReport,
+};
 pub use types::{
     ApplyRequest, Approval, ChangeKind, Counters, Coverage, Detection, Diagnostic, Driver,
     DriverCounters, Engine, EngineReport, EngineState, Fault, Guest, GuestCounts, GuestState,

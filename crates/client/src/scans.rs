@@ -40,6 +40,9 @@ pub struct GuestScan {
     pub guest: String,
     /// What is scanned; empty for all that its driver watches.
     pub paths: Vec<String>,
+    /// The schedule that has it done; none where somebody asked.
+    #[serde(default)]
+    pub schedule: Option<String>,
     /// Whether only what is being executed, starts by itself or changed within seven days is scanned.
     pub quick: bool,
     /// How it is.
@@ -145,4 +148,27 @@ pub struct ScanTarget {
     /// Absolute paths of files and folders; empty for everything.
     #[serde(default)]
     pub paths: Vec<String>,
+}
+
+/// A schedule of scans.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ScheduleReport {
+    /// Its name.
+    pub name: String,
+    /// When it runs, as the configuration has it.
+    pub cron: String,
+    /// When it runs next (RFC 3339, UTC).
+    pub next: Option<String>,
+    /// When it last ran.
+    pub last: Option<String>,
+    /// Whether the operator has one time left out; `next` is the one after.
+    pub skip: bool,
+    /// The guests that it is for now.
+    pub guests: Vec<String>,
+    /// Whether it is quick, see [`GuestScan::quick`].
+    pub quick: bool,
+    /// How long it may take each time, in minutes; 0 for no end.
+    pub window_minutes: u32,
+    /// Within how many minutes its guests begin.
+    pub spread_minutes: u32,
 }

@@ -2,7 +2,7 @@
 
 use super::{Style, bytes, table, text_of};
 use seawall_client::text::printable;
-use seawall_client::{GuestScan, GuestScanState};
+use seawall_client::{GuestScan, GuestScanState, ScheduleReport};
 use std::fmt::Write;
 
 /// Files that are shown; --json has more.
@@ -148,4 +148,33 @@ fn more(out: &mut String, count: usize) {
     if let Some(more @ 1..) = count.checked_sub(MOST_SHOWN) {
         let _ = writeln!(out, "and {more} more: --json has all that are named");
     }
+}
+
+pub fn schedules(schedules: &[ScheduleReport]) -> String {
+    if schedules.is_empty() {
+        return "There is no schedule: add a [[schedule]] section to the service's configuration.\n".into();
+    }
+    let mut rows = table(&["SCHEDULE", "TIMES", "NEXT", "LAST", "GUESTS", "WHAT", "WINDOW"]);
+    for one in schedules {
+        let next = one.next.as_deref().unwrap_or("never");
+        let next = if one.skip { format!("{next} (one left out)") } else { next.to_owned() };
+        let guests = match one.guests.len() {
+            0..=3 => one.guests.join(", "),
+            many => format!("{many} guests"),
+        };
+        let minutes = |minutes: u32| match minutes {
+            0 => "-".to_owned(),
+            minutes => format!("{minutes} min"),
+        };
+        rows.add_row([
+            printable(&one.name),
+            printable(&one.cron),
+            printable(&next),
+            printable(one.last.as_deref().unwrap_or("-")),
+            if guests.is_empty() { "none".to_owned() } else { printable(&guests) },
+            if one.quick { "quick".to_owned() } else { "everything".to_owned() },
+            minutes(one.window_minutes),
+        ]);
+    }
+    text_of(rows, &["WINDOW", "LAST", "WHAT"])
 }

@@ -1,12 +1,13 @@
 //! Scans of guests' files on demand.
 
 use super::{Api, fault};
+use crate::config::{Config, Schedule};
 use crate::scans::{Order, ScansError};
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use seawall_client::{Fault, GuestScan, ScansRequest};
+use seawall_client::{Fault, GuestScan, ScansRequest, ScheduleReport};
 use std::collections::BTreeMap;
 
 /// All scans of guests that are under way or remembered, the oldest first; without what they found by name.
@@ -106,6 +107,50 @@ pub async fn order(State(api): State<Api>, Path((id, order)): Path<(u64, String)
         }
     };
     answer(api.host.scans.order(id, order))
+}
+
+/// All schedules.
+#[utoipa::path(get, path = "/v1/schedules", responses((status = 200, body = Vec<ScheduleReport>)))]
+pub async fn schedules(State(api): State<Api>) -> Json<Vec<ScheduleReport>> {
+    Json(api.host.scans.list_schedules(&api.host.config()))
+}
+
+/// Has a schedule run now.
+#[utoipa::path(
+    post,
+    path = "/v1/schedules/{name}/run",
+    params(("name" = String, Path, description = "Its name")),
+    responses((status = 200, body = Vec<GuestScan>), (status = 404, body = Fault))
+)]
+pub async fn run(State(api): State<Api>, Path(name): Path<String>) -> Response {
+    with_schedule(&api, &name, |config, schedule| api.host.scans.run_schedule(config, schedule))
+}
+
+/// Has a schedule's next time left out.
+#[utoipa::path(
+    post,
+    path = "/v1/schedules/{name}/skip",
+    params(("name" = String, Path, description = "Its name")),
+    responses((status = 200, body = ScheduleReport), (status = 404, body = Fault))
+)]
+pub async fn skip(State(api): State<Api>, Path(name): Path<String>) -> Response {
+    with_schedule(&api, &name, |config, schedule| api.host.scans.skip_schedule(config, schedule))
+}
+
+fn with_schedule<T: serde::Serialize>(
+    api: &Api,
+    name: &str,
+    with: impl FnOnce(&Config, &Schedule) -> T,
+) -> Response {
+    let config = api.host.config();
+    match config.schedules.iter().find(|schedule| schedule.is_named(name)) {
+        Some(schedule) => Json(with(&config, schedule)).into_response(),
+        None => {
+            let message =
+                format!("no schedule is named `{name}`; `seawall schedule list` shows all");
+            fault(StatusCode::NOT_FOUND, "no-such-schedule", message)
+        }
+    }
 }
 
 fn answer<T: serde::Serialize>(result: Result<T, ScansError>) -> Response {

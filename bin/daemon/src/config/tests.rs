@@ -29,8 +29,10 @@ fn each_commented_default_in_the_example_is_the_built_in_one() {
     let mut config = Config::parse(Path::new("example"), &uncommented(EXAMPLE))
         .unwrap_or_else(|error| panic!("{error}"));
     let guests = std::mem::take(&mut config.guests);
+    let schedules = std::mem::take(&mut config.schedules);
     assert_eq!(config, Config::default());
     assert_eq!(guests.len(), 1, "the example shows one guest");
+    assert_eq!(schedules.len(), 1, "the example shows one schedule");
 }
 
 #[test]
@@ -67,6 +69,8 @@ fn the_example_shows_every_key() {
         uuid: Some(Spanned::new(0..0, GuestUuid("u".into()))),
         tags: vec![Tag("t".into())],
     });
+    let schedule = "name = \"s\"\ncron = \"0 0 * * *\"\n";
+    known.schedules.push(toml::from_str(schedule).expect("a schedule"));
     let known = toml::Table::try_from(&known).expect("a configuration is TOML");
     assert_eq!(keys(&shown.into()), keys(&known.into()));
 }
@@ -114,6 +118,8 @@ fn what_is_wrong_is_told_with_its_place() {
         "[policy.exclude]\nhashes = [\"44d88612fea8a8f36de82e1278abb02f\"]\n".to_owned(),
         "[policy.exclude]\ndetections = [\"*\"]\n".to_owned(),
         "[policy]\nmode = \"lazy\"\n".to_owned(),
+        "[[schedule]]\nname = \"s\"\ncron = \"0 25 * * *\"\nall = true\n".to_owned(),
+        "[[schedule]]\nname = \"s\"\ncron = \"0 2 * * *\"\n".to_owned(),
         "[alarm]\nheartbeat_ms = \"fast\"\n".to_owned(),
         "engine = []\n".to_owned(),
         format!("{guest}\n[alarm]\nheartbeat_ms = 7000\n"),

@@ -23,6 +23,16 @@ pub struct Kept {
     pub scan: GuestScan,
     /// Where it goes on, in the driver's own words; hexadecimal.
     pub place: Option<String>,
+    /// When it may run.
+    #[serde(default)]
+    pub window: Window,
+}
+
+/// When a scan may run, in seconds since 1970.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Window {
+    pub opens: i64,
+    pub closes: Option<i64>,
 }
 
 /// A scan, and what is under way of it.
@@ -30,6 +40,7 @@ pub struct Job {
     /// As of the last word of the driver.
     pub shown: GuestScan,
     place: Option<Vec<u8>>,
+    pub window: Window,
     /// What was counted when the walk in this session began.
     base: GuestScan,
     /// Since the driver's last word.
@@ -47,6 +58,7 @@ impl Job {
             id,
             guest,
             paths,
+            schedule: None,
             quick,
             state: GuestScanState::Queued,
             reason: String::new(),
@@ -65,12 +77,13 @@ impl Job {
             found: Vec::new(),
             left_out: Vec::new(),
         };
-        Self { changed: true, ..Self::of(Kept { scan: shown, place: None }) }
+        let window = Window::default();
+        Self { changed: true, ..Self::of(Kept { scan: shown, place: None, window }) }
     }
 
     /// One that the service knew when it ended.
     pub fn of(kept: Kept) -> Self {
-        let Kept { scan: mut shown, place } = kept;
+        let Kept { scan: mut shown, place, window } = kept;
         if shown.state == GuestScanState::Running {
             shown.state = GuestScanState::Waiting;
             shown.reason = "the service was started again".into();
@@ -80,6 +93,7 @@ impl Job {
             base: shown.clone(),
             shown,
             place: place.and_then(|place| unhex(&place)),
+            window,
             errors: 0,
             session: Weak::new(),
             since: Instant::now(),
@@ -96,10 +110,12 @@ impl Job {
             self.shown.clone()
         } else {
             // What is not named is not copied either.
-            let GuestScan { guest, paths, reason, asked, started, ended, .. } = &self.shown;
+            let GuestScan { guest, paths, schedule, reason, asked, started, ended, .. } =
+                &self.shown;
             GuestScan {
                 guest: guest.clone(),
                 paths: paths.clone(),
+                schedule: schedule.clone(),
                 reason: reason.clone(),
                 asked: asked.clone(),
                 started: started.clone(),
@@ -127,6 +143,13 @@ impl Job {
 
     pub fn runs_in(&self, session: &Session) -> bool {
         self.shown.state == GuestScanState::Running && std::ptr::eq(self.session.as_ptr(), session)
+    }
+
+    /// A schedule has it run within this window.
+    pub fn scheduled(&mut self, schedule: &str, window: Window) {
+        self.shown.schedule = Some(schedule.to_owned());
+        self.window = window;
+        self.changed = true;
     }
 
     /// Its walk begins, or goes on, in this session.
@@ -253,7 +276,11 @@ impl Job {
     /// What is to be written of it, if anything is.
     pub fn take_change(&mut self) -> Option<Kept> {
         let place = self.place.as_deref().map(hex);
-        std::mem::take(&mut self.changed).then(|| Kept { scan: self.shown.clone(), place })
+        std::mem::take(&mut self.changed).then(|| Kept {
+            scan: self.shown.clone(),
+            place,
+            window: self.window,
+        })
     }
 }
 
