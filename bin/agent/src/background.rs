@@ -64,9 +64,18 @@ pub fn watch_closes(driver: &Driver) {
         // gone, and told by an error only where it is the first of a read.
         if group.read(1, |event| take(driver, event)).is_err() {
             tracing::warn!("a close after write was lost; everything clean is forgotten");
-            driver.forget_all();
+            lost(driver);
             std::thread::sleep(Duration::from_millis(1));
         }
+    }
+}
+
+/// Whatever was written may be lost: nothing is clean, and where no open has it scanned, everything is scanned.
+fn lost(driver: &Driver) {
+    driver.forget_all();
+    let mode = driver.policy().mode;
+    if mode.scans_written() && !mode.holds_open() {
+        driver.background.lock().lost = true;
     }
 }
 
@@ -74,7 +83,7 @@ fn take(driver: &Driver, event: Event) {
     let Some(fd) = event.fd else {
         if event.kind == EventKind::Overflow {
             tracing::warn!("closes after write were lost; everything clean is forgotten");
-            driver.forget_all();
+            lost(driver);
         }
         return;
     };
@@ -90,7 +99,10 @@ fn take(driver: &Driver, event: Event) {
         && identity.size > 0
         && let Ok(handle) = FileHandle::of(fd.as_fd(), identity.device)
     {
-        driver.background.add_closed(handle, process::now_ms());
+        let mode = driver.policy().mode;
+        if !driver.background.add_closed(handle, process::now_ms()) && !mode.holds_open() {
+            driver.ledger.expose(Some(&handle), ExposureReason::Overload.number());
+        }
         // After it: whoever waits for one more finds its file waiting, or scanned.
         count(&driver.counters.closes);
     }
@@ -268,13 +280,18 @@ impl<'a> Work<'a> {
         let now_ms = process::now_ms();
         self.open(driver, now_ms);
         // What was settled may have been noted once more since.
-        let (settled, judged, gone, written, walked) = {
+        let (settled, judged, gone, written, walked, lost) = {
             let mut inner = driver.background.lock();
             let settled = std::mem::take(&mut inner.settled);
             let gone = std::mem::take(&mut inner.gone);
             let judged = std::mem::take(&mut inner.judged);
-            (settled, judged, gone, std::mem::take(&mut inner.written), inner.walked.take())
+            let written = std::mem::take(&mut inner.written);
+            let lost = std::mem::take(&mut inner.lost);
+            (settled, judged, gone, written, inner.walked.take(), lost)
         };
+        if lost {
+            self.expose_mount(driver, b"");
+        }
         let judged = judged.iter().filter_map(|handle| self.journal.find(handle));
         let settled: Vec<_> = settled.into_iter().chain(judged).collect();
         settled.into_iter().for_each(|exposed| self.journal.remove(exposed));
@@ -483,7 +500,7 @@ impl<'a> Work<'a> {
         let Some(handle) = driver.background.take_closed(now_ms) else { return false };
         if is_being_scanned(driver, &handle) {
             // It may have been closed since that scan began.
-            driver.background.add_closed(handle, now_ms);
+            let _room = driver.background.add_closed(handle, now_ms);
             return true;
         }
         let purpose = self.journal.find(&handle).map_or(Purpose::Close, Purpose::Exposure);

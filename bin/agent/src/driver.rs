@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::thread::Thread;
@@ -197,10 +197,9 @@ pub struct Driver {
     pub supervisor: u32,
     pub region: Region,
     policy: RwLock<Arc<Rules>>,
-    /// What policy has an access answered with whose verdict does not come in time; none goes by the operation.
-    /// For the deadline's keeper, which shares no lock.
-    late: AtomicU32,
     generation: AtomicU64,
+    /// Counts how often all that is clean was forgotten.
+    epoch: AtomicU64,
     link: Mutex<Link>,
     link_changed: Condvar,
     jobs: Mutex<VecDeque<Job>>,
@@ -238,8 +237,8 @@ impl Driver {
             supervisor,
             region,
             policy: RwLock::default(),
-            late: AtomicU32::new(0),
             generation: AtomicU64::new(0),
+            epoch: AtomicU64::new(0),
             link: Mutex::new(Link {
                 session: None,
                 taking_over: true,
@@ -270,11 +269,11 @@ impl Driver {
     /// A new session, policy or generation: nothing remembered counts any more.
     pub fn renew(&self, policy: Option<Policy>, generation: Option<Generation>) {
         if let Some(policy) = policy {
-            self.late.store(policy.fail_timed_out.map_or(0, mode_number), Ordering::Relaxed);
             let unknown =
                 if policy.fail_open == FailMode::Open { Answer::Allow } else { Answer::Deny };
             self.ledger.set_unknown(unknown);
-            let modes = [policy.fail_open, policy.fail_exec].map(mode_number);
+            let late = policy.fail_timed_out.map_or(0, mode_number);
+            let modes = [mode_number(policy.fail_open), mode_number(policy.fail_exec), late];
             for (place, mode) in self.ledger.left_behind().iter().zip(modes) {
                 place.store(mode, Ordering::Relaxed);
             }
@@ -288,16 +287,22 @@ impl Driver {
 
     /// Forgets all clean files, here and in the kernel.
     pub fn forget_all(&self) {
+        self.epoch.fetch_add(1, Ordering::AcqRel);
         self.memory.forget_all();
         if let Err(error) = self.groups.permission.flush_ignored() {
             tracing::error!(%error, "clean marks cannot be flushed");
         }
     }
 
-    /// Marks a file clean, unless it is not the same any more. Called before the answer, so that a
+    /// To be asked for before it is decided that a file is clean.
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// Marks a file clean, unless it is not the same any more, or all was forgotten since `epoch`. Called before the answer, so that a
     /// change between the copy and the mark is seen: a write after the mark takes it away again, one
     /// before it has changed the file's times.
-    pub fn remember_clean(&self, file: impl AsFd, look: &Look) {
+    pub fn remember_clean(&self, file: impl AsFd, look: &Look, epoch: u64) {
         let (file, identity) = (file.as_fd(), &look.identity);
         if self.policy().mode == Mode::Strict && look.user_changeable {
             return;
@@ -315,6 +320,9 @@ impl Driver {
         match Look::at(file) {
             Ok(now) if now.identity == *identity => self.memory.remember_clean(identity),
             _ => drop(self.groups.permission.unignore(file, self.groups.ignore)),
+        }
+        if self.epoch() != epoch {
+            self.forget(file, identity);
         }
     }
 
@@ -339,6 +347,10 @@ impl Driver {
     /// Sets the clean mark. A plain one keeps its inode in memory, so there is a bounded number of
     /// them: at the bound all go, and files come back as they are opened.
     pub fn mark_clean(&self, file: impl AsFd) {
+        // Whoever gives a file away (chown(2), chmod(2)) leaves its mark: then memory alone counts, which compares.
+        if self.policy().mode == Mode::Strict {
+            return;
+        }
         let Groups { permission, ignore, .. } = &self.groups;
         if *ignore == IgnoreMark::Plain
             && self.plain_marks.fetch_add(1, Ordering::Relaxed) >= PLAIN_MARKS_MAX
@@ -458,10 +470,7 @@ impl Driver {
     /// What fail mode answers an access with that gets no verdict for this reason.
     fn fails(&self, claim: Claim, look: Option<&Look>, reason: ExposureReason) -> Answer {
         let mode = match reason {
-            ExposureReason::Deadline => match self.late.load(Ordering::Relaxed) {
-                0 => None,
-                number => Some(mode_from_number(number, FailMode::Open)),
-            },
+            ExposureReason::Deadline => late_mode(&self.ledger),
             ExposureReason::TooLarge => self.policy().fail_too_large,
             ExposureReason::Changing => self.policy().fail_changing,
             _ => None,
@@ -477,7 +486,16 @@ impl Driver {
 
     /// Answers a held event by fail mode. `false`: somebody else was first.
     pub fn answer_unscanned(&self, claim: Claim, reason: ExposureReason) -> bool {
-        self.answer_fail(claim, self.fails(claim, None, reason), reason)
+        let answer = self.fails(claim, None, reason);
+        if reason != ExposureReason::Deadline {
+            // What was expected was the deadline's answer.
+            let mut execs = lock(&self.execs);
+            let expected = execs.iter_mut().find(|known| known.unless_held == Some(claim));
+            if let Some(known) = expected {
+                known.answer = answer;
+            }
+        }
+        self.answer_fail(claim, answer, reason)
     }
 
     fn answer_fail(&self, claim: Claim, answer: Answer, reason: ExposureReason) -> bool {
@@ -659,6 +677,15 @@ impl Driver {
     pub fn is_supervised(&self) -> bool {
         let parent = rustix::process::getppid().map(rustix::process::Pid::as_raw_nonzero);
         parent.is_some_and(|parent| parent.get().unsigned_abs() == self.supervisor)
+    }
+}
+
+/// What policy has an access answered with whose verdict does not come in time; none goes by the operation. It is in the
+/// ledger, for the supervisor and for the deadline's keeper, which shares no lock.
+pub fn late_mode(ledger: &Ledger) -> Option<FailMode> {
+    match ledger.left_behind()[2].load(Ordering::Relaxed) {
+        0 => None,
+        number => Some(mode_from_number(number, FailMode::Open)),
     }
 }
 

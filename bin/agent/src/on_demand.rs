@@ -14,7 +14,7 @@ use crate::file::Look;
 use crate::memory::Known;
 use crate::session::Session;
 use crate::walk::{Level, Step, Walk};
-use crate::{running, scan, truth};
+use crate::{mounts, running, scan, truth};
 use seawall_fanotify::{FileHandle, process};
 use seawall_proto::walk::{self, WalkMissed, WalkOrder, WalkProgress};
 use seawall_proto::{Facts, Mode, Operation, ToHost};
@@ -24,6 +24,7 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -31,6 +32,10 @@ use std::time::{Duration, Instant};
 const AT_ONCE: usize = 4;
 /// How often it says how far it is.
 const TELL: Duration = Duration::from_secs(1);
+/// Mounts and folders that it goes through: users may mount new ones for ever.
+const ITEMS_MAX: usize = 4096;
+/// How long it waits for mounts to be known.
+const MOUNTS: Duration = Duration::from_secs(5);
 /// How often it looks whether it may go on.
 const LOOK: Duration = Duration::from_millis(200);
 /// Files with several names of which it knows that it has come to them; more are come to again.
@@ -71,12 +76,26 @@ const START_UP_AT_HOME: [&[u8]; 7] = [
 pub struct OnDemand {
     state: Mutex<State>,
     changed: Condvar,
+    /// Verdicts on its files that are being carried out.
+    judged: Arc<AtomicUsize>,
+}
+
+/// A verdict on one of its files that is being carried out, as long as it lives.
+#[derive(Debug)]
+pub struct Judging(Arc<AtomicUsize>);
+
+impl Drop for Judging {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 #[derive(Default)]
 struct State {
     /// A walk that has not begun.
     wanted: Option<(walk::Walk, Arc<Session>)>,
+    /// And shall not.
+    hold_wanted: bool,
     /// The one under way.
     id: u64,
     hold: bool,
@@ -95,6 +114,7 @@ impl OnDemand {
         let mut state = self.lock();
         state.end = true;
         state.wanted = Some((walk, Arc::clone(session)));
+        state.hold_wanted = false;
         drop(state);
         self.changed.notify_all();
     }
@@ -102,11 +122,12 @@ impl OnDemand {
     /// What the host wants of the walk under way. Never waits.
     pub fn order(&self, id: u64, order: WalkOrder) {
         let mut state = self.lock();
-        if let Some((wanted, _)) = &state.wanted
-            && wanted.id == id
-            && order == WalkOrder::End
-        {
-            state.wanted = None;
+        if state.wanted.as_ref().is_some_and(|(wanted, _)| wanted.id == id) {
+            match order {
+                WalkOrder::Hold => state.hold_wanted = true,
+                WalkOrder::GoOn => state.hold_wanted = false,
+                WalkOrder::End => state.wanted = None,
+            }
         }
         if state.id == id {
             match order {
@@ -117,6 +138,12 @@ impl OnDemand {
         }
         drop(state);
         self.changed.notify_all();
+    }
+
+    /// A verdict on one of its files is carried out; to be dropped when that is done.
+    pub fn judging(&self) -> Judging {
+        self.judged.fetch_add(1, Ordering::AcqRel);
+        Judging(Arc::clone(&self.judged))
     }
 
     /// Whether no walk is under way that anybody wants.
@@ -146,7 +173,8 @@ impl OnDemand {
         let mut state = self.lock();
         loop {
             if let Some((walk, session)) = state.wanted.take() {
-                *state = State { id: walk.id, ..State::default() };
+                let hold = state.hold_wanted;
+                *state = State { id: walk.id, hold, ..State::default() };
                 return (walk, session);
             }
             state.id = 0;
@@ -164,6 +192,8 @@ impl OnDemand {
 /// Where a walk is: what it goes through, and how far it is there.
 #[derive(Serialize, Deserialize)]
 struct Place {
+    /// What it has gone through.
+    done: Vec<serde_bytes::ByteBuf>,
     item: serde_bytes::ByteBuf,
     levels: Vec<Level>,
 }
@@ -187,6 +217,10 @@ struct Going<'a> {
     order: &'a walk::Walk,
     session: &'a Arc<Session>,
     progress: WalkProgress,
+    /// What it goes through now.
+    at: Option<(serde_bytes::ByteBuf, Walk)>,
+    /// What it has gone through: mounts and folders.
+    gone_through: Vec<serde_bytes::ByteBuf>,
     /// Files with several names that it has come to.
     linked: HashSet<(u64, u64)>,
     /// What is being executed, for a quick scan.
@@ -201,37 +235,90 @@ impl<'a> Going<'a> {
         let progress = WalkProgress { id: order.id, ..WalkProgress::default() };
         let mapped = if order.quick { running::mapped() } else { HashSet::new() };
         let (now, linked) = (Instant::now(), HashSet::new());
-        let (since, told, looked) = (now, now, now);
-        Self { driver, order, session, progress, linked, mapped, since, told, looked }
+        let (since, told, looked, gone_through) = (now, now, now, Vec::new());
+        let at = None;
+        Self {
+            driver,
+            order,
+            session,
+            progress,
+            at,
+            gone_through,
+            linked,
+            mapped,
+            since,
+            told,
+            looked,
+        }
     }
 
     fn go(&mut self, buffer: &mut Vec<u8>) -> Option<()> {
         let place = self.order.place.as_ref();
-        let place = place.and_then(|place| postcard::from_bytes::<Place>(place).ok());
+        let mut place = place.and_then(|place| postcard::from_bytes::<Place>(place).ok());
+        if let Some(place) = &mut place {
+            self.gone_through = std::mem::take(&mut place.done);
+        }
+        self.wait_for_mounts()?;
         let items = self.items();
         self.progress.expected = if self.order.roots.is_empty() { expected(&items) } else { 0 };
-        for (device, path) in items {
+        // Until there is nothing new: what is mounted meanwhile belongs to it.
+        while self.gone_through.len() < ITEMS_MAX
+            && let Some((device, path)) = self.items().into_iter().find(|item| self.is_new(item))
+        {
             let own = path.as_os_str().as_bytes();
-            let levels = match &place {
-                Some(place) if own < place.item.as_slice() => continue,
-                Some(place) if own == place.item.as_slice() => place.levels.as_slice(),
-                _ => &[],
-            };
             let walk = match device {
                 Some(device) => Walk::begin(device, &path),
-                None => Walk::beneath(&path),
+                None => self.beneath(&path),
             };
             match walk {
                 Ok(mut walk) => {
-                    walk.go_to(levels);
-                    self.go_through(&path, walk, buffer)?;
+                    if let Some(place) = place.take_if(|place| place.item.as_slice() == own) {
+                        walk.go_to(&place.levels);
+                    }
+                    self.at = Some((serde_bytes::ByteBuf::from(own), walk));
+                    self.go_through(buffer)?;
+                    self.at = None;
                 }
                 Err(error) => self.miss(own, &error.to_string()),
             }
+            self.gone_through.push(serde_bytes::ByteBuf::from(own));
         }
         self.settle()?;
         self.progress.done = true;
         self.tell()
+    }
+
+    /// After a start, and where nothing was watched until now, it takes a moment until mounts are known.
+    fn wait_for_mounts(&self) -> Option<()> {
+        let until = Instant::now() + MOUNTS;
+        let coverage = &self.driver.coverage;
+        while (!coverage.is_ready() || coverage.reached().is_empty()) && Instant::now() < until {
+            self.is_wanted()?;
+            self.driver.on_demand.wait(LOOK);
+        }
+        Some(())
+    }
+
+    fn is_new(&self, (_, path): &(Option<u64>, PathBuf)) -> bool {
+        let own = path.as_os_str().as_bytes();
+        !self.gone_through.iter().any(|done| done.as_slice() == own)
+    }
+
+    /// A walk through what the host names, if that is on a file system that is watched: a server elsewhere, or a
+    /// user's, may never answer, and is not asked.
+    fn beneath(&self, path: &Path) -> std::io::Result<Walk> {
+        let mountinfo = std::fs::read("/proc/self/mountinfo")?;
+        let mounts = mounts::parse(&mountinfo);
+        let holds = |mount: &&mounts::Mount| path.starts_with(&mount.mount_point);
+        // The last one of several at the same place hides the others.
+        let mount =
+            mounts.iter().filter(holds).max_by_key(|mount| mount.mount_point.as_os_str().len());
+        if mount.is_some_and(|mount| mount.class() == mounts::Class::Remote) {
+            return Err(std::io::Error::other(
+                "a server or process elsewhere could hold it for ever",
+            ));
+        }
+        Walk::beneath(path)
     }
 
     /// What it goes through, in the order of the paths: mounts with their `st_dev`, and what the host names.
@@ -257,8 +344,8 @@ impl<'a> Going<'a> {
         items
     }
 
-    fn go_through(&mut self, item: &Path, mut walk: Walk, buffer: &mut Vec<u8>) -> Option<()> {
-        loop {
+    fn go_through(&mut self, buffer: &mut Vec<u8>) -> Option<()> {
+        while let Some((_, walk)) = &mut self.at {
             match walk.step() {
                 Step::File(file) => self.take(file, buffer)?,
                 Step::Other => (),
@@ -273,17 +360,10 @@ impl<'a> Going<'a> {
             }
             if self.told.elapsed() >= TELL {
                 self.settle()?;
-                let item = serde_bytes::ByteBuf::from(item.as_os_str().as_bytes());
-                let place = Place { item, levels: walk.place() };
-                // A longer one cannot be told; then it goes on from the one before.
-                if let Ok(bytes) = postcard::to_stdvec(&place)
-                    && bytes.len() <= walk::PLACE_MAX
-                {
-                    self.progress.place = bytes.into();
-                }
                 self.tell()?;
             }
         }
+        Some(())
     }
 
     fn take(&mut self, file: File, buffer: &mut Vec<u8>) -> Option<()> {
@@ -297,13 +377,8 @@ impl<'a> Going<'a> {
         if self.order.quick && !self.is_quick(&shown.path, inode, &look) {
             return Some(());
         }
-        if look.links > 1 {
-            if self.linked.contains(&inode) {
-                return Some(());
-            }
-            if self.linked.len() < LINKED_MAX {
-                self.linked.insert(inode);
-            }
+        if look.links > 1 && self.linked.contains(&inode) {
+            return Some(());
         }
         self.progress.files += 1;
         let rules = self.driver.policy();
@@ -311,6 +386,10 @@ impl<'a> Going<'a> {
         if rules.exclusion(&facts).is_some() || rules.mode == Mode::Off {
             self.progress.excluded += 1;
             return Some(());
+        }
+        // Not before: a name of it in an excluded folder does not keep it from being scanned by another one.
+        if look.links > 1 && self.linked.len() < LINKED_MAX {
+            self.linked.insert(inode);
         }
         if identity.size > self.order.file_limit {
             let mib = self.order.file_limit >> 20;
@@ -384,21 +463,36 @@ impl<'a> Going<'a> {
         while let Some(early) = due.checked_sub(self.since.elapsed()).filter(|it| !it.is_zero()) {
             self.is_wanted()?;
             self.driver.on_demand.wait(early.min(LOOK));
+            if self.told.elapsed() >= TELL {
+                self.settle()?;
+                self.tell()?;
+            }
         }
         Some(())
     }
 
-    /// Waits until none of its scans is under way: what it tells then is done.
+    /// Waits until none of its scans is under way, and no verdict is being carried out: what it tells then is done.
     fn settle(&self) -> Option<()> {
-        while self.session.under_way(Operation::OnDemand) > 0 {
+        let judged = &self.driver.on_demand.judged;
+        while self.session.under_way(Operation::OnDemand) > 0 || judged.load(Ordering::Acquire) > 0
+        {
             self.is_wanted()?;
             self.driver.background.rest(Duration::from_millis(5));
         }
         Some(())
     }
 
+    /// Says how far it is: all that it has come to is done.
     fn tell(&mut self) -> Option<()> {
         self.told = Instant::now();
+        let (item, levels) = match &self.at {
+            Some((item, walk)) => (item.clone(), walk.place()),
+            None => Default::default(),
+        };
+        let place = Place { done: self.gone_through.clone(), item, levels };
+        // One that is too long cannot be told: the walk would go on from the one before, and comes to nothing less.
+        let place = postcard::to_stdvec(&place).ok().filter(|place| place.len() <= walk::PLACE_MAX);
+        self.progress.place = place.unwrap_or_default().into();
         self.progress.missed = self.driver.on_demand.lock().missed;
         match self.session.send(&ToHost::WalkProgress(self.progress.clone())) {
             Ok(()) => Some(()),

@@ -10,6 +10,7 @@ mod restore;
 
 use crate::driver::{Driver, Subject};
 use crate::file::Look;
+use crate::on_demand::Judging;
 use crate::session::{Pending, Session};
 use crate::{truth, verdict};
 use restore::Restores;
@@ -33,7 +34,7 @@ const TICK: Duration = Duration::from_secs(10);
 /// Something to do.
 pub enum Task {
     /// The verdict on a file for which nobody waits.
-    Judged { pending: Box<Pending>, verdict: Box<Verdict> },
+    Judged { pending: Box<Pending>, verdict: Box<Verdict>, _judging: Option<Judging> },
     /// Policy wants this file in quarantine.
     Offer { id: RequestId, subject: Subject, look: Look },
     /// The host has it.
@@ -59,7 +60,7 @@ pub fn work(driver: &Driver, tasks: &Receiver<(Arc<Session>, Task)>) {
             Err(RecvTimeoutError::Disconnected) => return,
         };
         let message = match task {
-            Task::Judged { pending, verdict } => {
+            Task::Judged { pending, verdict, _judging } => {
                 verdict::take_later(driver, &session, *pending, *verdict);
                 None
             }

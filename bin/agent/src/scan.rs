@@ -93,8 +93,10 @@ fn is_excluded(rules: &Rules, event: &HeldEvent, shown: &ShownPath) -> bool {
     if event.operation != Operation::Open || !rules.ask_who_opens() {
         return false;
     }
-    let Some((program, user)) = truth::program_of(event.pid) else { return false };
-    rules.exclusion(&Facts { process: Some((&program, user)), ..Facts::default() }).is_some()
+    let is_in_list = |program: &[u8], user| {
+        rules.exclusion(&Facts { process: Some((program, user)), ..Facts::default() }).is_some()
+    };
+    truth::program_of(event.pid, is_in_list).is_some()
 }
 
 /// Answers what needs no content. `true`: nothing is left to do.
@@ -136,12 +138,14 @@ pub fn abandon(driver: &Driver, subject: &Subject, reason: ExposureReason) {
             driver.ledger.expose(Some(handle), reason.number());
         }
         Subject::Background { purpose: Purpose::OnDemand, file, .. } => {
-            // The host knows of its own failures, and asks again after a lost link.
-            let is_ours = matches!(reason, ExposureReason::Unreadable | ExposureReason::Changing);
-            if is_ours {
-                let path = file.as_ref().and_then(truth::path_of).unwrap_or_default();
-                driver.on_demand.missed(driver.session().as_ref(), &path, word(reason));
-            }
+            let path = file.as_ref().and_then(truth::path_of).unwrap_or_default();
+            driver.on_demand.missed(driver.session().as_ref(), &path, word(reason));
+        }
+        // Where nothing is held, no open has it scanned later.
+        Subject::Background { handle, purpose: Purpose::Close, .. }
+            if !driver.policy().mode.holds_open() =>
+        {
+            driver.ledger.expose(Some(handle), reason.number());
         }
         Subject::Background { .. } => (),
     }

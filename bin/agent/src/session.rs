@@ -68,6 +68,11 @@ impl Pending {
         Self { job: Some(job), look, deadline_ms: 0, sent_ms: 0, slots, copied }
     }
 
+    /// What it is for; none once nobody waits for it.
+    pub fn operation(&self) -> Option<Operation> {
+        self.job.as_ref().map(|job| job.subject.operation())
+    }
+
     /// The file of a scan for which nobody waits.
     fn in_background(&self) -> Option<&FileHandle> {
         match &self.job {
@@ -256,9 +261,7 @@ impl Session {
 
     /// How many scans for this operation are under way.
     pub fn under_way(&self, operation: Operation) -> usize {
-        let is_it = |pending: &&Pending| {
-            pending.job.as_ref().is_some_and(|job| job.subject.operation() == operation)
-        };
+        let is_it = |pending: &&Pending| pending.operation() == Some(operation);
         lock(&self.pending).values().filter(is_it).count()
     }
 

@@ -23,7 +23,7 @@ use rustix::process::{Pid, WaitOptions, WaitStatus};
 use seawall_fanotify::ledger::{Ledger, READERS_MAX};
 use seawall_fanotify::probe::{self, OverlayView};
 use seawall_fanotify::{Answer, EventKind, FileHandle, Group, Purpose, process};
-use seawall_proto::{ExposureReason, Policy};
+use seawall_proto::{ExposureReason, FailMode, Policy};
 use std::os::fd::{AsFd, AsRawFd};
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
@@ -179,8 +179,13 @@ fn answer_late(shared: &Shared) {
     for claim in shared.ledger.overdue(late_ms) {
         let handle = shared.ledger.handle(claim);
         let group = &shared.groups.permission;
-        let answered = shared.ledger.answer(group, claim, claim.fail()).unwrap_or(false);
-        if answered && claim.fail() == Answer::Allow {
+        let answer = match crate::driver::late_mode(&shared.ledger) {
+            Some(FailMode::Open) => Answer::Allow,
+            Some(FailMode::Closed) => Answer::Deny,
+            _ => claim.fail(),
+        };
+        let answered = shared.ledger.answer(group, claim, answer).unwrap_or(false);
+        if answered && answer == Answer::Allow {
             shared.ledger.expose(handle.as_ref(), ExposureReason::Deadline.number());
         }
     }

@@ -27,14 +27,22 @@ impl ShownPath {
     }
 }
 
-/// The program that a process runs, where its path is true, and the real user id that it runs as.
-pub fn program_of(pid: u32) -> Option<(Vec<u8>, u32)> {
+/// The program that a process runs, where it is wanted and its path is true, and the real user id that it runs as. Before
+/// it is known to be wanted, nothing is asked of its file system: that may be a server's that does not answer.
+pub fn program_of(pid: u32, is_wanted: impl FnOnce(&[u8], u32) -> bool) -> Option<(Vec<u8>, u32)> {
     let link = format!("/proc/{pid}/exe");
     let path = rustix::fs::readlink(&link, Vec::new()).ok()?.into_bytes();
-    let found = rustix::fs::stat(&link).ok()?;
-    let is_true = leads_to(&path, found.st_dev, found.st_ino, ResolveFlags::CACHED);
-    let user = user_of(pid).filter(|_| is_true)?;
-    Some((path, user))
+    let user = user_of(pid).filter(|user| is_wanted(&path, *user))?;
+    let found = cached_stat(rustix::fs::CWD, &link)?;
+    leads_to(&path, found.0, found.1, ResolveFlags::CACHED).then_some((path, user))
+}
+
+/// Device and inode of a file, as the kernel knows them without asking anybody (AT_STATX_DONT_SYNC, statx(2)).
+fn cached_stat(at: impl AsFd, path: &str) -> Option<(u64, u64)> {
+    use rustix::fs::{AtFlags, StatxFlags, makedev, statx};
+    let flags = AtFlags::STATX_DONT_SYNC | AtFlags::EMPTY_PATH;
+    let found = statx(at, path, flags, StatxFlags::INO).ok()?;
+    Some((makedev(found.stx_dev_major, found.stx_dev_minor), found.stx_ino))
 }
 
 /// The real user id of a process: the owner of its folder in /proc is the effective one.
@@ -67,9 +75,14 @@ fn leads_to(path: &[u8], device: u64, inode: u64, how: ResolveFlags) -> bool {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let resolve = ResolveFlags::NO_SYMLINKS | how;
     let path = OsStr::from_bytes(path);
-    rustix::fs::openat2(rustix::fs::CWD, path, flags, Mode::empty(), resolve)
-        .and_then(rustix::fs::fstat)
-        .is_ok_and(|found| (found.st_dev, found.st_ino) == (device, inode))
+    let Ok(found) = rustix::fs::openat2(rustix::fs::CWD, path, flags, Mode::empty(), resolve)
+    else {
+        return false;
+    };
+    if resolve.contains(ResolveFlags::CACHED) {
+        return cached_stat(&found, "") == Some((device, inode));
+    }
+    rustix::fs::fstat(found).is_ok_and(|found| (found.st_dev, found.st_ino) == (device, inode))
 }
 
 #[cfg(test)]
@@ -103,10 +116,11 @@ mod tests {
 
     #[test]
     fn a_program_has_a_true_path_and_its_user() {
-        let (path, user) = program_of(std::process::id()).unwrap();
+        let (path, user) = program_of(std::process::id(), |_, _| true).unwrap();
         let own = std::env::current_exe().unwrap();
         assert_eq!(path, own.as_os_str().as_bytes());
         assert_eq!(user, rustix::process::getuid().as_raw());
-        assert_eq!(program_of(u32::MAX), None);
+        assert_eq!(program_of(u32::MAX, |_, _| true), None);
+        assert_eq!(program_of(std::process::id(), |_, _| false), None);
     }
 }

@@ -13,7 +13,8 @@ use crate::session::{Pending, Session};
 use crate::truth;
 use seawall_fanotify::{Answer, FileHandle};
 use seawall_proto::{
-    Decision, ExposureReason, Notice, Outcome, Process, Remediation, ToHost, Verdict, VerdictKind,
+    Decision, ExposureReason, Notice, Operation, Outcome, Process, Remediation, ToHost, Verdict,
+    VerdictKind,
 };
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -26,7 +27,10 @@ pub const READS_MAX: u8 = 3;
 pub fn take(driver: &Driver, session: &Arc<Session>, pending: Pending, verdict: Verdict) {
     match &pending.job {
         Some(Job { subject: Subject::Background { .. }, .. }) => {
-            let judged = Task::Judged { pending: Box::new(pending), verdict: Box::new(verdict) };
+            let is_on_demand = pending.operation() == Some(Operation::OnDemand);
+            let judging = is_on_demand.then(|| driver.on_demand.judging());
+            let (pending, verdict) = (Box::new(pending), Box::new(verdict));
+            let judged = Task::Judged { pending, verdict, _judging: judging };
             driver.remedy(session, judged);
         }
         _ => carry_out(driver, session, pending, verdict),
@@ -51,7 +55,10 @@ fn carry_out(driver: &Driver, session: &Arc<Session>, pending: Pending, verdict:
         None => {
             let late = verdict.kind == VerdictKind::TimedOut;
             let reason = if late { ExposureReason::Deadline } else { ExposureReason::HostError };
-            scan::abandon(driver, &job.subject, reason);
+            // The host knows what it had no verdict on.
+            if job.subject.operation() != Operation::OnDemand {
+                scan::abandon(driver, &job.subject, reason);
+            }
         }
     }
 }
@@ -64,6 +71,7 @@ fn allow(driver: &Driver, job: Job, look: &Look, verdict: &Verdict) {
         None => (),
         _ => return read_again(driver, job),
     }
+    let epoch = driver.epoch();
     // Before it is remembered: what somebody writes is noted anew then.
     if let Subject::Background { purpose, .. } = &job.subject {
         driver.background.done(*purpose);
@@ -73,7 +81,7 @@ fn allow(driver: &Driver, job: Job, look: &Look, verdict: &Verdict) {
         // What was written until a moment ago is scanned after its close; that counts, not this.
         let file = file.as_fd();
         if !look.written || seawall_fanotify::is_open_for_writing(file).unwrap_or(false) {
-            driver.remember_clean(file, look);
+            driver.remember_clean(file, look, epoch);
         }
     }
     if let Subject::Access(event) = &job.subject {

@@ -52,12 +52,14 @@ impl Walk {
         Self::of_folder(open_mount(device, mount_point)?)
     }
 
-    /// Begins at a file or folder.
+    /// Begins at a file or folder; no link leads there.
     ///
     /// # Errors
     /// When it cannot be opened, or is something else.
     pub fn beneath(path: &Path) -> io::Result<Self> {
-        let found = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::NO_SYMLINKS;
+        let found = rustix::fs::openat2(rustix::fs::CWD, path, flags, Mode::empty(), resolve)?;
         match FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode) {
             FileType::Directory => Self::of_folder(reopen(&found, OFlags::DIRECTORY)?),
             FileType::RegularFile => {
@@ -93,6 +95,8 @@ impl Walk {
             }
             let Some((folder, own)) = self.folders.last_mut() else { return };
             if level.offset != 0 && folder.seek(level.offset).is_err() {
+                folder.rewind();
+                own.offset = 0;
                 return;
             }
             own.offset = level.offset;

@@ -348,6 +348,20 @@ fn each_mode_holds_and_scans_what_it_says() {
     assert!(Command::new(&program).status().is_err());
 }
 
+/// Where no open has a file scanned, what was written is scanned all the same when it could not be at its close.
+#[test]
+fn what_was_written_while_the_link_was_down_is_scanned_though_no_open_is_held() {
+    let native = start(Policy { mode: Mode::Write, ..Policy::default() });
+    native.host.down();
+    native.write("f", b"written in between");
+    std::thread::sleep(Duration::from_millis(1500));
+    native.host.up();
+    assert!(eventually(|| {
+        let contents = native.host.seen.contents.lock().unwrap();
+        contents.iter().any(|(_, content)| content == b"written in between")
+    }));
+}
+
 /// Strict remembers nothing that another user than root could change, and all else as ever.
 #[test]
 fn strict_remembers_only_what_root_alone_can_change() {

@@ -19,7 +19,7 @@ use crate::config::{Config, OnDemand, Schedule};
 use crate::events::Events;
 use crate::host::Host;
 use crate::session::Session;
-use job::{Job, Window};
+use job::{Job, Kept, Window};
 use schedules::Schedules;
 use seawall_client::{
     Event, EventKind, FoundFile, GuestScan, GuestScanState, LeftOut, ScheduleReport,
@@ -28,6 +28,7 @@ use seawall_proto::ToGuest;
 use seawall_proto::walk::{Walk, WalkMissed, WalkOrder, WalkProgress};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use store::Store;
@@ -67,6 +68,8 @@ pub struct Scans {
     changed: Condvar,
     schedules: Mutex<Schedules>,
     store: Store,
+    /// The number of the next walk.
+    runs: AtomicU64,
     events: Events,
 }
 
@@ -76,7 +79,9 @@ impl Scans {
         let schedules = Mutex::new(Schedules::open(folder.join("schedules")));
         let store = Store::open(folder);
         let jobs = store.read().into_iter().map(|job| (job.shown.id, job)).collect();
-        Self { jobs: Mutex::new(jobs), changed: Condvar::new(), schedules, store, events }
+        // Numbers of one run of the service alone, and none of an earlier one's sessions are left.
+        let (jobs, runs) = (Mutex::new(jobs), AtomicU64::new(1));
+        Self { jobs, changed: Condvar::new(), schedules, store, runs, events }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Job>> {
@@ -212,9 +217,9 @@ impl Scans {
 
     // --- what sessions say ----------------------------------------------------------------------
 
-    fn with_running(&self, session: &Session, id: Option<u64>, with: impl FnOnce(&mut Job)) {
+    fn with_running(&self, session: &Session, run: Option<u64>, with: impl FnOnce(&mut Job)) {
         let mut jobs = self.lock();
-        let is_it = |job: &&mut Job| job.runs_in(session) && id.is_none_or(|id| job.shown.id == id);
+        let is_it = |job: &&mut Job| job.runs_in(session) && run.is_none_or(|run| job.run == run);
         if let Some(job) = jobs.values_mut().find(is_it) {
             with(job);
         }
@@ -237,7 +242,7 @@ impl Scans {
 
     /// A driver left something out.
     pub fn missed(&self, session: &Session, missed: &WalkMissed) {
-        let path = seawall_client::text::escape(&missed.path);
+        let path = short(&missed.path);
         let reason = seawall_client::text::escape_short(missed.reason.as_bytes(), 256);
         self.with_running(session, Some(missed.id), |job| job.leave_out(LeftOut { path, reason }));
     }
@@ -249,7 +254,7 @@ impl Scans {
 
     /// The engines came to no verdict on one of its files.
     pub fn no_verdict(&self, session: &Session, path: &[u8], reason: &str) {
-        let path = seawall_client::text::escape(path);
+        let path = short(path);
         let reason = seawall_client::text::escape_short(reason.as_bytes(), 256);
         self.with_running(session, None, |job| job.fail_on(LeftOut { path, reason }));
     }
@@ -277,7 +282,7 @@ impl Scans {
                 let changed = jobs.values_mut().filter_map(Job::take_change);
                 (changed.collect::<Vec<_>>(), gone)
             };
-            self.store.write(&unwritten, &gone);
+            self.write(&unwritten, &gone);
             let jobs = self.lock();
             let waited = self.changed.wait_timeout(jobs, TICK);
             drop(waited.unwrap_or_else(PoisonError::into_inner));
@@ -287,7 +292,15 @@ impl Scans {
     /// Writes what has changed: the service ends.
     pub fn flush(&self) {
         let unwritten: Vec<_> = self.lock().values_mut().filter_map(Job::take_change).collect();
-        self.store.write(&unwritten, &[]);
+        self.write(&unwritten, &[]);
+    }
+
+    fn write(&self, changed: &[Kept], gone: &[u64]) {
+        for id in self.store.write(changed, gone) {
+            if let Some(job) = self.lock().get_mut(&id) {
+                job.not_written();
+            }
+        }
     }
 
     fn look(&self, host: &Host, config: &OnDemand, pressed: bool, jobs: &mut BTreeMap<u64, Job>) {
@@ -311,6 +324,10 @@ impl Scans {
                 && job.window.closes.is_some_and(|closes| closes <= now)
             {
                 job.stop(GuestScanState::Waiting, CLOSED);
+            }
+            if job.is_silent() {
+                job.stop(GuestScanState::Failed, "its driver says nothing of it any more");
+                self.tell_end(job);
             }
             job.hold(pressed);
         }
@@ -346,9 +363,10 @@ impl Scans {
                 continue;
             };
             running.push(job.shown.guest.clone());
+            let run = self.runs.fetch_add(1, Relaxed);
             let share = (config.mib_per_second << 20) / config.guests_at_once as u64;
             let walk = Walk {
-                id: job.shown.id,
+                id: run,
                 roots: job
                     .shown
                     .paths
@@ -362,7 +380,7 @@ impl Scans {
                 pressure_percent: config.pressure_percent,
             };
             session.outbox.push(&ToGuest::Walk(walk));
-            job.run(session);
+            job.run(session, run);
         }
     }
 
@@ -371,10 +389,15 @@ impl Scans {
         let summary = format!(
             "scan {id} is {}: {files} files, {infected} infected, {} without a verdict",
             word(*state),
-            missed + errors
+            missed.saturating_add(*errors)
         );
         self.events.emit(Event::new(EventKind::ScanEnded).guest(guest).reason(summary));
     }
+}
+
+/// A path as it is kept and shown: guests name them, and many are kept.
+pub fn short(path: &[u8]) -> String {
+    seawall_client::text::escape(&path[..path.len().min(1024)])
 }
 
 /// In seconds since 1970.

@@ -19,9 +19,9 @@ use crate::region::OpenRegion;
 use notices::Waiting;
 use remedies::{Remedy, Wanted};
 use requests::{Asked, Requests};
-use seawall_client::text::{escape, escape_short};
+use seawall_client::text::escape_short;
 use seawall_client::{
-    Coverage, Driver, DriverCounters, Event, EventKind, FoundFile, LinkKind, Verdict,
+    Coverage, Driver, DriverCounters, EngineReport, Event, EventKind, FoundFile, LinkKind, Verdict,
 };
 use seawall_proto::frame::{Decoder, FrameError, decode};
 use seawall_proto::serial::Token;
@@ -166,6 +166,15 @@ impl Session {
         let rest = self.without_excluded(answer);
         let answer = rest.as_ref().unwrap_or(answer);
         let is_nothing = matches!(&answer.finding, Finding::Infected(found) if found.is_empty());
+        // Who had no verdict might have found something else.
+        let has_failed =
+            |report: &&EngineReport| matches!(report.verdict, Verdict::Error | Verdict::TimedOut);
+        if is_nothing && let Some(report) = answer.engines.iter().find(has_failed) {
+            let why =
+                format!("all that was found is excluded, and {} had no verdict", report.engine);
+            let failed = Answer::new(Finding::Error(why), answer.generation);
+            return self.answer(asked, hash, &failed);
+        }
         if is_nothing || hash.is_some_and(|hash| self.guest.policy().excludes(hash)) {
             return self.exclude(asked, hash, answer.generation);
         }
@@ -225,7 +234,7 @@ impl Session {
                     _ => "deny",
                 };
                 let found = FoundFile {
-                    path: escape(path),
+                    path: crate::scans::short(path),
                     detection: escape_short(first.name.as_bytes(), 256),
                     severity: first.severity.clone(),
                     engine: first.engine.clone(),

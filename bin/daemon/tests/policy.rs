@@ -503,6 +503,29 @@ fn severity_and_agreement_decide_what_is_done() {
     assert!(told[0].reason.as_deref().unwrap().contains("policy lets it through (action.low)"));
 }
 
+/// An excluded detection is no verdict of those that had none.
+#[test]
+fn an_engine_that_fails_beside_an_excluded_detection_is_a_failure() {
+    let more = "[scan]\nearly_exit = false\n[policy.exclude]\ndetections = [\"Fine*\"]\n";
+    let setup =
+        Setup { engine: Engine::Three, more: more.into(), guests: vec!["web"], ..Setup::default() };
+    let service = Service::start(setup);
+    let mut web = service.driver("web");
+    let mut scan = |text: &str| {
+        let verdict = web.scan(format!("SEAWALL-FAULT {text}").as_bytes());
+        (verdict.kind, verdict.decision)
+    };
+    let excluded = (VerdictKind::Excluded, Some(Decision::Allow));
+    for _ in 0..2 {
+        assert_eq!(scan("two:found=Fine"), excluded);
+        assert_eq!(
+            scan("two:found=Fine,three:found=Evil"),
+            (VerdictKind::Infected, Some(Decision::Deny))
+        );
+        assert_eq!(scan("two:found=Fine,three:error=no"), (VerdictKind::Error, None));
+    }
+}
+
 #[test]
 fn what_a_group_does_not_set_is_as_the_configuration_has_it() {
     let more = "[policy.exclude]\npaths = [\"/a\", \"/b\"]\nextensions = [\"log\"]\n[policy.fail_mode]\nchanging = \"closed\"\n";
@@ -544,7 +567,30 @@ fn what_a_policy_does_not_stop_and_what_makes_it_slow_is_warned_of() {
         assert!(text.contains(wanted), "{wanted}\n--- in\n{text}");
     }
     assert!(reload(&service).taken);
-    // Too much for a driver.
+    // What ends the scan must not be excluded.
+    write(
+        &service,
+        "a.toml",
+        "[[group]]\nname = \"one\"\nguests = [\"web\"]\npolicy.exclude.detections = [\"A\"]\n",
+    );
+    assert!(check(&service).right, "one engine");
+    let three = Service::start(Setup { engine: Engine::Three, ..setup() });
+    write(
+        &three,
+        "a.toml",
+        "[[group]]\nname = \"one\"\nguests = [\"web\"]\npolicy.exclude.detections = [\"A\"]\n",
+    );
+    let found = check(&three);
+    assert!(!found.right && found.findings[0].code == "E-CONFLICT", "{found:?}");
+    // Too much for a driver, of whatever kind.
+    let owners: Vec<_> = (0..300_000).map(|n| (4_000_000_000_u32 + n).to_string()).collect();
+    let group = "[[group]]\nname = \"one\"\nguests = [\"web\"]\npolicy.exclude.owners = ";
+    write(&service, "a.toml", &format!("{group}[{}]\n", owners.join(",")));
+    let found = check(&service);
+    assert!(
+        !found.right && found.findings[0].message.contains("drivers take at most"),
+        "{found:?}"
+    );
     let long: Vec<_> = (0..6000).map(|n| format!("\"/{}{n}\"", "x".repeat(200))).collect();
     let group = "[[group]]\nname = \"one\"\nguests = [\"web\"]\npolicy.exclude.paths = ";
     write(&service, "a.toml", &format!("{group}[{}]\n", long.join(",\n")));

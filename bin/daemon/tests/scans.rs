@@ -100,7 +100,8 @@ fn a_scan_is_counted_and_ends_with_a_report() {
     };
     let id = begin(&service, &wanted)[0].id;
     let walk = hear_walk(&mut web);
-    assert_eq!((walk.id, walk.quick, walk.place), (id, true, None));
+    assert_eq!((walk.quick, walk.place), (true, None));
+    let run = walk.id;
     assert_eq!(walk.roots, [b"/srv".to_vec(), b"/home".to_vec()]);
     assert_eq!((walk.file_limit, walk.bytes_per_second), (1 << 30, 0));
     let kind = judge(&mut web, "/srv/evil\x1b[2J", "SEAWALL-FAULT two:found=Evil/critical");
@@ -108,11 +109,11 @@ fn a_scan_is_counted_and_ends_with_a_report() {
     assert_eq!(judge(&mut web, "/srv/fine", "fine"), VerdictKind::Clean);
     assert_eq!(judge(&mut web, "/srv/odd", "SEAWALL-FAULT two:error=no"), VerdictKind::Error);
     web.say(ToHost::WalkMissed(WalkMissed {
-        id,
+        id: run,
         path: b"/srv/locked".to_vec().into(),
         reason: "unreadable".into(),
     }));
-    let end = WalkProgress { known: 7, excluded: 2, missed: 1, done: true, ..at(id, b"", 12) };
+    let end = WalkProgress { known: 7, excluded: 2, missed: 1, done: true, ..at(run, b"", 12) };
     tell(&mut web, end);
     let scan = until(&service, id, GuestScanState::Done);
     assert_eq!((scan.files, scan.known, scan.excluded, scan.missed), (12, 7, 2, 1));
@@ -148,9 +149,9 @@ fn it_goes_on_where_it_was_after_any_restart_and_counts_nothing_twice() {
     let mut service = Service::start(setup(""));
     let mut web = service.driver("web");
     let id = begin(&service, &of("web"))[0].id;
-    hear_walk(&mut web);
+    let run = hear_walk(&mut web).id;
     judge(&mut web, "/evil", "SEAWALL-FAULT two:found=Evil");
-    tell(&mut web, at(id, b"here", 10));
+    tell(&mut web, at(run, b"here", 10));
     wait_for("its word", || (show(&service, id).files == 10).then_some(()));
     // Not told of any more: the driver goes away.
     assert_eq!(judge(&mut web, "/odd", "SEAWALL-FAULT two:error=no"), VerdictKind::Error);
@@ -162,7 +163,9 @@ fn it_goes_on_where_it_was_after_any_restart_and_counts_nothing_twice() {
     assert_eq!(walk.place, Some(b"here".to_vec().into()));
     judge(&mut web, "/odd", "SEAWALL-FAULT two:error=no");
     judge(&mut web, "/evil", "SEAWALL-FAULT two:found=Evil");
-    tell(&mut web, at(id, b"there", 5));
+    tell(&mut web, at(walk.id, b"there", 5));
+    // What an earlier walk still had to say is not counted.
+    tell(&mut web, at(run + 1000, b"nowhere", 99));
     wait_for("its word", || (show(&service, id).files == 15).then_some(()));
     // The service is killed.
     std::thread::sleep(std::time::Duration::from_millis(1200));
@@ -172,7 +175,7 @@ fn it_goes_on_where_it_was_after_any_restart_and_counts_nothing_twice() {
     let mut web = service.driver("web");
     let walk = hear_walk(&mut web);
     assert_eq!(walk.place, Some(b"there".to_vec().into()));
-    tell(&mut web, WalkProgress { done: true, ..at(id, b"", 5) });
+    tell(&mut web, WalkProgress { done: true, ..at(walk.id, b"", 5) });
     let scan = until(&service, id, GuestScanState::Done);
     assert_eq!((scan.files, scan.infected, scan.found.len()), (20, 1, 1));
     service.restart("TERM");
@@ -196,8 +199,8 @@ fn so_many_guests_at_once_and_one_scan_of_each() {
         begin(&service, &ScansRequest { groups: vec!["sql".into()], ..ScansRequest::default() });
     assert_eq!(again.iter().map(|scan| scan.guest.as_str()).collect::<Vec<_>>(), ["db"]);
     let walk = hear_walk(&mut db);
-    assert_eq!((walk.id, walk.bytes_per_second), (all[0].id, 4 << 20), "its share");
-    hear_walk(&mut mail);
+    assert_eq!(walk.bytes_per_second, 4 << 20, "its share");
+    let of_mail = hear_walk(&mut mail).id;
     let waits = wait_for("why it waits", || {
         Some(show(&service, all[2].id)).filter(|scan| !scan.reason.is_empty())
     });
@@ -207,15 +210,17 @@ fn so_many_guests_at_once_and_one_scan_of_each() {
     assert_eq!(second.reason, "another scan of this guest is under way");
     // A pause makes room.
     assert_eq!(order(&service, all[1].id, "pause").state, GuestScanState::Paused);
-    assert_eq!(hear_order(&mut mail), (all[1].id, WalkOrder::End));
-    assert_eq!(hear_walk(&mut web).id, all[2].id);
-    tell(&mut db, WalkProgress { done: true, ..at(all[0].id, b"", 1) });
-    assert_eq!(hear_walk(&mut db).id, again[0].id);
-    tell(&mut web, WalkProgress { done: true, ..at(all[2].id, b"", 1) });
+    assert_eq!(hear_order(&mut mail), (of_mail, WalkOrder::End));
+    let of_web = hear_walk(&mut web).id;
+    tell(&mut db, WalkProgress { done: true, ..at(walk.id, b"", 1) });
+    assert_ne!(hear_walk(&mut db).id, walk.id);
+    until(&service, again[0].id, GuestScanState::Running);
+    tell(&mut web, WalkProgress { done: true, ..at(of_web, b"", 1) });
     order(&service, all[1].id, "resume");
-    assert_eq!(hear_walk(&mut mail).id, all[1].id);
+    let resumed = hear_walk(&mut mail).id;
+    assert_ne!(resumed, of_mail);
     order(&service, all[1].id, "cancel");
-    assert_eq!(hear_order(&mut mail), (all[1].id, WalkOrder::End));
+    assert_eq!(hear_order(&mut mail), (resumed, WalkOrder::End));
     let refused = block_on(service.client().order_scan(all[1].id, "pause")).unwrap_err();
     assert!(matches!(refused, ClientError::Refused(fault) if fault.code == "wrong-state"));
 }
@@ -225,23 +230,25 @@ fn a_guest_that_lies_about_its_scan_hurts_nobody() {
     let service = Service::start(setup(""));
     let [mut web, mut db] = ["web", "db"].map(|guest| service.driver(guest));
     let (of_web, of_db) = (begin(&service, &of("web"))[0].id, begin(&service, &of("db"))[0].id);
-    hear_walk(&mut web);
-    hear_walk(&mut db);
+    let (run, other) = (hear_walk(&mut web).id, hear_walk(&mut db).id);
     // About another's, about none, with a place that is too long, and numbers that are too large.
-    tell(&mut web, WalkProgress { done: true, ..at(of_db, b"x", 9) });
+    tell(&mut web, WalkProgress { done: true, ..at(other, b"x", 9) });
     tell(&mut web, WalkProgress { done: true, ..at(77, b"x", 9) });
-    tell(&mut web, WalkProgress { files: u64::MAX, ..at(of_web, &vec![1; PLACE_MAX + 1], 0) });
+    tell(
+        &mut web,
+        WalkProgress { files: u64::MAX, missed: u64::MAX, ..at(run, &vec![1; PLACE_MAX + 1], 0) },
+    );
     for n in 0..5000 {
-        let path = format!("/lie/{n}").into_bytes().into();
-        web.say(ToHost::WalkMissed(WalkMissed { id: of_web, path, reason: "\x1b[2Jno".into() }));
+        let path = format!("/lie/{n}{}", "x".repeat(9000)).into_bytes().into();
+        web.say(ToHost::WalkMissed(WalkMissed { id: run, path, reason: "\x1b[2Jno".into() }));
     }
-    tell(&mut web, at(of_web, b"", u64::MAX));
+    tell(&mut web, at(run, b"", u64::MAX));
     let scan = wait_for("its lies", || {
         Some(show(&service, of_web)).filter(|scan| scan.left_out.len() >= 200)
     });
     assert_eq!((scan.state, scan.left_out.len()), (GuestScanState::Running, 200));
     assert_eq!(scan.files, u64::MAX);
-    assert!(!scan.left_out[0].reason.contains('\x1b'));
+    assert!(!scan.left_out[0].reason.contains('\x1b') && scan.left_out[0].path.len() == 1024);
     assert_eq!(show(&service, of_db).state, GuestScanState::Running);
     assert_eq!(judge(&mut db, "/x", "fine"), VerdictKind::Clean);
     let shown = seawall(&service, &["scans", "show", &of_web.to_string()]);
@@ -269,6 +276,16 @@ fn what_cannot_be_scanned_is_refused() {
     assert_eq!(refused(&ScansRequest { groups, ..ScansRequest::default() }), "no-such-group");
     let targets = vec![ScanTarget { guest: "web".into(), paths: vec!["srv".into()] }];
     assert_eq!(refused(&ScansRequest { targets, ..ScansRequest::default() }), "bad-path");
+    let long = (0..20).map(|n| format!("/{n}{}", "x".repeat(2000))).collect();
+    let targets = vec![ScanTarget { guest: "web".into(), paths: long }];
+    assert_eq!(refused(&ScansRequest { targets, ..ScansRequest::default() }), "too-many");
+    // Somebody wants all of it, and a part.
+    let targets = vec![ScanTarget { guest: "web".into(), paths: vec!["/srv".into()] }];
+    let all = begin(&service, &ScansRequest { targets, all: true, ..ScansRequest::default() });
+    assert!(all.iter().all(|scan| scan.paths.is_empty()), "{all:?}");
+    for scan in all {
+        order(&service, scan.id, "cancel");
+    }
     for (arguments, code, text) in [
         (["scan", "web:srv"].as_slice(), 4, "`srv` is no absolute path"),
         (&["scan", "web", "nobody"], 4, "no guest is named `nobody`"),
@@ -315,16 +332,17 @@ fn a_schedule_has_its_guests_scanned_within_its_window() {
     let begun = run(&service);
     assert_eq!(begun.iter().map(|scan| scan.guest.as_str()).collect::<Vec<_>>(), ["web", "db"]);
     assert!(begun.iter().all(|scan| scan.quick && scan.schedule.as_deref() == Some("monthly")));
+    let id = begun[0].id;
     let walk = hear_walk(&mut web);
     tell(&mut web, at(walk.id, b"half-way", 3));
-    wait_for("its word", || (show(&service, walk.id).files == 3).then_some(()));
+    wait_for("its word", || (show(&service, id).files == 3).then_some(()));
     // Run again while it is under way: it goes on.
-    assert_eq!(run(&service)[0].id, walk.id);
+    assert_eq!(run(&service)[0].id, id);
     drop(web);
-    until(&service, walk.id, GuestScanState::Waiting);
+    until(&service, id, GuestScanState::Waiting);
     // As if half an hour had passed.
     service.restart_after("TERM", |service| {
-        let path = service.path(&format!("state/scans/{}.json", walk.id));
+        let path = service.path(&format!("state/scans/{id}.json"));
         let mut kept: serde_json::Value =
             serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
         let [opens, closes] = ["opens", "closes"].map(|end| kept["window"][end].as_i64().unwrap());
@@ -334,17 +352,17 @@ fn a_schedule_has_its_guests_scanned_within_its_window() {
     });
     let mut web = service.driver("web");
     let waits = wait_for("why it waits", || {
-        Some(show(&service, walk.id)).filter(|scan| scan.reason.contains("window"))
+        Some(show(&service, id)).filter(|scan| scan.reason.contains("window"))
     });
     assert_eq!(waits.state, GuestScanState::Waiting);
     let known = block_on(service.client().schedules()).unwrap();
     assert!(known[0].last.is_some() && known[1].skip, "{known:?}");
-    assert_eq!(run(&service)[0].id, walk.id, "no second one");
+    assert_eq!(run(&service)[0].id, id, "no second one");
     let again = hear_walk(&mut web);
-    assert_eq!((again.id, again.place), (walk.id, Some(b"half-way".to_vec().into())));
-    tell(&mut web, WalkProgress { done: true, ..at(walk.id, b"", 4) });
-    assert_eq!(until(&service, walk.id, GuestScanState::Done).files, 7);
-    assert_ne!(run(&service)[0].id, walk.id, "that one has ended");
+    assert_eq!(again.place, Some(b"half-way".to_vec().into()));
+    tell(&mut web, WalkProgress { done: true, ..at(again.id, b"", 4) });
+    assert_eq!(until(&service, id, GuestScanState::Done).files, 7);
+    assert_ne!(run(&service)[0].id, id, "that one has ended");
     let refused = seawall(&service, &["schedule", "run", "nightly"]);
     assert_eq!(refused.status.code(), Some(4));
 }

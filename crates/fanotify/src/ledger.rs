@@ -70,7 +70,7 @@ struct Shared {
     high: AtomicU32,
     sequence: AtomicU64,
     unknown_denies: AtomicU32,
-    left_behind: [AtomicU32; 2],
+    left_behind: [AtomicU32; 3],
     overlay: AtomicU32,
     exposures_lost: [AtomicU32; 2],
     orphans: AtomicU32,
@@ -503,10 +503,10 @@ impl Ledger {
         beats.map(|beat| beat.load(Ordering::Relaxed)).max().unwrap_or(0)
     }
 
-    /// Two numbers that the worker leaves for its supervisor: the fail modes of open and exec, in the
-    /// driver's own encoding; 0 until it has said.
+    /// Three numbers that the worker leaves for its supervisor: the fail modes of open, of exec and of what is late, in
+    /// the driver's own encoding; 0 until it has said, and for none of its own.
     #[must_use]
-    pub fn left_behind(&self) -> &[AtomicU32; 2] {
+    pub fn left_behind(&self) -> &[AtomicU32; 3] {
         &self.shared().left_behind
     }
 

@@ -40,6 +40,8 @@ pub struct Inner {
     pub wanted: VecDeque<Wanted>,
     pub sending: usize,
     pub sent_now: Option<FileHandle>,
+    /// Closes were lost: any file may have been written.
+    pub lost: bool,
     /// A walk has come to its end; how much it could not look at.
     pub walked: Option<u64>,
     pub shown: Shown,
@@ -87,10 +89,11 @@ impl Queue {
         drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 
-    pub fn add_closed(&self, handle: FileHandle, now_ms: u64) {
+    /// `false`: there is no room.
+    pub fn add_closed(&self, handle: FileHandle, now_ms: u64) -> bool {
         let mut inner = self.lock();
         if inner.closed.len() >= CLOSED_MAX {
-            return;
+            return false;
         }
         let again = inner.scanned.get(&handle).map_or(0, |at| at + SAME_FILE_MS);
         let first = inner.closed.is_empty();
@@ -98,6 +101,7 @@ impl Queue {
         if first {
             self.added.notify_all();
         }
+        true
     }
 
     pub fn take_closed(&self, now_ms: u64) -> Option<FileHandle> {

@@ -8,7 +8,13 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use seawall_client::{Fault, GuestScan, ScansRequest, ScheduleReport};
+use seawall_proto::frame::PAYLOAD_MAX;
+use seawall_proto::walk::PLACE_MAX;
 use std::collections::BTreeMap;
+
+/// The most bytes of paths that are named for one guest.
+const PATHS_MAX: usize = 32 * 1024;
+const _: () = assert!(PATHS_MAX + PLACE_MAX + 256 <= PAYLOAD_MAX);
 
 /// All scans of guests that are under way or remembered, the oldest first; without what they found by name.
 #[utoipa::path(get, path = "/v1/scans", responses((status = 200, body = Vec<GuestScan>)))]
@@ -41,7 +47,8 @@ pub async fn show(State(api): State<Api>, Path(id): Path<u64>) -> Response {
 )]
 pub async fn add(State(api): State<Api>, Json(wanted): Json<ScansRequest>) -> Response {
     let config = api.host.config();
-    let mut guests: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    // None: everything.
+    let mut guests: BTreeMap<String, Option<Vec<String>>> = BTreeMap::new();
     let group_of = |guest| config.governed(guest).group.map(|group| group.name.as_str());
     for group in &wanted.groups {
         if !config.groups.iter().any(|one| one.name == *group) {
@@ -52,7 +59,7 @@ pub async fn add(State(api): State<Api>, Json(wanted): Json<ScansRequest>) -> Re
     for guest in &config.guests {
         let of_group = |group: &String| group_of(guest) == Some(group);
         if wanted.all || wanted.groups.iter().any(of_group) {
-            guests.insert(guest.name.get_ref().0.clone(), Vec::new());
+            guests.insert(guest.name.get_ref().0.clone(), None);
         }
     }
     for target in wanted.targets {
@@ -67,10 +74,19 @@ pub async fn add(State(api): State<Api>, Json(wanted): Json<ScansRequest>) -> Re
             let message = format!("`{path}` is no absolute path as the guest's root sees it");
             return fault(StatusCode::BAD_REQUEST, "bad-path", message);
         }
-        guests.entry(target.guest).or_default().extend(target.paths);
+        let own = guests.entry(target.guest).or_insert_with(|| Some(Vec::new()));
+        match own {
+            Some(own) if !target.paths.is_empty() => own.extend(target.paths),
+            _ => *own = None,
+        }
     }
-    if guests.values().map(Vec::len).sum::<usize>() > 1000 {
-        return fault(StatusCode::BAD_REQUEST, "too-many", "more than 1,000 paths");
+    // They travel in one message, with where the walk is.
+    let len = |paths: &Option<Vec<String>>| {
+        paths.iter().flatten().map(|path| path.len() + 4).sum::<usize>()
+    };
+    if guests.values().any(|paths| len(paths) > PATHS_MAX) {
+        let message = format!("the paths of one guest are more than {PATHS_MAX} bytes together");
+        return fault(StatusCode::BAD_REQUEST, "too-many", message);
     }
     if guests.is_empty() {
         return fault(
@@ -79,7 +95,8 @@ pub async fn add(State(api): State<Api>, Json(wanted): Json<ScansRequest>) -> Re
             "nothing is to be scanned: name a guest",
         );
     }
-    answer(api.host.scans.add(guests.into_iter().collect(), wanted.quick))
+    let guests = guests.into_iter().map(|(guest, paths)| (guest, paths.unwrap_or_default()));
+    answer(api.host.scans.add(guests.collect(), wanted.quick))
 }
 
 /// Pauses, resumes or cancels a scan.

@@ -11,7 +11,9 @@ use serde::{Deserialize, Deserializer};
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -56,55 +58,85 @@ impl Members {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Lines {
     path: PathBuf,
-    of: BTreeMap<String, Place>,
+    text: Arc<str>,
+    /// Each one's line, and its bytes in the text.
+    of: BTreeMap<String, (usize, Range<usize>)>,
+}
+
+/// Tells the lines of a text: there may be very many settings on few of them.
+struct Breaks(Vec<usize>);
+
+impl Breaks {
+    fn of(text: &str) -> Self {
+        Self(text.match_indices('\n').map(|(at, _)| at).collect())
+    }
+
+    fn line(&self, at: usize) -> usize {
+        self.0.partition_point(|newline| *newline < at) + 1
+    }
 }
 
 impl Lines {
     /// Of the table at `place` in a file that is valid.
     pub fn of(path: &Path, text: &str, place: &[&str]) -> Self {
-        let mut lines = Self { path: path.to_owned(), of: BTreeMap::new() };
+        let mut lines = Self::none(path, text);
         if let Ok(root) = DeTable::parse(text) {
             let mut table = Some(root.get_ref());
             for key in place {
                 table = table.and_then(|table| table.get(*key)?.get_ref().as_table());
             }
-            table.into_iter().for_each(|table| lines.add(text, "", table));
+            let breaks = Breaks::of(text);
+            table.into_iter().for_each(|table| lines.add(&breaks, "", table));
         }
         lines
     }
 
-    fn add(&mut self, text: &str, prefix: &str, table: &DeTable<'_>) {
+    fn none(path: &Path, text: &str) -> Self {
+        Self { path: path.to_owned(), text: text.into(), of: BTreeMap::new() }
+    }
+
+    fn add(&mut self, breaks: &Breaks, prefix: &str, table: &DeTable<'_>) {
+        let place = |span: Range<usize>| (breaks.line(span.start), span);
         for (key, value) in table {
             let name = format!("{prefix}{}", key.get_ref());
             match value.get_ref() {
                 DeValue::Table(below) => {
-                    self.add(text, &format!("{name}."), below);
-                    self.of.insert(name, Place::of(text, key.span()));
+                    self.add(breaks, &format!("{name}."), below);
+                    self.of.insert(name, place(key.span()));
                 }
                 DeValue::Array(items) => {
                     for (number, item) in items.iter().enumerate() {
-                        self.of.insert(format!("{name}[{number}]"), Place::of(text, item.span()));
+                        self.of.insert(format!("{name}[{number}]"), place(item.span()));
                     }
-                    self.of.insert(name, Place::of(text, key.span()));
+                    self.of.insert(name, place(key.span()));
                 }
-                _ => drop(self.of.insert(name, Place::of(text, key.span()))),
+                _ => drop(self.of.insert(name, place(key.span()))),
             }
         }
     }
 
     fn origin(&self, setting: &str) -> Option<Origin<'_>> {
-        self.of.get(setting).map(|place| Origin { path: &self.path, line: place.line })
+        self.of.get(setting).map(|(line, _)| Origin { path: &self.path, line: *line })
+    }
+
+    fn place(&self, setting: &str) -> Option<Place> {
+        self.of.get(setting).map(|(_, span)| Place::of(&self.text, span.clone()))
     }
 
     /// Something about a setting, if this file sets it.
     fn find(&self, setting: &str, code: &'static str, message: String) -> Option<Found> {
-        let place = self.of.get(setting).cloned()?;
+        let place = self.place(setting)?;
         Some(Found { path: self.path.clone(), place: Some(place), code, message })
     }
 
     /// What is odd or wrong about what this file sets of a policy.
-    fn odd(&self, policy: &PolicyConfig) -> Vec<Found> {
+    fn odd(&self, policy: &PolicyConfig, stops_early: bool) -> Vec<Found> {
         let mut found = Vec::new();
+        if stops_early && !policy.exclude.detections.is_empty() {
+            let why = "a detection ends the scan ([scan] early_exit), so that an excluded one would keep the other engines \
+                       from looking";
+            found.extend(self.find("exclude.detections", "E-CONFLICT", why.into()));
+        }
         if policy.mode == Mode::Exec {
             let why = "programs are scanned when they are executed, and nothing else: not a script that an \
                        interpreter reads, not a program that ld.so starts, not a library that dlopen loads";
@@ -125,7 +157,8 @@ impl Lines {
         let len = rules.encoded_len();
         if len > POLICY_MAX {
             let why = format!("a policy of {len} bytes; drivers take at most {POLICY_MAX}");
-            found.extend(self.find("exclude.paths", "E-VALUE", why));
+            let place = ["exclude.paths", "exclude"].iter().find_map(|it| self.place(it));
+            found.push(Found { path: self.path.clone(), place, code: "E-VALUE", message: why });
         }
         found
     }
@@ -202,10 +235,15 @@ impl Config {
         Governed { group, policy, base: &self.policy_lines }
     }
 
+    /// Whether a detection of one engine keeps another from looking.
+    fn stops_early(&self) -> bool {
+        self.order.early_exit && self.engines.0.len() > 1
+    }
+
     /// Reads the groups of a folder. One that is not there has none.
     pub(super) fn read_groups(&mut self, folder: &Path) -> Result<(), ConfigError> {
         let (sources, mut found) = read(folder);
-        found.extend(self.policy_lines.odd(&self.policy));
+        found.extend(self.policy_lines.odd(&self.policy, self.stops_early()));
         let mut spans = Vec::new();
         for source in &sources {
             match toml::from_str::<GroupFile>(&source.text) {
@@ -231,7 +269,7 @@ impl Config {
         &mut self,
         source: &Source,
         file: GroupFile,
-        spans: &mut Vec<(PathBuf, std::ops::Range<usize>)>,
+        spans: &mut Vec<(PathBuf, Range<usize>)>,
         found: &mut Vec<Found>,
     ) {
         let Source { path, text } = source;
@@ -258,7 +296,7 @@ impl Config {
                 PolicyConfig::default()
             });
             let lines = lines_of_group(path, text, number);
-            found.extend(lines.odd(&policy));
+            found.extend(lines.odd(&policy, self.stops_early()));
             self.groups.push(Group {
                 line: Place::of(text, span.clone()).line,
                 name,
@@ -272,12 +310,7 @@ impl Config {
     }
 
     /// What is odd about groups that can be used.
-    fn warn(
-        &self,
-        sources: &[Source],
-        spans: &[(PathBuf, std::ops::Range<usize>)],
-        found: &mut Vec<Found>,
-    ) {
+    fn warn(&self, sources: &[Source], spans: &[(PathBuf, Range<usize>)], found: &mut Vec<Found>) {
         let texts: HashMap<&Path, &str> =
             sources.iter().map(|source| (source.path.as_path(), source.text.as_str())).collect();
         let mut warn = |path: &Path, span, code, message: String| {
@@ -370,12 +403,12 @@ fn read(folder: &Path) -> (Vec<Source>, Vec<Found>) {
 
 /// Of the policy of group `number` in a file that is valid.
 fn lines_of_group(path: &Path, text: &str, number: usize) -> Lines {
-    let mut lines = Lines { path: path.to_owned(), of: BTreeMap::new() };
+    let mut lines = Lines::none(path, text);
     if let Ok(root) = DeTable::parse(text)
         && let Some(group) = root.get_ref().get("group").and_then(|all| all.get_ref().get(number))
         && let Some(policy) = group.get_ref().get("policy").and_then(|it| it.get_ref().as_table())
     {
-        lines.add(text, "", policy);
+        lines.add(&Breaks::of(text), "", policy);
     }
     lines
 }

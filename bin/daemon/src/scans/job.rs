@@ -8,8 +8,10 @@ use seawall_proto::walk::{PLACE_MAX, WalkOrder, WalkProgress};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+/// A driver tells of a walk once a second, but for the time that one file takes.
+const SILENCE: Duration = Duration::from_secs(900);
 /// Infected files that are named.
 const FOUND_MAX: usize = 1000;
 /// Files left out that are named.
@@ -48,7 +50,12 @@ pub struct Job {
     session: Weak<Session>,
     since: Instant,
     held: bool,
-    known: HashSet<(String, String)>,
+    /// Digests of path and content.
+    known: HashSet<[u8; 16]>,
+    /// Names the walk under way: what an earlier one says is not counted.
+    pub run: u64,
+    /// When the driver last said something of it.
+    word: Instant,
     changed: bool,
 }
 
@@ -88,7 +95,7 @@ impl Job {
             shown.state = GuestScanState::Waiting;
             shown.reason = "the service was started again".into();
         }
-        let known = shown.found.iter().map(|one| (one.path.clone(), one.hash.clone())).collect();
+        let known = shown.found.iter().map(digest).collect();
         Self {
             base: shown.clone(),
             shown,
@@ -98,6 +105,8 @@ impl Job {
             session: Weak::new(),
             since: Instant::now(),
             held: false,
+            run: 0,
+            word: Instant::now(),
             known,
             changed: false,
         }
@@ -153,7 +162,9 @@ impl Job {
     }
 
     /// Its walk begins, or goes on, in this session.
-    pub fn run(&mut self, session: Arc<Session>) {
+    pub fn run(&mut self, session: Arc<Session>, run: u64) {
+        self.run = run;
+        self.word = Instant::now();
         self.session = Arc::downgrade(&session);
         self.since = Instant::now();
         self.held = false;
@@ -174,7 +185,8 @@ impl Job {
         shown.known = sum(base.known, progress.known);
         shown.excluded = sum(base.excluded, progress.excluded);
         shown.missed = sum(base.missed, progress.missed);
-        shown.errors += std::mem::take(&mut self.errors);
+        shown.errors = sum(shown.errors, std::mem::take(&mut self.errors));
+        self.word = Instant::now();
         shown.expected = progress.expected;
         if !self.held {
             let why = if progress.pressed { "the guest is busy; it waits" } else { "" };
@@ -188,10 +200,12 @@ impl Job {
     }
 
     pub fn find(&mut self, found: FoundFile) {
-        if self.known.len() < KNOWN_MAX
-            && !self.known.insert((found.path.clone(), found.hash.clone()))
-        {
+        let digest = digest(&found);
+        if self.known.contains(&digest) {
             return;
+        }
+        if self.known.len() < KNOWN_MAX {
+            self.known.insert(digest);
         }
         self.shown.infected += 1;
         if self.shown.found.len() < FOUND_MAX {
@@ -222,7 +236,7 @@ impl Job {
         self.shown.reason = if held { "the host is busy; it waits".into() } else { String::new() };
         if let Some(session) = self.session.upgrade() {
             let order = if held { WalkOrder::Hold } else { WalkOrder::GoOn };
-            say(&session, self.shown.id, order);
+            say(&session, self.run, order);
         }
     }
 
@@ -242,7 +256,7 @@ impl Job {
         if self.shown.state == GuestScanState::Running {
             self.shown.took_ms = self.took_ms();
             if let Some(session) = self.session.upgrade() {
-                say(&session, self.shown.id, WalkOrder::End);
+                say(&session, self.run, WalkOrder::End);
             }
         }
         if state.has_ended() {
@@ -273,6 +287,16 @@ impl Job {
         self.errors = 0;
     }
 
+    /// Whether its driver has said nothing of it for so long that nothing more is to be expected.
+    pub fn is_silent(&self) -> bool {
+        self.shown.state == GuestScanState::Running && self.word.elapsed() > SILENCE
+    }
+
+    /// It was not written after all.
+    pub fn not_written(&mut self) {
+        self.changed = true;
+    }
+
     /// What is to be written of it, if anything is.
     pub fn take_change(&mut self) -> Option<Kept> {
         let place = self.place.as_deref().map(hex);
@@ -282,6 +306,15 @@ impl Job {
             window: self.window,
         })
     }
+}
+
+/// By which a file that is found again is known.
+fn digest(found: &FoundFile) -> [u8; 16] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(found.hash.as_bytes()).update(found.path.as_bytes());
+    let mut digest = [0; 16];
+    hasher.finalize_xof().fill(&mut digest);
+    digest
 }
 
 fn hex(bytes: &[u8]) -> String {
