@@ -216,6 +216,8 @@ impl Lab {
         let daemon =
             self.state()?.daemon.filter(Process::is_alive).context("the service does not run")?;
         end(&daemon)?;
+        // Until then its socket may still answer.
+        ensure!(daemon.wait_gone(Duration::from_secs(10)), "the service does not end");
         self.store.update(|state| {
             state.daemon = None;
             Ok(())

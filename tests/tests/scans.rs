@@ -82,8 +82,10 @@ fn story(kernel: Kernel, link: Link) {
     checks.soon("it goes on", SOON, || show(&lab, two).files > paused.files);
     lab.kill_daemon().unwrap();
     lab.start_daemon().unwrap();
-    let known = show(&lab, two);
-    checks.that("the service knows where it was", known.files >= paused.files, known.files);
+    checks.soon("the service knows where it was", SOON, || {
+        let known = ask::<GuestScan>(&lab, &["scans", "show", &two.to_string()]);
+        known.is_ok_and(|known| known.files >= paused.files)
+    });
     g2.kill_agent(AgentPart::Worker).unwrap();
     g1.wait_protected(SOON).unwrap();
     for (id, guest) in [(one, "g1"), (two, "g2")] {
