@@ -7,6 +7,8 @@ mod common;
 use common::{Engine, Service, Setup, block_on, seawall, wait_for};
 use seawall_client::{ScanReport, Verdict};
 use seawall_proto::VerdictKind;
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 fn service(scan: &str) -> Service {
@@ -172,4 +174,34 @@ fn verdicts_are_kept_by_name_only_where_rules_ask_for_it() {
     assert!(seawall(&service, &["reload"]).status.success());
     assert_eq!(ends("/srv/a.exe").verdict, Verdict::Clean);
     assert!(ends("/srv/b.txt").cached, "once for all again");
+}
+
+/// The service takes its engines along, however it ends, and an engine what it has started.
+#[test]
+fn no_clamd_outlives_the_service() {
+    let folder = tempfile::tempdir().unwrap();
+    let (database, temporary) = (folder.path().join("database"), folder.path().join("temporary"));
+    for folder in [&database, &temporary] {
+        std::fs::create_dir(folder).unwrap();
+    }
+    std::fs::write(database.join("x.ndb"), "Test.Sig-1:0:*:deadbeefdeadbeef\n").unwrap();
+    let program = common::program("seawall-engine-clamav");
+    let words =
+        [&program, Path::new("--database"), &database, Path::new("--temporary"), &temporary];
+    let command: Vec<_> = words.iter().map(|word| word.display().to_string()).collect();
+    let more = format!("[[engine]]\nname = \"clamav\"\ncommand = {command:?}\n");
+    let mut service = Service::start(Setup { more, ..Setup::default() });
+    // Its configuration names a folder that nobody else's does.
+    let clamd = || {
+        let output =
+            Command::new("pgrep").args(["-f", temporary.to_str().unwrap()]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    for signal in ["TERM", "KILL"] {
+        wait_for("engine and clamd", || (clamd().len() >= 2).then_some(()));
+        service.restart_after(signal, |_| {
+            let gone = || clamd().is_empty().then_some(());
+            wait_for("their end", gone);
+        });
+    }
 }

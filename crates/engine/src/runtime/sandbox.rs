@@ -46,7 +46,9 @@ pub(super) fn enter_landlock() -> Result<Option<Diagnostic>, SandboxError> {
     let status = Ruleset::default()
         .handle_access(AccessFs::from_all(abi))?
         .handle_access(AccessNet::from_all(abi))?
-        .scope(Scope::from_all(abi))?
+        // Not signals: those are the filter's to forbid, and one of them is sent in the engine's name when it ends, to
+        // what it has started (PR_SET_PDEATHSIG); landlock would keep that back.
+        .scope(Scope::AbstractUnixSocket)?
         .create()?
         .restrict_self()?;
     // Capabilities go after landlock, which needs none, and before the threads that inherit them.
