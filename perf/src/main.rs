@@ -33,6 +33,7 @@ mod report;
 mod run;
 mod sample;
 mod stage;
+mod storm;
 mod watchdog;
 
 use std::path::PathBuf;
@@ -88,6 +89,9 @@ enum Role {
         /// Why driver and service cannot run
         #[arg(long)]
         without_ours: Option<String>,
+        /// Measure full scans of many guests
+        #[arg(long)]
+        storm: bool,
         #[command(flatten)]
         options: Options,
     },
@@ -113,7 +117,10 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match arguments.role {
         None => measure(&arguments.scenarios, &arguments.options),
-        Some(Role::Inside { without_ours, options }) => {
+        Some(Role::Inside { storm: true, options, .. }) => {
+            storm::run(options.quick, options.json.as_deref())
+        }
+        Some(Role::Inside { without_ours, options, .. }) => {
             run::run(options.amounts(), options.quick, options.json.as_deref(), without_ours)
         }
         Some(Role::Listener { mount, marks }) => listener::listen(&mount, marks),
@@ -130,17 +137,21 @@ fn main() -> ExitCode {
 }
 
 fn measure(scenarios: &[Scenario], options: &Options) -> anyhow::Result<ExitCode> {
+    let storm = scenarios.contains(&Scenario::Storm);
     let open = scenarios.is_empty() || scenarios.contains(&Scenario::Open);
-    if !open {
+    if !open && !storm {
         let json = options.json.as_deref();
         return engines::run(scenarios, options.rounds, options.quick, json);
     }
-    ensure!(scenarios.len() < 2, "open is measured alone: it needs the machine for itself");
-    outside(options)
+    ensure!(
+        scenarios.len() < 2,
+        "open and storm are measured alone: they need the machine for themselves"
+    );
+    outside(options, storm)
 }
 
 /// Builds what is measured, then starts this program again inside new namespaces.
-fn outside(options: &Options) -> anyhow::Result<ExitCode> {
+fn outside(options: &Options, storm: bool) -> anyhow::Result<ExitCode> {
     ensure!(rustix::process::geteuid().is_root(), "fanotify and mounts need root");
     let json = options.json.as_deref().map(std::path::absolute).transpose()?;
     // The first process inside lays a file system of its own over this folder.
@@ -150,6 +161,9 @@ fn outside(options: &Options) -> anyhow::Result<ExitCode> {
 
     let mut inside = Command::new(std::env::current_exe()?);
     inside.arg("inside");
+    if storm {
+        inside.arg("--storm");
+    }
     if let Some(rounds) = options.rounds {
         inside.args(["--rounds", &rounds.to_string()]);
     }

@@ -135,3 +135,34 @@ fn every_scenario_of_the_engines_runs_in_its_smallest_form() {
     assert!(failed.iter().all(is_peer), "{failed:?}");
     assert_eq!(output.status.success(), failed.is_empty());
 }
+
+#[test]
+fn a_storm_is_measured() {
+    ensure_binaries(Need::ALL).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let json = folder.path().join("results.json");
+    let output = Command::new("timeout")
+        .arg("180")
+        .arg(env!("CARGO_BIN_EXE_seawall-perf"))
+        .args(["storm", "--quick", "--json"])
+        .arg(&json)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{text}");
+    let results: Value = serde_json::from_str(&std::fs::read_to_string(&json).unwrap()).unwrap();
+    let rows = rows(&results);
+    let value = |name: &str| {
+        let row = rows.iter().find(|row| row["name"] == name).unwrap_or_else(|| panic!("{name}"));
+        row["value"].as_f64().unwrap()
+    };
+    for name in [
+        "ours, 2 guests: memory",
+        "clamd and clamdscan, one guest: memory",
+        "clone over original",
+        "CPU, 2 guests, over as many clamd",
+        "memory, 2 guests, over as many clamd",
+    ] {
+        assert!(value(name) > 0.0, "{name}");
+    }
+}

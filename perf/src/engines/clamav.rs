@@ -198,7 +198,8 @@ impl Clamd {
         self.child.id()
     }
 
-    fn scan(&self, program: &Path, folder: &Path) -> anyhow::Result<Run> {
+    /// Scans a folder.
+    pub fn scan(&self, program: &Path, folder: &Path) -> anyhow::Result<Run> {
         let mut command = Command::new(program);
         command.arg("--config-file").arg(&self.config);
         command.args(["--fdpass", "--multiscan", "--infected"]).arg(folder).stdin(Stdio::null());
@@ -236,7 +237,7 @@ fn answers(socket: &Path) -> bool {
 }
 
 /// Debian's clamdscan: the system's, or its package's files in a folder of ours.
-fn clamdscan(quick: bool) -> anyhow::Result<PathBuf> {
+pub fn clamdscan(quick: bool) -> anyhow::Result<PathBuf> {
     let folder = workspace().join("target/bench/clamdscan");
     let unpacked = folder.join("usr/bin/clamdscan");
     let system = PathBuf::from("/usr/bin/clamdscan");

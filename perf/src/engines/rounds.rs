@@ -66,7 +66,8 @@ pub enum Goal {
 }
 
 impl Goal {
-    fn is_met(self, value: f64) -> bool {
+    /// Whether a value meets it.
+    pub fn is_met(self, value: f64) -> bool {
         match self {
             Self::AtLeast(least) => value >= least,
             Self::AtMost(most) => value <= most,

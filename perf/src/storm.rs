@@ -1,0 +1,363 @@
+//! `storm`: what it costs to scan all files of many guests at once, beside a clamd in each.
+//!
+//! Each guest is a file system of its own with a driver of its own; there is one service with one ClamAV engine. They
+//! share most of their content, as guests of one distribution do. The peer is what each guest would have: a clamd that
+//! has loaded the same signatures, and `clamdscan --multiscan --fdpass`. Everything that takes part counts: drivers,
+//! service, engine, clamd, command line.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use seawall_lab::Binaries;
+use serde_json::Value;
+
+use crate::engines::clamav::{Clamd, clamdscan};
+use crate::engines::database;
+use crate::engines::made::Corpus;
+use crate::engines::report::Results;
+use crate::engines::rounds::{Goal, Row};
+use crate::machine::{self, Machine};
+use crate::run::keep;
+use crate::stage::{self, SHARED_MEMORY, Stage, text_of};
+use crate::watchdog::{clear, start as start_watchdog, step};
+
+const NAME: &str = "storm";
+/// Of ten files that a guest has, so many are the same in all.
+const SHARED: usize = 7;
+const REGION: u64 = 16 << 20;
+const PATIENCE: Duration = Duration::from_secs(100);
+
+/// Measures and reports, as the first process of new namespaces.
+pub fn run(quick: bool, json: Option<&Path>) -> anyhow::Result<ExitCode> {
+    stage::settle_in()?;
+    start_watchdog();
+    let load_before = machine::load();
+    let (counts, bytes, signatures) =
+        if quick { (vec![1, 2], 4 << 20, 2_000) } else { (vec![1, 4, 16], 96 << 20, 1_000_000) };
+    let base = Path::new(SHARED_MEMORY).join("storm");
+    fs::create_dir_all(&base)?;
+    step("signatures");
+    let database = base.join("database");
+    database::write(&database, signatures)?;
+    step("files");
+    let corpus = Corpus::copy(&base.join("corpus"), bytes)?;
+    let most = counts.iter().copied().max().unwrap_or(1);
+    let mut roots = Vec::new();
+    for number in 0..most {
+        step(format!("guest {number}"));
+        roots.push(root(&format!("g{number}"), &corpus, number)?);
+    }
+    // One that is the same as the first.
+    let clone = root("clone", &corpus, 0)?;
+    fs::remove_dir_all(&corpus.folder)?;
+
+    let mut rows = Vec::new();
+    let mut settings = String::new();
+    let mut ours = Vec::new();
+    for count in &counts {
+        let folders: Vec<_> = roots[..*count].iter().map(|root| root.folder.as_path()).collect();
+        let host = Host::start(&base.join(format!("host-{count}")), &database, &folders)?;
+        settings = host.settings()?;
+        step(format!("{count} guests"));
+        let cost = measured(|| host.scan(&["--all"]))?;
+        rows.extend(cost.rows(&format!("ours, {count} guests")));
+        ours.push((*count, cost));
+    }
+    let folders = [roots[0].folder.as_path(), clone.folder.as_path()];
+    let host = Host::start(&base.join("host-clones"), &database, &folders)?;
+    step("clones");
+    let [first, second] = ["g0", "g1"].map(|guest| measured(|| host.scan(&[guest])));
+    let speed = |cost: &Cost| cost.files as f64 * 1000.0 / cost.took_ms.max(1) as f64;
+    let (first, second) = (first?, second?);
+    rows.push(row("clone after its original", "files/s", speed(&second)));
+    let ratio = speed(&second) / speed(&first);
+    rows.push(goal("clone over original", "×", ratio, Goal::AtLeast(20.0)));
+    drop(host);
+
+    step("a clamd of the guest's own");
+    let clamd = Clamd::start(&base.join("peer"), &settings, Some(2))?;
+    let program = clamdscan(quick)?;
+    let peer = measured(|| {
+        let run = clamd.scan(&program, &roots[0].folder)?;
+        let took_ms = u64::try_from(run.time.as_millis())?;
+        Ok(Came { files: 0, infected: run.infected, took_ms })
+    })?;
+    rows.extend(peer.rows("clamd and clamdscan, one guest"));
+    drop(clamd);
+    for (count, cost) in &ours {
+        let cpu = cost.cpu.as_secs_f64() / (peer.cpu.as_secs_f64() * *count as f64);
+        let memory = cost.memory_kib as f64 / (peer.memory_kib as f64 * *count as f64);
+        let (most_cpu, most_memory) = match count {
+            1 => (Some(1.2), None),
+            16 => (Some(0.25), Some(0.10)),
+            _ => (None, None),
+        };
+        let one = |name: &str, value: f64, most: Option<f64>| {
+            let name = format!("{name}, {count} guests, over as many clamd");
+            most.map_or(row(&name, "×", value), |most| goal(&name, "×", value, Goal::AtMost(most)))
+        };
+        rows.push(one("CPU", cpu, most_cpu));
+        rows.push(one("memory", memory, most_memory));
+    }
+    clear();
+    let results = Results {
+        date: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        revision: machine::revision(),
+        programs_from: std::env::var("SEAWALL_BIN_DIR").map_or("built here", |_| "elsewhere"),
+        quick,
+        machine: Machine::describe(),
+        load: [load_before, machine::load()],
+        rows,
+        notes: vec![format!(
+            "{NAME}: each guest {}, {SHARED} of 10 the same in all; {signatures} made signatures; both clamd had loaded \
+             them; CPU time and memory (PSS) of everything that took part; found {} by ours and {} by clamdscan in one",
+            corpus.describe(),
+            ours[0].1.infected,
+            peer.infected
+        )],
+        failed: Vec::new(),
+    };
+    println!("{}", results.to_text());
+    keep(&results.to_json()?, &results.file_name().replace("engines", NAME), quick, json)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn row(name: &str, unit: &'static str, value: f64) -> Row {
+    Row::single(NAME, name, unit, (value * 1000.0).round() / 1000.0)
+}
+
+fn goal(name: &str, unit: &'static str, value: f64, goal: Goal) -> Row {
+    Row { goal: Some(goal), met: Some(goal.is_met(value)), ..row(name, unit, value) }
+}
+
+/// A file system as a guest has it; `number` makes three of ten files its own.
+fn root(name: &str, corpus: &Corpus, number: usize) -> anyhow::Result<Stage> {
+    let stage = Stage::mount(name, corpus.bytes)?;
+    for (at, path) in corpus.files.iter().enumerate() {
+        let folder = stage.folder.join(format!("d{}/e{}", at % 7, at % 3));
+        fs::create_dir_all(&folder)?;
+        let to = folder.join(path.file_name().context("a name")?);
+        fs::copy(path, &to)?;
+        if at % 10 >= SHARED {
+            let mut file = fs::File::options().append(true).open(&to)?;
+            write!(file, "guest {number}")?;
+        }
+    }
+    symlink("d0", stage.folder.join("link"))?;
+    stage.sync()?;
+    Ok(stage)
+}
+
+/// What something cost.
+struct Cost {
+    time: Duration,
+    cpu: Duration,
+    memory_kib: u64,
+    files: u64,
+    infected: usize,
+    took_ms: u64,
+}
+
+impl Cost {
+    fn rows(&self, name: &str) -> [Row; 3] {
+        [
+            row(&format!("{name}: time"), "s", self.time.as_secs_f64()),
+            row(&format!("{name}: CPU"), "s", self.cpu.as_secs_f64()),
+            row(&format!("{name}: memory"), "MiB", self.memory_kib as f64 / 1024.0),
+        ]
+    }
+}
+
+/// What scans came to.
+struct Came {
+    files: u64,
+    infected: usize,
+    /// By the service's own count: the command line asks twice a second.
+    took_ms: u64,
+}
+
+/// Runs scans.
+fn measured(work: impl FnOnce() -> anyhow::Result<Came>) -> anyhow::Result<Cost> {
+    let (cpu, since) = (cpu_of_all(), Instant::now());
+    let Came { files, infected, took_ms } = work()?;
+    let time = since.elapsed();
+    let cpu = cpu_of_all().saturating_sub(cpu);
+    Ok(Cost { time, cpu, memory_kib: memory_of_all(), files, infected, took_ms })
+}
+
+/// CPU time of all processes of this PID namespace but this one, those too that have ended.
+fn cpu_of_all() -> Duration {
+    // utime, stime, and the same of children that have ended: fields 14 to 17 (proc_pid_stat(5)).
+    let of = |pid: u32, fields: std::ops::Range<usize>| -> u64 {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let rest = stat.rfind(')').map_or("", |at| &stat[at + 1..]);
+        let numbers: Vec<u64> =
+            rest.split_whitespace().skip(11).take(4).filter_map(|word| word.parse().ok()).collect();
+        numbers.get(fields).into_iter().flatten().sum()
+    };
+    let ticks: u64 = of(1, 2..4) + others().into_iter().map(|pid| of(pid, 0..4)).sum::<u64>();
+    Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second())
+}
+
+fn others() -> Vec<u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| *pid != 1).collect()
+}
+
+/// Memory of the same processes in KiB, what is shared counted by parts, without the regions.
+fn memory_of_all() -> u64 {
+    let of = |pid: &u32| {
+        let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+        let value = |line: &str| line.split_whitespace().nth(1)?.parse::<u64>().ok();
+        let counts = |line: &&str| ["Pss_Anon:", "Pss_File:"].iter().any(|n| line.starts_with(n));
+        rollup.lines().filter(counts).filter_map(value).sum::<u64>()
+    };
+    others().iter().map(of).sum()
+}
+
+/// A service, and a driver for each guest.
+struct Host {
+    folder: PathBuf,
+    cli: PathBuf,
+    children: Vec<Child>,
+}
+
+impl Host {
+    fn start(folder: &Path, database: &Path, mounts: &[&Path]) -> anyhow::Result<Self> {
+        let binaries = Binaries::locate();
+        fs::create_dir_all(folder.join("clamav"))?;
+        let at = |name: &str| folder.join(name).display().to_string();
+        let engine = binaries.engine_clamav.display();
+        let mut config = format!(
+            "[service]\napi_socket = \"{}\"\nstate_dir = \"{}\"\n[[engine]]\nname = \"clamav\"\ncommand = [\"{engine}\", \
+             \"--database\", \"{}\", \"--temporary\", \"{}\"]\nmemory_mib = 8192\n[on_demand]\n\
+             guests_at_once = 4\npressure_percent = 0\n",
+            at("api.sock"),
+            at("state"),
+            database.display(),
+            at("clamav"),
+        );
+        for number in 0..mounts.len() {
+            let region = at(&format!("region-{number}"));
+            fs::File::create(&region)?.set_len(REGION)?;
+            config += &format!(
+                "[[guest]]\nname = \"g{number}\"\nregion = \"{region}\"\nsocket = \"{}\"\n",
+                at(&format!("link-{number}"))
+            );
+        }
+        fs::write(folder.join("seawalld.toml"), config)?;
+        let mut host = Self { folder: folder.to_owned(), cli: binaries.cli, children: Vec::new() };
+        let config = at("seawalld.toml");
+        host.spawn(&binaries.daemon, &["--config".into(), config], "seawalld")?;
+        host.until("the engine", |host| Ok(host.ask(&["status"])?["healthy"] == true))?;
+        for (number, mount) in mounts.iter().enumerate() {
+            let arguments = [
+                "run".to_owned(),
+                format!("--link=unix:{}", at(&format!("link-{number}"))),
+                format!("--region={}", at(&format!("region-{number}"))),
+                format!("--only-mount={}", mount.display()),
+                format!("--control={}", at(&format!("control-{number}"))),
+                format!("--journal={}", at(&format!("journal-{number}"))),
+            ];
+            host.spawn(&binaries.agent, &arguments, &format!("agent-{number}"))?;
+        }
+        host.until("the drivers", |host| {
+            let guests = host.ask(&["guests"])?;
+            let watches = |guest: &Value| guest["session"]["coverage"]["covered"] == 1;
+            Ok(guests.as_array().is_some_and(|guests| guests.iter().all(watches)))
+        })?;
+        Ok(host)
+    }
+
+    fn spawn(&mut self, program: &Path, arguments: &[String], log: &str) -> anyhow::Result<()> {
+        let log = fs::File::create(self.folder.join(format!("{log}.log")))?;
+        let child = Command::new(program)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| program.display().to_string())?;
+        self.children.push(child);
+        Ok(())
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.cli);
+        command.arg("--socket").arg(self.folder.join("api.sock")).arg("--json");
+        command
+    }
+
+    fn ask(&self, words: &[&str]) -> anyhow::Result<Value> {
+        Ok(serde_json::from_str(&text_of(self.command().args(words))?)?)
+    }
+
+    fn until(
+        &self,
+        what: &str,
+        is_so: impl Fn(&Self) -> anyhow::Result<bool>,
+    ) -> anyhow::Result<()> {
+        let until = Instant::now() + PATIENCE;
+        while !is_so(self).unwrap_or(false) {
+            let log = || fs::read_to_string(self.folder.join("seawalld.log")).unwrap_or_default();
+            ensure!(Instant::now() < until, "{what}: not ready\n{}", log());
+            thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
+    /// The configuration that the engine has given its clamd.
+    fn settings(&self) -> anyhow::Result<String> {
+        for entry in fs::read_dir(self.folder.join("clamav"))? {
+            if let Ok(text) = fs::read_to_string(entry?.path().join("clamd.conf")) {
+                return Ok(text);
+            }
+        }
+        anyhow::bail!("no clamd.conf of the engine")
+    }
+
+    /// Scans.
+    fn scan(&self, words: &[&str]) -> anyhow::Result<Came> {
+        let output = self.command().arg("scan").args(words).output()?;
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        let scans: Value = serde_json::from_slice(&output.stdout).context(text)?;
+        let (mut files, mut infected, mut took_ms) = (0, 0, 0);
+        for scan in scans.as_array().into_iter().flatten() {
+            let number = |key: &str| scan[key].as_u64().unwrap_or(0);
+            ensure!(
+                scan["state"] == "done" && number("errors") + number("missed") == 0,
+                "a scan did not come to its end: {scan}"
+            );
+            files += number("files");
+            infected += usize::try_from(number("infected"))?;
+            took_ms += number("took_ms");
+        }
+        Ok(Came { files, infected, took_ms })
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        // The drivers first: they let go of their file systems while the service still answers.
+        for child in self.children.iter_mut().rev() {
+            let pid = rustix::process::Pid::from_child(child);
+            let _gone = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+            let _reaped = child.wait();
+        }
+        // The engine's clamd ends with it; what is not gone by then is no part of the next measurement.
+        let until = Instant::now() + Duration::from_secs(10);
+        while !others().is_empty() && Instant::now() < until {
+            // We are the first process of the namespace: what loses its parent is ours.
+            let options = rustix::process::WaitOptions::NOHANG;
+            while let Ok(Some(_)) = rustix::process::wait(options) {}
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
