@@ -22,7 +22,7 @@ use crate::engines::database;
 use crate::engines::made::Corpus;
 use crate::engines::report::Results;
 use crate::engines::rounds::{Goal, Row};
-use crate::machine::{self, Machine};
+use crate::machine;
 use crate::run::keep;
 use crate::stage::{self, SHARED_MEMORY, Stage, text_of};
 use crate::watchdog::{clear, start as start_watchdog, step};
@@ -106,23 +106,14 @@ pub fn run(quick: bool, json: Option<&Path>) -> anyhow::Result<ExitCode> {
         rows.push(one("memory", memory, most_memory));
     }
     clear();
-    let results = Results {
-        date: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
-        revision: machine::revision(),
-        programs_from: std::env::var("SEAWALL_BIN_DIR").map_or("built here", |_| "elsewhere"),
-        quick,
-        machine: Machine::describe(),
-        load: [load_before, machine::load()],
-        rows,
-        notes: vec![format!(
-            "{NAME}: each guest {}, {SHARED} of 10 the same in all; {signatures} made signatures; both clamd had loaded \
-             them; CPU time and memory (PSS) of everything that took part; found {} by ours and {} by clamdscan in one",
-            corpus.describe(),
-            ours[0].1.infected,
-            peer.infected
-        )],
-        failed: Vec::new(),
-    };
+    let note = format!(
+        "{NAME}: each guest {}, {SHARED} of 10 the same in all; {signatures} made signatures; both clamd had loaded \
+         them; CPU time and memory (PSS) of everything that took part; found {} by ours and {} by clamdscan in one",
+        corpus.describe(),
+        ours[0].1.infected,
+        peer.infected
+    );
+    let results = Results::new(quick, load_before, rows, vec![note], Vec::new());
     println!("{}", results.to_text());
     keep(&results.to_json()?, &results.file_name().replace("engines", NAME), quick, json)?;
     Ok(ExitCode::SUCCESS)

@@ -299,9 +299,9 @@ impl Driver {
         self.epoch.load(Ordering::Acquire)
     }
 
-    /// Marks a file clean, unless it is not the same any more, or all was forgotten since `epoch`. Called before the answer, so that a
-    /// change between the copy and the mark is seen: a write after the mark takes it away again, one
-    /// before it has changed the file's times.
+    /// Marks a file clean, unless it is not the same any more, or all was forgotten since `epoch`. Called
+    /// before the answer, so that a change between the copy and the mark is seen: a write after the mark
+    /// takes it away again, one before it has changed the file's times.
     pub fn remember_clean(&self, file: impl AsFd, look: &Look, epoch: u64) {
         let (file, identity) = (file.as_fd(), &look.identity);
         if self.policy().mode == Mode::Strict && look.user_changeable {

@@ -152,7 +152,7 @@ impl OnDemand {
         state.end || state.id == 0
     }
 
-    /// A file's content could not be had. Never waits for the link: it goes the way of all reports.
+    /// A file's content could not be had. May wait for the link: not for the session's own thread.
     pub fn missed(&self, session: Option<&Arc<Session>>, path: &[u8], reason: &str) {
         let mut state = self.lock();
         state.missed += 1;

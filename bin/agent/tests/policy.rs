@@ -398,7 +398,12 @@ fn strict_remembers_only_what_root_alone_can_change() {
         native.host.requests() > before
     };
     asks(&roots);
-    assert!(!asks(&roots), "marked");
+    let events = native.number("events");
+    assert!(!asks(&roots), "known");
+    assert!(
+        native.number("events") > events,
+        "by the driver's memory, which compares, and not by a mark"
+    );
     for path in &others {
         asks(path);
         assert!(asks(path) && asks(path), "{}", path.display());
@@ -486,6 +491,25 @@ fn what_is_too_large_changes_or_comes_late_has_a_fail_mode_of_its_own() {
         let policy = Policy { fail_timed_out, fail_open, ..base.clone() };
         assert_eq!(opens(&policy, &silent), expected, "late: {fail_timed_out:?} {fail_open:?}");
     }
+}
+
+/// The fail mode of what is late is the supervisor's too, which answers where the worker cannot.
+#[test]
+fn a_stopped_worker_changes_nothing_about_what_is_late() {
+    let policy = Policy {
+        open_deadline_ms: 1500,
+        fail_timed_out: Some(FailMode::Closed),
+        ..Policy::default()
+    };
+    let native = Native::start(policy, |_, _| Reply::Silence);
+    let path = native.write("f", b"content");
+    let reader = common::read_in_thread(path);
+    assert!(eventually(|| native.number("outstanding") == 1));
+    let worker = nix::unistd::Pid::from_raw(i32::try_from(native.number("worker")).unwrap());
+    nix::sys::signal::kill(worker, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    let (result, _) = reader.join().unwrap();
+    nix::sys::signal::kill(worker, nix::sys::signal::Signal::SIGCONT).unwrap();
+    assert!(is_denied(&result), "{result:?}");
 }
 
 #[test]

@@ -132,7 +132,7 @@ impl Scans {
             Order::Cancel => !state.has_ended(),
         };
         if !fits {
-            return Err(ScansError::State { id, state: word(state) });
+            return Err(ScansError::State { id, state: state.word() });
         }
         match order {
             Order::Pause => job.stop(GuestScanState::Paused, "by the operator"),
@@ -388,7 +388,7 @@ impl Scans {
         let GuestScan { id, guest, files, infected, missed, errors, state, .. } = &job.shown;
         let summary = format!(
             "scan {id} is {}: {files} files, {infected} infected, {} without a verdict",
-            word(*state),
+            state.word(),
             missed.saturating_add(*errors)
         );
         self.events.emit(Event::new(EventKind::ScanEnded).guest(guest).reason(summary));
@@ -426,19 +426,6 @@ fn forget(jobs: &mut BTreeMap<u64, Job>) -> Vec<u64> {
     let gone = ended[..ended.len().saturating_sub(ENDED_MAX)].to_vec();
     gone.iter().for_each(|id| drop(jobs.remove(id)));
     gone
-}
-
-/// For people.
-pub fn word(state: GuestScanState) -> &'static str {
-    match state {
-        GuestScanState::Queued => "queued",
-        GuestScanState::Running => "running",
-        GuestScanState::Waiting => "waiting",
-        GuestScanState::Paused => "paused",
-        GuestScanState::Done => "done",
-        GuestScanState::Cancelled => "cancelled",
-        GuestScanState::Failed => "failed",
-    }
 }
 
 /// For how much of the last ten seconds something on this host waited for a disk or a CPU, in percent; None where the

@@ -25,7 +25,7 @@ use anyhow::Context;
 use seawall_lab::{Need, ensure_binaries};
 
 use self::report::Results;
-use crate::machine::{self, Machine};
+use crate::machine;
 use crate::report::Failure;
 use crate::watchdog::clear;
 
@@ -126,17 +126,7 @@ pub fn run(
         }
     }
     clear();
-    let results = Results {
-        date: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
-        revision: machine::revision(),
-        programs_from: std::env::var("SEAWALL_BIN_DIR").map_or("built here", |_| "elsewhere"),
-        quick,
-        machine: Machine::describe(),
-        load: [load_before, machine::load()],
-        rows,
-        notes: bench.notes,
-        failed: bench.failed,
-    };
+    let results = Results::new(quick, load_before, rows, bench.notes, bench.failed);
     println!("{}", results.to_text());
     crate::run::keep(&results.to_json()?, &results.file_name(), quick, json)?;
     Ok(if results.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

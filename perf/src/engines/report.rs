@@ -6,7 +6,7 @@ use comfy_table::{Cell, CellAlignment, Table};
 use serde::Serialize;
 
 use super::rounds::{Compared, How, Row};
-use crate::machine::Machine;
+use crate::machine::{self, Machine};
 use crate::report::{Failure, number};
 
 #[derive(Debug, Serialize)]
@@ -29,6 +29,27 @@ pub struct Results {
 }
 
 impl Results {
+    /// Of a run that ends now; `load` is the load average at its beginning.
+    pub fn new(
+        quick: bool,
+        load: f64,
+        rows: Vec<Row>,
+        notes: Vec<String>,
+        failed: Vec<Failure>,
+    ) -> Self {
+        Self {
+            date: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+            revision: machine::revision(),
+            programs_from: std::env::var("SEAWALL_BIN_DIR").map_or("built here", |_| "elsewhere"),
+            quick,
+            machine: Machine::describe(),
+            load: [load, machine::load()],
+            rows,
+            notes,
+            failed,
+        }
+    }
+
     /// What the file of this run is called.
     pub fn file_name(&self) -> String {
         format!("{}-engines.json", self.date.replace(':', ""))

@@ -34,7 +34,7 @@ pub fn list(scans: &[GuestScan], style: Style) -> String {
         rows.add_row([
             scan.id.to_string(),
             printable(&scan.guest),
-            word(scan.state).to_owned(),
+            scan.state.word().to_owned(),
             printable(&what(scan)),
             printable(&scan.asked),
             scan.files.to_string(),
@@ -53,18 +53,6 @@ pub fn list(scans: &[GuestScan], style: Style) -> String {
 fn what(scan: &GuestScan) -> String {
     let all = if scan.paths.is_empty() { "everything".to_owned() } else { scan.paths.join(", ") };
     if scan.quick { format!("{all} (quick)") } else { all }
-}
-
-fn word(state: GuestScanState) -> &'static str {
-    match state {
-        GuestScanState::Queued => "queued",
-        GuestScanState::Running => "running",
-        GuestScanState::Waiting => "waiting",
-        GuestScanState::Paused => "paused",
-        GuestScanState::Done => "done",
-        GuestScanState::Cancelled => "cancelled",
-        GuestScanState::Failed => "failed",
-    }
 }
 
 /// How far they are, in one line.
@@ -87,7 +75,7 @@ pub fn line(scans: &[GuestScan]) -> String {
 
 pub fn show(scan: &GuestScan, style: Style) -> String {
     let mut out = String::new();
-    let state = word(scan.state);
+    let state = scan.state.word();
     let state = match scan.state {
         GuestScanState::Done => style.good(state),
         GuestScanState::Failed => style.bad(state),
