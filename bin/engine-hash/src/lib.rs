@@ -32,6 +32,7 @@ pub mod digest;
 pub mod engine;
 pub mod format;
 pub mod lists;
+mod mapped;
 pub mod parse;
 pub mod report;
 pub mod set;

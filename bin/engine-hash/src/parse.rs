@@ -188,6 +188,14 @@ fn entry(digest: Digest, name: &[u8]) -> Entry {
 
 /// Text for reports and logs: valid, without control characters, at most [`LONGEST_TEXT`] bytes.
 pub fn readable(bytes: &[u8]) -> String {
+    // Nearly all are.
+    let plain = |bytes: &[u8]| bytes.iter().all(|byte| matches!(byte, b' '..=b'~'));
+    if bytes.len() <= LONGEST_TEXT
+        && plain(bytes)
+        && let Ok(text) = str::from_utf8(bytes)
+    {
+        return text.to_owned();
+    }
     let mut text = String::from_utf8_lossy(bytes).into_owned();
     if text.contains(char::is_control) {
         text = text.replace(char::is_control, "\u{fffd}");

@@ -5,14 +5,14 @@
 //! list is answered from there. Where eight bytes agree, the record is read from the file, with its name,
 //! and says whether the whole digest and the size agree too: nothing is denied or allowed on less.
 //!
-//! The descriptor is opened before the sandbox and only read at offsets. The file must not be
-//! changed in place while it is in use, only replaced; a record that no longer is what the index
-//! says is an error of that scan, not a clean one.
+//! The file is mapped before the sandbox, and stays in the page cache, which the kernel takes back when it needs
+//! memory. It must not be changed in place while it is in use, only replaced; a record that no longer is what the
+//! index says, or is gone, is an error of that scan, not a clean one.
 
 use std::cmp::Ordering;
 use std::fs::File;
+use std::hint::black_box;
 use std::io::{self, Read};
-use std::os::unix::fs::FileExt;
 
 use seawall_engine::Severity;
 
@@ -21,6 +21,7 @@ use crate::format::{
     ANY_SIZE, HEADER, Header, LONGEST_RECORD, SetError, Tail, Verdict, checked, checksum,
     decode_line, decode_lists, fixed_length, identity_length,
 };
+use crate::mapped::{Mapped, in_huge_pages};
 use crate::parse::readable;
 
 /// Bytes read from a file at a time while it is loaded.
@@ -34,7 +35,7 @@ const NARROW: u32 = 3;
 
 /// Entries ready to be asked.
 pub struct Set {
-    file: File,
+    file: Mapped,
     indexes: [Index; 3],
     lists: Vec<String>,
     checksum: [u8; 32],
@@ -87,7 +88,7 @@ impl Set {
         if sum != checksum(&bytes) {
             return Err(SetError::Checksum);
         }
-        Ok(Self { file, indexes, lists, checksum: sum })
+        Ok(Self { file: Mapped::new(&file)?, indexes, lists, checksum: sum })
     }
 
     /// Number of entries.
@@ -183,7 +184,7 @@ impl Set {
         let (start, end) = (index.place(at), index.place(at + 1));
         // What it was when it was loaded: no longer than the longest.
         let bytes = buffer.get_mut(..(end - start) as usize).ok_or_else(changed)?;
-        self.file.read_exact_at(bytes, start)?;
+        self.file.read(start, bytes)?;
         match Record::split(index.kind, bytes) {
             Some((record, [])) if crate::digest::key(record.digest) == key => Ok(record),
             _ => Err(changed()),
@@ -368,6 +369,8 @@ impl Index {
         index.keys.try_reserve_exact(entries).map_err(|_| memory())?;
         index.starts.try_reserve_exact((1 << bits) + 1).map_err(|_| memory())?;
         index.places.try_reserve_exact(entries + 1).map_err(|_| memory())?;
+        in_huge_pages(&index.keys);
+        in_huge_pages(&index.places);
         let mut before = [0; LONGEST_RECORD];
         let before = &mut before[..identity_length(kind)];
         for at in 0..entries {
@@ -420,6 +423,8 @@ impl Index {
     fn candidates(&self, key: u64) -> (usize, usize) {
         let upper = self.upper(key);
         let (start, end) = (self.starts[upper] as usize, self.starts[upper + 1] as usize);
+        // Fetched while the keys are: nothing waits for it.
+        black_box(self.places[start]);
         let keys = &self.keys[start..end];
         let first = keys.partition_point(|one| *one < key);
         let count = keys[first..].partition_point(|one| *one == key);

@@ -478,6 +478,33 @@ fn a_damaged_compiled_list_is_named_and_the_others_are_used() {
     }
 }
 
+/// Cut short while it is in use: what it would have been found in is an error, and the engine lives on in its sandbox.
+#[test]
+fn a_compiled_list_that_is_cut_short_costs_a_scan_and_not_the_engine() {
+    let contents: Vec<String> = (0..4000).map(|at| format!("evil {at}")).collect();
+    let mut known: Vec<(String, &String)> =
+        contents.iter().map(|one| (sha256(one.as_bytes()), one)).collect();
+    known.sort();
+    let list: String = known.iter().map(|(digest, _)| format!("{digest}\n")).collect();
+    let (sources, lists) = (folder(&[("a.sha256", &list)]), folder(&[]));
+    let out = lists.path().join("a.swhash");
+    assert_eq!(run_compile(sources.path(), &out).1, 0);
+    write(lists.path(), "b.md5", &format!("{} Other\n", md5(b"other")));
+    let engine = start(lists.path());
+    let process = engine.status().pid;
+    let file = fs::OpenOptions::new().write(true).open(&out).unwrap();
+    file.set_len(4096).unwrap();
+    let (_, last) = known.last().unwrap();
+    for _ in 0..2 {
+        match scan(&engine, last.as_bytes()) {
+            Err(ScanError::Failed { reason }) => assert!(reason.contains("cut short"), "{reason}"),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((said(&engine, b"other"), said(&engine, b"none")), ("Other".into(), "clean".into()));
+    assert_eq!((engine.status().pid, engine.status().restarts), (process, 0));
+}
+
 #[test]
 fn only_so_many_compiled_lists_are_opened() {
     let sources = folder(&[("a.md5", &md5(b"evil"))]);

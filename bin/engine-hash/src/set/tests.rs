@@ -1,6 +1,7 @@
 //! Compiled files, good and bad.
 
 use std::io::{Seek, Write};
+use std::os::unix::fs::FileExt;
 
 use super::*;
 use crate::compile::Builder;
