@@ -302,7 +302,8 @@ impl Driver {
     /// Marks a file clean, unless it is not the same any more, or all was forgotten since `epoch`. Called
     /// before the answer, so that a change between the copy and the mark is seen: a write after the mark
     /// takes it away again, one before it has changed the file's times.
-    pub fn remember_clean(&self, file: impl AsFd, look: &Look, epoch: u64) {
+    /// `unopened` says that it is an archive that nobody has looked into.
+    pub fn remember_clean(&self, file: impl AsFd, look: &Look, epoch: u64, unopened: bool) {
         let (file, identity) = (file.as_fd(), &look.identity);
         if self.policy().mode == Mode::Strict && look.user_changeable {
             return;
@@ -318,7 +319,7 @@ impl Driver {
         }
         self.mark_clean(file);
         match Look::at(file) {
-            Ok(now) if now.identity == *identity => self.memory.remember_clean(identity),
+            Ok(now) if now.identity == *identity => self.memory.remember_clean(identity, unopened),
             _ => drop(self.groups.permission.unignore(file, self.groups.ignore)),
         }
         if self.epoch() != epoch {
@@ -333,7 +334,8 @@ impl Driver {
         let file = file.as_fd();
         self.mark_clean(file);
         let same = Look::at(file).is_ok_and(|now| now.identity == *identity);
-        if !same || self.memory.known(identity, process::now_ms()) != Some(Known::Clean) {
+        let known = self.memory.known(identity, process::now_ms());
+        if !same || !matches!(known, Some(Known::Clean { .. })) {
             let _none = self.groups.permission.unignore(file, self.groups.ignore);
         }
     }

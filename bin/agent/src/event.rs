@@ -143,7 +143,7 @@ fn pass(driver: &Driver, fd: &OwnedFd) {
 
 fn pass_known(driver: &Driver, fd: &OwnedFd, look: &Look, known: Known) {
     count(&driver.counters.remembered);
-    if known == Known::Clean {
+    if matches!(known, Known::Clean { .. }) {
         // The kernel adds nothing while a writer holds the file.
         driver.mark_again(fd, &look.identity);
     }

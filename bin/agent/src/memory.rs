@@ -16,7 +16,10 @@ pub const HELD_BY_WRITER_MS: u64 = 10_000;
 
 #[derive(Debug, Clone, Copy)]
 enum Note {
-    Clean(Identity),
+    Clean {
+        identity: Identity,
+        unopened: bool,
+    },
     /// A writer held it when it was scanned; its content may be another by now.
     Exposed {
         device: u64,
@@ -29,7 +32,10 @@ enum Note {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Known {
     /// Scanned clean by the current generation, and unchanged since.
-    Clean,
+    Clean {
+        /// It is an archive that nobody has looked into.
+        unopened: bool,
+    },
     /// Scanned clean a moment ago, while a writer held it.
     Exposed,
 }
@@ -54,7 +60,9 @@ impl Memory {
     /// What is known of a file that looks like this now.
     pub fn known(&self, identity: &Identity, now_ms: u64) -> Option<Known> {
         self.with(identity.device, identity.inode, |place| match place {
-            Some(Note::Clean(noted)) if noted == identity => Some(Known::Clean),
+            Some(Note::Clean { identity: noted, unopened }) if noted == identity => {
+                Some(Known::Clean { unopened: *unopened })
+            }
             Some(Note::Exposed { device, inode, until_ms })
                 if (*device, *inode) == (identity.device, identity.inode) && now_ms < *until_ms =>
             {
@@ -64,8 +72,9 @@ impl Memory {
         })
     }
 
-    pub fn remember_clean(&self, identity: &Identity) {
-        self.with(identity.device, identity.inode, |place| *place = Some(Note::Clean(*identity)));
+    pub fn remember_clean(&self, identity: &Identity, unopened: bool) {
+        let note = Note::Clean { identity: *identity, unopened };
+        self.with(identity.device, identity.inode, |place| *place = Some(note));
     }
 
     pub fn remember_exposed(&self, identity: &Identity, now_ms: u64) {
@@ -82,7 +91,8 @@ impl Memory {
     pub fn forget_device(&self, gone: u64) {
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
         let is_on_it = |note: &mut Note| match note {
-            Note::Clean(Identity { device, .. }) | Note::Exposed { device, .. } => *device == gone,
+            Note::Clean { identity: Identity { device, .. }, .. }
+            | Note::Exposed { device, .. } => *device == gone,
         };
         for place in places.iter_mut() {
             let _forgotten = place.take_if(is_on_it);
@@ -105,8 +115,10 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         let memory = Memory::new();
         let before = Look::at(&file).unwrap().identity;
-        memory.remember_clean(&before);
-        assert_eq!(memory.known(&before, 0), Some(Known::Clean));
+        for unopened in [true, false] {
+            memory.remember_clean(&before, unopened);
+            assert_eq!(memory.known(&before, 0), Some(Known::Clean { unopened }));
+        }
         file.write_all(b"x").unwrap();
         assert_eq!(memory.known(&Look::at(&file).unwrap().identity, 0), None);
         memory.forget_all();

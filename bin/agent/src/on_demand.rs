@@ -396,7 +396,8 @@ impl<'a> Going<'a> {
             self.miss(&shown.path, &format!("larger than {mib} MiB"));
             return Some(());
         }
-        if self.driver.memory.known(&identity, process::now_ms()) == Some(Known::Clean) {
+        let known = self.driver.memory.known(&identity, process::now_ms());
+        if known == Some(Known::Clean { unopened: false }) {
             self.progress.known += 1;
             return Some(());
         }

@@ -112,7 +112,7 @@ fn answered_here(driver: &Driver, rules: &Rules, event: &HeldEvent, shown: &Show
     let answer = if let Some(answer) = driver.exec_answer(event) {
         count(&driver.counters.remembered);
         answer
-    } else if known == Some(Known::Clean)
+    } else if matches!(known, Some(Known::Clean { .. }))
         // Exec has a fail mode of its own, and nobody writes a program that runs.
         || known == Some(Known::Exposed) && event.operation == Operation::Open
     {

@@ -76,12 +76,14 @@ fn allow(driver: &Driver, job: Job, look: &Look, verdict: &Verdict) {
     if let Subject::Background { purpose, .. } = &job.subject {
         driver.background.done(*purpose);
     }
-    let clean = verdict.kind == VerdictKind::Clean && verdict.generation == driver.generation();
+    let unopened = verdict.kind == VerdictKind::Unopened;
+    let clean = (verdict.kind == VerdictKind::Clean || unopened)
+        && verdict.generation == driver.generation();
     if let Some(file) = job.subject.file().filter(|_| clean && look.settled) {
         // What was written until a moment ago is scanned after its close; that counts, not this.
         let file = file.as_fd();
         if !look.written || seawall_fanotify::is_open_for_writing(file).unwrap_or(false) {
-            driver.remember_clean(file, look, epoch);
+            driver.remember_clean(file, look, epoch, unopened);
         }
     }
     if let Subject::Access(event) = &job.subject {
@@ -137,7 +139,7 @@ fn deny(driver: &Driver, session: &Arc<Session>, job: Job, look: Look, verdict: 
 
 fn word(kind: VerdictKind) -> &'static str {
     match kind {
-        VerdictKind::Clean => "clean",
+        VerdictKind::Clean | VerdictKind::Unopened => "clean",
         VerdictKind::Infected => "infected",
         VerdictKind::Error => "error",
         VerdictKind::TimedOut => "timed out",

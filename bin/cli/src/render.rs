@@ -475,6 +475,7 @@ fn what(event: &Event) -> String {
     }
     if let Some(detection) = &event.detection {
         words.push(detection.clone());
+        words.extend(event.member.as_ref().map(|member| format!("in {member}:")));
     }
     let is_about_engine = event.verdict.is_none() && event.detection.is_none();
     if let Some(engine) = event.engine.as_ref().filter(|_| is_about_engine) {
@@ -548,9 +549,11 @@ pub fn scan(report: &ScanReport, style: Style) -> String {
     let _ = writeln!(out, "{}: {word}", printable(&report.name));
     for found in &report.detections {
         let family = found.family.as_ref().map(|family| format!(", family {family}"));
+        let member = found.member.as_ref().map(|member| format!(" in {member}"));
         let line = format!(
-            "{} (severity {}{}, engine {})",
+            "{}{} (severity {}{}, engine {})",
             found.name,
+            member.unwrap_or_default(),
             found.severity,
             family.unwrap_or_default(),
             found.engine

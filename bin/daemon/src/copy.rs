@@ -3,6 +3,7 @@
 //! Small content is on the heap, larger in a memfd. What does not fit the memory budget goes to a
 //! file without a name. The hash is that of the copy: bytes are hashed from here, never from a slot.
 
+use seawall_engine::archive;
 use seawall_engine::content::{ContentWriter, SharedContent};
 use seawall_proto::ContentHash;
 use std::fs::File;
@@ -144,10 +145,18 @@ enum Store {
     Spool(File),
 }
 
+/// Adds to `head` what it has room for.
+fn keep_head(head: &mut Vec<u8>, piece: &[u8]) {
+    let room = archive::HEAD.saturating_sub(head.len());
+    head.extend_from_slice(&piece[..room.min(piece.len())]);
+}
+
 /// A copy that grows piece by piece.
 pub struct PrivateCopy {
     store: Store,
     hasher: blake3::Hasher,
+    /// The first bytes, as far as they tell what the content is.
+    head: Vec<u8>,
     len: u64,
     limit: u64,
     spool_limit: u64,
@@ -162,6 +171,7 @@ impl PrivateCopy {
         Self {
             store: Store::Heap(spare),
             hasher: blake3::Hasher::new(),
+            head: Vec::new(),
             len: 0,
             limit,
             spool_limit: usual_limit.saturating_mul(SPOOLED_FILES),
@@ -196,10 +206,12 @@ impl PrivateCopy {
             bytes.resize(start + len, 0);
             fill(&mut bytes[start..])?;
             self.hasher.update(&bytes[start..]);
+            keep_head(&mut self.head, &bytes[start..]);
         } else {
             scratch.resize(len, 0);
             fill(scratch)?;
             self.hasher.update(scratch);
+            keep_head(&mut self.head, scratch);
             self.store(scratch).map_err(CopyError::Store)?;
         }
         self.len += len as u64;
@@ -280,6 +292,11 @@ impl PrivateCopy {
     /// The digest of what was copied.
     pub fn hash(&self) -> ContentHash {
         ContentHash(*self.hasher.finalize().as_bytes())
+    }
+
+    /// Whether it is an archive that engines may look into.
+    pub fn is_archive(&self) -> bool {
+        archive::kind(&self.head).is_some()
     }
 
     /// Gives the buffer back, where there is one.

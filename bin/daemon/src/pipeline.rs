@@ -243,10 +243,18 @@ struct Given {
 struct Named {
     meta: Metadata,
     by_name: bool,
+    /// Where the verdict on an archive is kept into which nobody looked, when this one is looked into.
+    closed: Option<ContentHash>,
 }
 
-/// Where a verdict is kept: the content's hash, or that of content and name; and the generation.
+/// Where a verdict is kept: the content's hash, that of content and name, or that of an archive that was looked into; and
+/// the generation.
 type Key = (ContentHash, Generation);
+
+/// Where the verdict on an archive is kept that was looked into.
+fn opened(closed: ContentHash) -> ContentHash {
+    ContentHash(blake3::derive_key("seawall 2026 archive with its members", &closed.0))
+}
 
 /// The hash of a content together with what rules may ask of its file.
 fn named(hash: ContentHash, meta: &Metadata) -> ContentHash {
@@ -373,7 +381,8 @@ impl Pipeline {
     fn key(&self, hash: ContentHash, meta: &Metadata) -> (Key, bool) {
         let generation = self.generations.current();
         let by_name = self.generations.is_by_name(generation);
-        ((if by_name { named(hash, meta) } else { hash }, generation), by_name)
+        let hash = if by_name { named(hash, meta) } else { hash };
+        ((if meta.archives.is_some() { opened(hash) } else { hash }, generation), by_name)
     }
 
     /// The verdict, if it is known.
@@ -397,6 +406,7 @@ impl Pipeline {
     pub fn scan(self: &Arc<Self>, request: Request) {
         let Request { hash, copy, mut meta, lane, until, reply } = request;
         let (key, by_name) = self.key(hash, &meta);
+        let closed = meta.archives.map(|_| if by_name { named(hash, &meta) } else { hash });
         let (hash, generation) = key;
         if !by_name {
             // The verdict is remembered for the content, whatever any guest calls it: no engine may be
@@ -440,7 +450,7 @@ impl Pipeline {
                 }
             }
         };
-        self.take_off(key, id, copy, Named { meta, by_name });
+        self.take_off(key, id, copy, Named { meta, by_name, closed });
     }
 
     fn take_off(self: &Arc<Self>, key: Key, id: u64, copy: PrivateCopy, named: Named) {
@@ -586,10 +596,16 @@ impl Pipeline {
         let answer =
             Answer { engines: reports.into(), content, ..Answer::new(finding, generation) };
         self.land(scan.key, scan.flight, answer);
-        if let Some((known, generation)) = found
-            && let Some(set) = self.generations.set_of(generation)
-        {
-            self.state.keep(set, scan.key.0, known);
+        let Some((known, generation)) = found else { return };
+        // What lies in an archive is known from then on, also where nobody would look into it.
+        let closed = scan.given.named.closed.filter(|_| known.is_some());
+        if let Some(closed) = closed {
+            self.cache.insert((closed, generation), known.clone());
+        }
+        if let Some(set) = self.generations.set_of(generation) {
+            for hash in [Some(scan.key.0), closed].into_iter().flatten() {
+                self.state.keep(set, hash, known.clone());
+            }
         }
     }
 
@@ -672,6 +688,7 @@ fn reported_by(engine: &EngineSlot, report: &ScanReport) -> (Reported, bool) {
                 family: detection.family.clone(),
                 cleaning: detection.cleaning.map(|cleaning| cleaning.to_string()),
                 engine: name.to_owned(),
+                member: detection.member.as_deref().map(shown),
             });
             (Finding::Infected(Arc::new(found.collect())), None)
         }
@@ -698,6 +715,11 @@ fn reported_by(engine: &EngineSlot, report: &ScanReport) -> (Reported, bool) {
         scanned_us: micros(report.scanned),
     };
     (Reported { finding, told }, failed)
+}
+
+/// A member's name as whoever made the archive chose it, and as an engine told it: nothing that a terminal obeys.
+fn shown(member: &str) -> String {
+    member.replace(char::is_control, "\u{fffd}")
 }
 
 fn micros(duration: Duration) -> u64 {

@@ -182,6 +182,9 @@ impl Session {
         self.metrics().verdicts.count(verdict);
         self.guest.verdicts.count(verdict);
         let (kind, decision, detail) = match &answer.finding {
+            Finding::Clean if asked.unopened => {
+                (VerdictKind::Unopened, Some(Decision::Allow), None)
+            }
             Finding::Clean => (VerdictKind::Clean, Some(Decision::Allow), None),
             Finding::Infected(found) => (
                 VerdictKind::Infected,
@@ -238,6 +241,7 @@ impl Session {
                     detection: escape_short(first.name.as_bytes(), 256),
                     severity: first.severity.clone(),
                     engine: first.engine.clone(),
+                    member: first.member.clone(),
                     hash: hash.map(|hash| hash.to_string()).unwrap_or_default(),
                     action: action.to_owned(),
                 };

@@ -47,13 +47,29 @@ struct HashScanner<'l> {
 
 impl Scanner for HashScanner<'_> {
     fn scan(&mut self, request: &Request<'_>) -> Result<Outcome, ScanError> {
-        let size = request.content.len();
+        let whole = self.judge(request.content.len(), |wanted| digests(request, wanted))?;
+        seawall_unpack::look_into(request, whole, |member| {
+            self.judge(member.len() as u64, |wanted| {
+                let mut hashers = Hashers::new(wanted);
+                member.chunks(PIECE).for_each(|piece| hashers.update(piece));
+                Ok(hashers.finish())
+            })
+        })
+    }
+}
+
+impl HashScanner<'_> {
+    /// What the lists say of content of `size` bytes.
+    fn judge(
+        &self,
+        size: u64,
+        digests: impl FnOnce([bool; 3]) -> Result<Vec<Digest>, ScanError>,
+    ) -> Result<Outcome, ScanError> {
         let wanted = self.lists.wanted(size);
         if wanted == [false; 3] {
             return Ok(Outcome::Clean);
         }
-        let digests = digests(request, wanted)?;
-        let hits = self.lists.find(&digests, size).map_err(|error| ScanError::Failed {
+        let hits = self.lists.find(&digests(wanted)?, size).map_err(|error| ScanError::Failed {
             reason: format!("cannot read the compiled list: {error}"),
         })?;
         Ok(judge(hits))

@@ -11,7 +11,7 @@ use seawall_engine::host::{
     EngineConfig, EngineHandle, EngineState, Lane, Metadata, Operation, Outcome, ScanError,
     ScanReport, Severity, SharedContent,
 };
-use seawall_engine::{Cleaning, Description, Detection, Diagnostic};
+use seawall_engine::{ArchiveLimits, Cleaning, Description, Detection, Diagnostic};
 use seawall_engine_hash::digest::{Digest, Hashers, Kind};
 use seawall_engine_hash::lists::Lists;
 
@@ -79,7 +79,13 @@ fn description(engine: &EngineHandle) -> Description {
 }
 
 fn metadata() -> Metadata {
-    Metadata { path: Vec::new(), guest: "g1".into(), operation: Operation::Open, size: 0 }
+    Metadata {
+        path: Vec::new(),
+        guest: "g1".into(),
+        operation: Operation::Open,
+        size: 0,
+        archives: None,
+    }
 }
 
 fn scan_fd(handle: &EngineHandle, content: SharedContent) -> Result<Outcome, ScanError> {
@@ -101,6 +107,49 @@ fn said(handle: &EngineHandle, content: &[u8]) -> String {
         }
         Outcome::Allowed { name } => format!("allowed by {name}"),
     }
+}
+
+/// A tar of these members.
+fn tar(members: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for (name, bytes) in members {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(bytes.len() as u64);
+        builder.append_data(&mut header, name, *bytes).unwrap();
+    }
+    builder.into_inner().unwrap()
+}
+
+#[test]
+fn the_members_of_an_archive_are_looked_up_where_that_is_wanted_and_are_named() {
+    let lists = folder(&[
+        ("a.hdb", &format!("{}:4:Evil\n", md5(b"evil"))),
+        ("allow.sha256", &sha256(b"good")),
+    ]);
+    let engine = start(lists.path());
+    let limits = ArchiveLimits { depth: 4, members: 3, member: 1 << 20, unpacked: 4 << 20 };
+    let judged = |content: &[u8], archives| {
+        let (tell, reply) = mpsc::channel();
+        let metadata = Metadata { archives, ..metadata() };
+        let content = SharedContent::new(content).unwrap();
+        engine.scan(content, metadata, Lane::OnDemand, LONG, move |report| {
+            drop(tell.send(report));
+        });
+        reply.recv_timeout(LONG).unwrap().result
+    };
+    let archive = tar(&[("good", b"good"), ("bin/evil", b"evil")]);
+    assert_eq!(judged(&archive, None), Ok(Outcome::Clean));
+    match judged(&archive, Some(limits)).unwrap() {
+        Outcome::Infected(found) => {
+            let names: Vec<_> =
+                found.iter().map(|one| (one.name.as_str(), one.member.as_deref())).collect();
+            assert_eq!(names, [("Evil", Some("bin/evil"))]);
+        }
+        // One good member does not make the others good.
+        other => panic!("{other:?}"),
+    }
+    let allowed = tar(&[("good", b"good"), ("other", b"other")]);
+    assert_eq!(judged(&allowed, Some(limits)), Ok(Outcome::Clean));
 }
 
 #[test]

@@ -56,10 +56,17 @@ struct YaraScanner<'r> {
 
 impl Scanner for YaraScanner<'_> {
     fn scan(&mut self, request: &Request<'_>) -> Result<Outcome, ScanError> {
-        self.scanner.set_timeout(own_limit(request.limit));
         set_variables(&mut self.scanner, self.set, request.metadata)
             .map_err(|error| ScanError::Failed { reason: error.to_string() })?;
-        let content = request.content.bytes()?;
+        let whole = self.look(request, request.content.bytes()?)?;
+        seawall_unpack::look_into(request, whole, |member| self.look(request, member))
+    }
+}
+
+impl YaraScanner<'_> {
+    /// The whole content, or a member of the archive that it is.
+    fn look(&mut self, request: &Request<'_>, content: &[u8]) -> Result<Outcome, ScanError> {
+        self.scanner.set_timeout(own_limit(request.left()));
         match self.scanner.scan(content) {
             Ok(results) => {
                 let detections: Vec<Detection> =
@@ -74,9 +81,7 @@ impl Scanner for YaraScanner<'_> {
             Err(other) => Err(ScanError::Failed { reason: other.to_string() }),
         }
     }
-}
 
-impl YaraScanner<'_> {
     /// Names the rules that took the time, if there is any left.
     fn too_slow(&self, request: &Request<'_>, content: &[u8]) -> ScanError {
         let left = || {

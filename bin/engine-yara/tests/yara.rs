@@ -2,11 +2,13 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
+use std::io::Write as _;
 use std::path::Path;
 use std::process::Command;
 use std::sync::mpsc;
 use std::time::Duration;
 
+use seawall_engine::ArchiveLimits;
 use seawall_engine::host::{
     Cleaning, Detection, EngineConfig, EngineHandle, EngineState, Lane, Metadata, Operation,
     Outcome, ScanError, ScanReport, Severity, SharedContent,
@@ -59,9 +61,23 @@ fn start_strict(folder: &Path) -> EngineHandle {
 }
 
 fn send(handle: &EngineHandle, content: &[u8], limit: Duration) -> mpsc::Receiver<ScanReport> {
+    send_with(handle, content, limit, None)
+}
+
+fn send_with(
+    handle: &EngineHandle,
+    content: &[u8],
+    limit: Duration,
+    archives: Option<ArchiveLimits>,
+) -> mpsc::Receiver<ScanReport> {
     let (tell, reply) = mpsc::channel();
-    let metadata =
-        Metadata { path: Vec::new(), guest: "g1".into(), operation: Operation::Open, size: 0 };
+    let metadata = Metadata {
+        path: Vec::new(),
+        guest: "g1".into(),
+        operation: Operation::Open,
+        size: 0,
+        archives,
+    };
     let content = SharedContent::new(content).unwrap();
     handle.scan(content, metadata, Lane::OnAccess, limit, move |report| drop(tell.send(report)));
     reply
@@ -98,6 +114,52 @@ fn eicar_is_found_wherever_it_stands_and_nothing_else_is() {
     assert_eq!(scan(&engine, b""), Ok(Outcome::Clean));
     assert_eq!(scan(&engine, b"harmless"), Ok(Outcome::Clean));
     assert_eq!(scan(&engine, &eicar()[1..]), Ok(Outcome::Clean));
+    assert_eq!(engine.status().restarts, 0);
+}
+
+/// A tar of these members.
+fn tar(members: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for (name, bytes) in members {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(bytes.len() as u64);
+        builder.append_data(&mut header, name, *bytes).unwrap();
+    }
+    builder.into_inner().unwrap()
+}
+
+/// Compressed, a rule does not find it; the engine unpacks in its sandbox.
+#[test]
+fn the_members_of_an_archive_are_looked_at_where_that_is_wanted_and_are_named() {
+    let folder = rules(&[("eicar.yar", &eicar_rule())]);
+    let engine = start(folder.path());
+    let archive = |members: &[(&str, &[u8])]| {
+        let mut out = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        out.write_all(&tar(members)).unwrap();
+        out.finish().unwrap()
+    };
+    let limits = ArchiveLimits { depth: 4, members: 3, member: 1 << 20, unpacked: 4 << 20 };
+    let judged = |content: &[u8], archives| {
+        send_with(&engine, content, LONG, archives).recv_timeout(LONG).unwrap().result
+    };
+    let evil = archive(&[("readme", b"harmless"), ("bin/eicar.com", &eicar())]);
+    assert_eq!(judged(&evil, None), Ok(Outcome::Clean));
+    assert_eq!(
+        judged(&evil, Some(limits)),
+        Ok(Outcome::Infected(vec![Detection {
+            severity: Severity::Medium,
+            family: Some("test".to_owned()),
+            member: Some("bin/eicar.com".to_owned()),
+            ..Detection::new("Eicar")
+        }]))
+    );
+    assert_eq!(judged(&archive(&[("a", b"harmless")]), Some(limits)), Ok(Outcome::Clean));
+    let zeros = vec![0; 1 << 20];
+    let bomb = archive(&[("a", &zeros), ("b", &zeros), ("c", &zeros)]);
+    match judged(&bomb, Some(limits)) {
+        Err(ScanError::Failed { reason }) => assert!(reason.contains("4 MiB"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
     assert_eq!(engine.status().restarts, 0);
 }
 
@@ -290,8 +352,13 @@ fn rules_see_the_file_s_name_guest_and_size() {
     let scan_as = |path: &[u8], guest: &str| {
         let (tell, reply) = mpsc::channel();
         let guest = guest.to_owned();
-        let metadata =
-            Metadata { path: path.to_vec(), guest, operation: Operation::Open, size: 12_345 };
+        let metadata = Metadata {
+            path: path.to_vec(),
+            guest,
+            operation: Operation::Open,
+            size: 12_345,
+            archives: None,
+        };
         let content = SharedContent::new(b"abc").unwrap();
         engine.scan(content, metadata, Lane::OnAccess, LONG, move |report| drop(tell.send(report)));
         names(reply.recv_timeout(LONG).unwrap().result)

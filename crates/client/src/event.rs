@@ -124,6 +124,9 @@ pub struct Event {
     /// The first detection's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detection: Option<String>,
+    /// The member of the archive that it is in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub member: Option<String>,
     /// The engine concerned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine: Option<String>,
@@ -178,6 +181,7 @@ impl Event {
             decision: None,
             verdict: None,
             detection: None,
+            member: None,
             engine: None,
             hash: None,
             size: None,

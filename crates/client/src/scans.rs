@@ -122,6 +122,9 @@ pub struct FoundFile {
     pub severity: String,
     /// The engine that found it.
     pub engine: String,
+    /// The member of the archive that it is in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub member: Option<String>,
     /// The content's BLAKE3 digest.
     pub hash: String,
     /// What policy does about it: `allow`, `deny` or `quarantine`.

@@ -428,6 +428,10 @@ pub struct Detection {
     pub cleaning: Option<String>,
     /// The engine that found it.
     pub engine: String,
+    /// The member of the archive that it was found in: its path there, and `!/` between archives that lie in one
+    /// another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub member: Option<String>,
 }
 
 /// The answer to a reload.

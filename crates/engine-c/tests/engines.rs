@@ -146,6 +146,7 @@ fn a_detection_tells_all_that_is_known() {
         family: Some("family".into()),
         offset: Some(u64::MAX),
         cleaning: Some(Cleaning::Cut { offset: 4, length: 5 }),
+        member: None,
     };
     let second = Detection { cleaning: Some(Cleaning::Delete), ..Detection::new("") };
     let third = Detection { severity: Severity::Low, ..Detection::new("third") };

@@ -44,6 +44,7 @@
 //! // fn main() -> std::process::ExitCode { seawall_engine::runtime::run(|_| Ok(Word)) }
 //! ```
 
+pub mod archive;
 pub mod content;
 pub mod host;
 pub mod protocol;
@@ -53,8 +54,8 @@ pub mod signatures;
 mod sys;
 
 pub use report::{
-    Cleaning, Description, Detection, Diagnostic, Generation, Level, Metadata, Operation, Outcome,
-    Severity,
+    ArchiveLimits, Cleaning, Description, Detection, Diagnostic, Generation, Level, MAX_MEMBER,
+    Metadata, Operation, Outcome, Severity,
 };
 
 /// Environment variable with the number of the inherited socket.

@@ -20,15 +20,15 @@
 use serde::{Deserialize, Serialize};
 
 use crate::report::{
-    Description, Detection, Diagnostic, MAX_DETECTIONS, MAX_NAME, MAX_PATH, MAX_REASON, Metadata,
-    Outcome, clip,
+    Description, Detection, Diagnostic, MAX_DETECTIONS, MAX_MEMBER, MAX_NAME, MAX_PATH, MAX_REASON,
+    Metadata, Outcome, clip,
 };
 
 /// Version of the messages in this file.
 ///
 /// 1: the first one. 2: small content follows its `Scan`, and `Ready` says whether the engine wants that; `Report` tells the
-/// scan that comes next.
-pub const VERSION: u16 = 2;
+/// scan that comes next. 3: a scan says how far to look into archives, and a detection in which member it is.
+pub const VERSION: u16 = 3;
 /// First four bytes of each message.
 pub const MAGIC: [u8; 4] = *b"SWEN";
 /// Bytes before the message proper.
@@ -297,6 +297,9 @@ pub fn encode_to_host(mut message: ToHost) -> Result<Vec<u8>, ProtocolError> {
                 if let Some(family) = &mut detection.family {
                     clip(family, MAX_NAME);
                 }
+                if let Some(member) = &mut detection.member {
+                    clip(member, MAX_MEMBER);
+                }
             }
         }
         ToHost::Report { answer: Answer::Done(Outcome::Allowed { name }), .. } => {
@@ -356,7 +359,8 @@ fn check_detections(detections: &[Detection]) -> Result<(), ProtocolError> {
     bound("number of detections", detections.len(), MAX_DETECTIONS)?;
     detections.iter().try_for_each(|one| {
         bound("detection's name", one.name.len(), MAX_NAME)?;
-        bound("detection's family", one.family.as_ref().map_or(0, String::len), MAX_NAME)
+        bound("detection's family", one.family.as_ref().map_or(0, String::len), MAX_NAME)?;
+        bound("detection's member", one.member.as_ref().map_or(0, String::len), MAX_MEMBER)
     })
 }
 
@@ -384,7 +388,7 @@ fn clip_diagnostics(diagnostics: &mut Vec<Diagnostic>, omitted: &mut u32) {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::report::{Generation, Operation, Severity};
+    use crate::report::{ArchiveLimits, Generation, Operation, Severity};
 
     fn hex(bytes: &[u8]) -> String {
         bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -412,13 +416,14 @@ mod tests {
             family: Some("test".into()),
             offset: Some(300),
             cleaning: None,
+            member: Some("m".into()),
         }
     }
 
-    /// Version 2 on the wire. A change here is a new version.
+    /// Version 3 on the wire. A change here is a new version.
     #[test]
     fn golden_bytes_to_the_engine() {
-        let head = "5357454e02000000";
+        let head = "5357454e03000000";
         let start =
             ToEngine::Start(Start { threads: 2, limits: Limits { memory: 1 << 31 }, strict: true });
         let scan = ToEngine::Scan(Scan {
@@ -430,11 +435,17 @@ mod tests {
                 guest: "g1".into(),
                 operation: Operation::Exec,
                 size: 69,
+                archives: Some(ArchiveLimits {
+                    depth: 6,
+                    members: 10_000,
+                    member: 128 << 20,
+                    unpacked: 1 << 30,
+                }),
             },
         });
         for (message, golden) in [
             (start, "0002808080800801"),
-            (scan, "01ac0244b0ea01062f746d702fff0267310145"),
+            (scan, "01ac0244b0ea01062f746d702fff02673101450106904e808080408080808004"),
             (ToEngine::Ping, "02"),
         ] {
             let bytes = encode_to_engine(message.clone()).unwrap();
@@ -445,7 +456,7 @@ mod tests {
 
     #[test]
     fn golden_bytes_to_the_host() {
-        let head = "5357454e02000000";
+        let head = "5357454e03000000";
         let seven = "07".repeat(32);
         let infected = Answer::Done(Outcome::Infected(vec![detection()]));
         for (message, golden) in [
@@ -467,7 +478,7 @@ mod tests {
             ),
             (
                 ToHost::Report { id: 300, answer: infected, next: None },
-                "03ac020001010545696361720201047465737401ac020000".into(),
+                "03ac020001010545696361720201047465737401ac020001016d00".into(),
             ),
             (
                 ToHost::Report { id: 1, answer: Answer::Error { reason: "no".into() }, next: None },
@@ -532,8 +543,13 @@ mod tests {
 
     #[test]
     fn content_follows_a_scan_that_came_without_a_descriptor_and_nothing_else() {
-        let metadata =
-            Metadata { path: vec![], guest: String::new(), operation: Operation::Open, size: 3 };
+        let metadata = Metadata {
+            path: vec![],
+            guest: String::new(),
+            operation: Operation::Open,
+            size: 3,
+            archives: None,
+        };
         let scan = ToEngine::Scan(Scan { id: 1, length: 3, limit_ms: 1, metadata });
         let bytes = encode_to_engine(scan.clone()).unwrap();
         let with = |tail: &[u8]| [&bytes[..], tail].concat();
@@ -586,6 +602,7 @@ mod tests {
                 guest: "g".repeat(1000),
                 operation: Operation::Open,
                 size: 0,
+                archives: None,
             },
         };
         let bytes = encode_to_engine(ToEngine::Scan(scan)).unwrap();

@@ -66,7 +66,26 @@ pub struct Metadata {
     pub operation: Operation,
     /// Size of the file in the guest, in bytes; the content may be shorter.
     pub size: u64,
+    /// How far to look into the content where it is an archive of a [`crate::archive::Kind`]; not at all without
+    /// it. An engine may look into others, too, and always.
+    pub archives: Option<ArchiveLimits>,
 }
+
+/// How far an engine looks into an archive. What is beyond a limit was not looked at, which is an error, never clean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArchiveLimits {
+    /// Layers: an archive in an archive is two, and a compressed tar is two.
+    pub depth: u32,
+    /// Members of all layers together.
+    pub members: u32,
+    /// Bytes of the largest member.
+    pub member: u64,
+    /// Bytes that come out of all layers together.
+    pub unpacked: u64,
+}
+
+/// Longest [`Detection::member`], in bytes.
+pub const MAX_MEMBER: usize = 512;
 
 /// How bad a detection is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -127,13 +146,23 @@ pub struct Detection {
     pub offset: Option<u64>,
     /// What would rid the file of it, where the signature says so. A hint: policy decides.
     pub cleaning: Option<Cleaning>,
+    /// The member of an archive that it was found in, where the engine looked into one: its path there, and `!/` between
+    /// archives that lie in one another. An archive's maker chose it; no control characters.
+    pub member: Option<String>,
 }
 
 impl Detection {
     /// A detection with a name, of high severity, and nothing else known.
     pub fn new(name: impl Into<String>) -> Self {
         let name = name.into();
-        Self { name, severity: Severity::High, family: None, offset: None, cleaning: None }
+        Self {
+            name,
+            severity: Severity::High,
+            family: None,
+            offset: None,
+            cleaning: None,
+            member: None,
+        }
     }
 }
 

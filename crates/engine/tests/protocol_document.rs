@@ -9,10 +9,10 @@ use seawall_engine::protocol::{
     Start, ToEngine, ToHost, VERSION, decode_to_engine, decode_to_host, encode_to_engine,
     encode_to_host,
 };
-use seawall_engine::report::{MAX_DETECTIONS, MAX_NAME, MAX_PATH, MAX_REASON};
+use seawall_engine::report::{MAX_DETECTIONS, MAX_MEMBER, MAX_NAME, MAX_PATH, MAX_REASON};
 use seawall_engine::{
-    Cleaning, Description, Detection, Diagnostic, Generation, Level, Metadata, Operation, Outcome,
-    Severity,
+    ArchiveLimits, Cleaning, Description, Detection, Diagnostic, Generation, Level, Metadata,
+    Operation, Outcome, Severity,
 };
 
 fn document() -> String {
@@ -83,6 +83,12 @@ fn to_engine() -> Vec<ToEngine> {
         guest: "g1".into(),
         operation: Operation::Exec,
         size: 69,
+        archives: Some(ArchiveLimits {
+            depth: 6,
+            members: 10_000,
+            member: 128 << 20,
+            unpacked: 1 << 30,
+        }),
     };
     vec![
         ToEngine::Start(Start { threads: 2, limits: Limits { memory: 2 << 30 }, strict: true }),
@@ -128,7 +134,10 @@ fn reports() -> Vec<ToHost> {
     };
     vec![
         ToHost::Report { id: 300, answer: Answer::Done(Outcome::Clean), next: Some(301) },
-        infected(300, Detection { offset: Some(300), ..Detection::new("Word") }),
+        infected(
+            300,
+            Detection { offset: Some(300), member: Some("m".into()), ..Detection::new("Word") },
+        ),
         infected(1, cut),
         infected(1, delete),
         report(1, Answer::Done(Outcome::Allowed { name: "l:3".into() })),
@@ -185,6 +194,7 @@ fn the_documented_bounds_are_those_of_the_code() {
         ("INLINE_MAX", INLINE_MAX),
         ("MAX_TO_HOST", MAX_TO_HOST),
         ("MAX_NAME", MAX_NAME),
+        ("MAX_MEMBER", MAX_MEMBER),
         ("MAX_REASON", MAX_REASON),
         ("MAX_PATH", MAX_PATH),
         ("MAX_DETECTIONS", MAX_DETECTIONS),

@@ -43,8 +43,13 @@ fn ready(word: &str) -> EngineHandle {
 }
 
 fn scan(handle: &EngineHandle, content: &[u8]) -> Outcome {
-    let metadata =
-        Metadata { path: Vec::new(), guest: "g".into(), operation: Operation::Open, size: 0 };
+    let metadata = Metadata {
+        path: Vec::new(),
+        guest: "g".into(),
+        operation: Operation::Open,
+        size: 0,
+        archives: None,
+    };
     let (tell, reply) = mpsc::channel();
     let tell = move |report| drop(tell.send(report));
     handle.scan(SharedContent::new(content).unwrap(), metadata, Lane::OnAccess, LONG, tell);

@@ -43,6 +43,8 @@ pub enum VerdictKind {
     TimedOut,
     /// Policy excludes this content, or all that was found in it.
     Excluded,
+    /// Clean as a whole; an archive that nobody has looked into, as a scan on demand would.
+    Unopened,
 }
 
 /// What the driver tells the kernel.

@@ -67,6 +67,7 @@ impl Api {
             guest: "bench".into(),
             operation: Operation::Open,
             size: content.len(),
+            archives: None,
         };
         self.handle.scan(content, metadata, Lane::OnAccess, SCAN_MAX, move |report| {
             let _gone = tell.send((Instant::now(), report));

@@ -114,7 +114,10 @@ pub fn show(scan: &GuestScan, style: Style) -> String {
         let mut rows = table(&["INFECTED", "DETECTION", "SEVERITY", "ENGINE", "ACTION"]);
         for found in scan.found.iter().take(MOST_SHOWN) {
             rows.add_row([
-                printable(&found.path),
+                printable(&match &found.member {
+                    Some(member) => format!("{}!/{member}", found.path),
+                    None => found.path.clone(),
+                }),
                 printable(&found.detection),
                 printable(&found.severity),
                 printable(&found.engine),

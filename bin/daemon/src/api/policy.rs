@@ -183,7 +183,7 @@ fn not_scanned(
 
 fn found_by_one(query: &ExplainQuery, severity: String) -> Detection {
     let name = query.detection.clone().unwrap_or_default();
-    Detection { name, severity, family: None, cleaning: None, engine: String::new() }
+    Detection { name, severity, family: None, cleaning: None, engine: String::new(), member: None }
 }
 
 /// What decides about an access to a file that is scanned.

@@ -83,6 +83,7 @@ mod tests {
             severity: "high".into(),
             family: None,
             cleaning: None,
+            member: None,
             engine: "first".into(),
         };
         Finding::Infected(Arc::new(names.iter().map(detection).collect()))

@@ -2,7 +2,10 @@
 
 use super::exclude::Exclusions;
 use super::within;
+use crate::copy::PrivateCopy;
 use seawall_client::{Detection, PolicyInForce};
+use seawall_engine::ArchiveLimits;
+use seawall_engine::host::Lane;
 use seawall_proto::{FailMode, Mode, Policy};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
@@ -18,6 +21,7 @@ pub struct PolicyConfig {
     pub fail_mode: FailModes,
     pub action: Actions,
     pub exclude: Exclusions,
+    pub archives: Archives,
 }
 
 impl Default for PolicyConfig {
@@ -29,6 +33,7 @@ impl Default for PolicyConfig {
             fail_mode: FailModes::default(),
             action: Actions::default(),
             exclude: Exclusions::default(),
+            archives: Archives::default(),
         }
     }
 }
@@ -112,6 +117,51 @@ fn set(whole: &mut toml::Table, part: &toml::Table) {
             (Some(toml::Value::Table(below)), toml::Value::Table(part)) => set(below, part),
             _ => drop(whole.insert(key.clone(), value.clone())),
         }
+    }
+}
+
+/// When and how far engines that know nothing of archives are shown what lies in them.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Archives {
+    pub on_access: bool,
+    pub on_demand: bool,
+    #[serde(deserialize_with = "within::<_, u32, 1, 32>")]
+    pub depth: u32,
+    #[serde(deserialize_with = "within::<_, u32, 1, 1000000>")]
+    pub members: u32,
+    #[serde(deserialize_with = "within::<_, u64, 1, 2047>")]
+    pub member_mib: u64,
+    #[serde(deserialize_with = "within::<_, u64, 1, 65536>")]
+    pub unpacked_mib: u64,
+}
+
+impl Default for Archives {
+    fn default() -> Self {
+        Self {
+            on_access: false,
+            on_demand: true,
+            depth: 6,
+            members: 10_000,
+            member_mib: 128,
+            unpacked_mib: 1024,
+        }
+    }
+}
+
+impl Archives {
+    /// How far to look into this content; `None` where that is not wanted, or it is no archive.
+    pub fn limits(&self, lane: Lane, copy: &PrivateCopy) -> Option<ArchiveLimits> {
+        let wanted = match lane {
+            Lane::OnAccess => self.on_access,
+            Lane::OnDemand => self.on_demand,
+        };
+        (wanted && copy.is_archive()).then(|| ArchiveLimits {
+            depth: self.depth,
+            members: self.members,
+            member: self.member_mib << 20,
+            unpacked: self.unpacked_mib << 20,
+        })
     }
 }
 
@@ -289,6 +339,7 @@ mod tests {
             severity: severity.into(),
             family: None,
             cleaning: None,
+            member: None,
             engine: engine.into(),
         }
     }

@@ -71,6 +71,7 @@ impl Session {
                 if let Some(first) = found.first() {
                     event.detection = Some(escape_short(first.name.as_bytes(), 256));
                     event.engine = Some(first.engine.clone());
+                    event.member = first.member.clone();
                 }
             }
             Finding::Error(why) | Finding::TimedOut(why) => event.reason = Some(why.clone()),

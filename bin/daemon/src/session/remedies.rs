@@ -105,6 +105,7 @@ impl Session {
         {
             event.detection = Some(seawall_client::text::escape_short(first.name.as_bytes(), 256));
             event.engine = Some(first.engine.clone());
+            event.member = first.member.clone();
         }
         self.host.events.emit(event.reason(format!("{why}; told once in a session")));
     }

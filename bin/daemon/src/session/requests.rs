@@ -54,6 +54,8 @@ pub struct Asked {
     pub since: Instant,
     /// Bytes copied.
     pub size: u64,
+    /// It is an archive that this scan does not look into, and a scan on demand would.
+    pub unopened: bool,
 }
 
 /// A request whose content has not ended yet.
@@ -97,7 +99,7 @@ impl Requests {
         let now = Instant::now();
         let open = Open {
             copy: self.new_copy(operation, file.size, last),
-            asked: Asked { id, operation, file, since: now, size: 0 },
+            asked: Asked { id, operation, file, since: now, size: 0, unopened: false },
             until: now + Duration::from_millis(deadline_ms.into()).clamp(WAIT_MIN, WAIT_MAX),
             slots: 0,
             inline: false,
@@ -232,11 +234,16 @@ impl Requests {
             Operation::Background => (seawall_engine::Operation::Rescan, Lane::OnDemand),
             Operation::OnDemand => (seawall_engine::Operation::OnDemand, Lane::OnDemand),
         };
+        let policy = self.session.guest.policy();
+        let archives = policy.archives.limits(lane, &copy);
+        asked.unopened =
+            archives.is_none() && policy.archives.limits(Lane::OnDemand, &copy).is_some();
         let meta = Metadata {
             path: asked.file.path.to_vec(),
             guest: self.session.guest.name().to_owned(),
             operation,
             size: asked.size,
+            archives,
         };
         if let Some(mut answer) = self.session.host.pipeline.lookup(hash, &meta) {
             if matches!(answer.finding, Finding::Infected(_)) {

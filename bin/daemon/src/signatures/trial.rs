@@ -183,6 +183,7 @@ fn scan(pipeline: &Arc<Pipeline>, copy: PrivateCopy, reply: impl FnOnce(Answer) 
         guest: String::new(),
         operation: Operation::OnDemand,
         size: copy.len(),
+        archives: None,
     };
     pipeline.scan(Request {
         hash: copy.hash(),

@@ -57,7 +57,7 @@ impl Run {
 
 fn nameless() -> Metadata {
     let (path, guest) = Default::default();
-    Metadata { path, guest, operation: Operation::Open, size: 0 }
+    Metadata { path, guest, operation: Operation::Open, size: 0, archives: None }
 }
 
 fn hash(n: u64) -> ContentHash {
@@ -70,6 +70,7 @@ fn infected() -> Known {
         severity: "high".into(),
         family: None,
         cleaning: None,
+        member: None,
         engine: "first".into(),
     }]))
 }

@@ -42,8 +42,13 @@ pub fn start_command(command: Vec<String>) -> Engine {
 impl Engine {
     pub fn send(&self, content: &[u8], limit: Duration) -> mpsc::Receiver<ScanReport> {
         let (tell, reply) = mpsc::channel();
-        let metadata =
-            Metadata { path: Vec::new(), guest: "g".into(), operation: Operation::Open, size: 0 };
+        let metadata = Metadata {
+            path: Vec::new(),
+            guest: "g".into(),
+            operation: Operation::Open,
+            size: 0,
+            archives: None,
+        };
         let content = SharedContent::new(content).unwrap();
         let told = move |report| drop(tell.send(report));
         self.handle.scan(content, metadata, Lane::OnAccess, limit, told);

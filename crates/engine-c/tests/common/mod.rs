@@ -120,6 +120,7 @@ impl Engine {
             guest: "g1".into(),
             operation: Operation::Exec,
             size: 4711,
+            archives: None,
         };
         let (tell, reply) = mpsc::channel();
         let tell = move |report| drop(tell.send(report));

@@ -339,8 +339,13 @@ fn take(socket: BorrowedFd<'_>, buffer: &mut Vec<u8>, wait: bool) -> Taken {
 /// The first scan starts what a library starts lazily (yara-x: its clock thread), which the sandbox
 /// would forbid. Its result means nothing.
 fn warm_up(scanner: &mut dyn Scanner) {
-    let metadata =
-        Metadata { path: Vec::new(), guest: String::new(), operation: Operation::Open, size: 0 };
+    let metadata = Metadata {
+        path: Vec::new(),
+        guest: String::new(),
+        operation: Operation::Open,
+        size: 0,
+        archives: None,
+    };
     let _ = scanner.scan(&Request {
         content: &Content::empty(),
         metadata: &metadata,

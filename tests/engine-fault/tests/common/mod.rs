@@ -29,7 +29,13 @@ pub fn start(config: EngineConfig) -> Engine {
 }
 
 pub fn metadata() -> Metadata {
-    Metadata { path: b"/tmp/x".to_vec(), guest: "g1".into(), operation: Operation::Open, size: 1 }
+    Metadata {
+        path: b"/tmp/x".to_vec(),
+        guest: "g1".into(),
+        operation: Operation::Open,
+        size: 1,
+        archives: None,
+    }
 }
 
 pub fn order(word: &str) -> Vec<u8> {

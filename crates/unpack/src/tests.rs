@@ -1,0 +1,195 @@
+use std::io::Write;
+
+use super::*;
+
+const EVIL: &[u8] = b"some zq-evil words";
+const LIMITS: ArchiveLimits =
+    ArchiveLimits { depth: 6, members: 100, member: 1 << 20, unpacked: 8 << 20 };
+
+fn tar(members: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for (name, bytes) in members {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        builder.append_data(&mut header, name, *bytes).unwrap();
+    }
+    builder.into_inner().unwrap()
+}
+
+fn zip(members: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut writer = zip::ZipWriter::new(Cursor::new(Vec::new()));
+    for (name, bytes) in members {
+        writer.start_file(*name, zip::write::SimpleFileOptions::default()).unwrap();
+        writer.write_all(bytes).unwrap();
+    }
+    writer.finish().unwrap().into_inner()
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut writer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    writer.write_all(bytes).unwrap();
+    writer.finish().unwrap()
+}
+
+fn bzip2(bytes: &[u8]) -> Vec<u8> {
+    let mut writer = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::default());
+    writer.write_all(bytes).unwrap();
+    writer.finish().unwrap()
+}
+
+fn zstd(bytes: &[u8]) -> Vec<u8> {
+    ruzstd::encoding::compress_to_vec(bytes, ruzstd::encoding::CompressionLevel::Fastest)
+}
+
+/// What `xz` made of [`EVIL`].
+fn xz() -> Vec<u8> {
+    let hex = "fd377a585a000004e6d6b4460200210116000000742fe5a3010011736f6d65207a712d6576696c20776f726473000000f884dec844c8d2f400012a124b0854bc1fb6f37d010000000004595a";
+    (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()
+}
+
+fn is_evil(bytes: &[u8]) -> Result<Outcome, ScanError> {
+    let found = bytes.windows(7).any(|window| window == b"zq-evil");
+    Ok(if found { Outcome::Infected(vec![Detection::new("Evil")]) } else { Outcome::Clean })
+}
+
+fn judged(content: &[u8], limits: ArchiveLimits) -> Result<Outcome, ScanError> {
+    walk(&mut Cursor::new(content), limits, &|| Ok(()), &mut is_evil)
+}
+
+/// The members that are evil.
+fn evil_in(content: &[u8]) -> Vec<String> {
+    match judged(content, LIMITS).unwrap() {
+        Outcome::Infected(found) => found.into_iter().map(|one| one.member.unwrap()).collect(),
+        Outcome::Clean => Vec::new(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn why_not(content: &[u8], limits: ArchiveLimits) -> String {
+    match judged(content, limits) {
+        Err(ScanError::Failed { reason }) => reason,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn every_kind_is_looked_into_and_the_member_named() {
+    assert_eq!(evil_in(&tar(&[("good", b"good"), ("docs/evil.txt", EVIL)])), ["docs/evil.txt"]);
+    assert_eq!(evil_in(&zip(&[("docs/evil.txt", EVIL), ("good", b"good")])), ["docs/evil.txt"]);
+    for compressed in [gzip(EVIL), bzip2(EVIL), zstd(EVIL), xz()] {
+        assert_eq!(evil_in(&compressed), ["contents"]);
+    }
+    for good in [gzip(b"good"), tar(&[("good", b"good")]), zip(&[])] {
+        assert_eq!(evil_in(&good), [""; 0]);
+    }
+    assert_eq!(evil_in(EVIL), [""; 0], "the whole is not this function's");
+}
+
+#[test]
+fn archives_in_archives_are_looked_into() {
+    let inner = zip(&[("evil.txt", EVIL)]);
+    let middle = tar(&[("inner.zip", &inner), ("other.bz2", &bzip2(EVIL))]);
+    assert_eq!(evil_in(&gzip(&middle)), ["inner.zip!/evil.txt", "other.bz2"]);
+    let outer = zip(&[("a.tar.gz", &gzip(&middle))]);
+    assert_eq!(evil_in(&outer), ["a.tar.gz!/inner.zip!/evil.txt", "a.tar.gz!/other.bz2"]);
+    let two = [gzip(b"good"), gzip(EVIL)].concat();
+    assert_eq!(evil_in(&two), ["contents"], "one stream after the other");
+}
+
+#[test]
+fn what_lies_beyond_a_limit_is_never_clean() {
+    let deep = (0..7).fold(b"good".to_vec(), |inner, _| gzip(&inner));
+    assert!(why_not(&deep, LIMITS).contains("more than 6 layers"));
+    let good: Vec<(String, &[u8])> = (0..101).map(|at| (at.to_string(), &b"good"[..])).collect();
+    let many: Vec<(&str, &[u8])> =
+        good.iter().map(|(name, bytes)| (name.as_str(), *bytes)).collect();
+    for archive in [tar(&many), zip(&many)] {
+        assert!(why_not(&archive, LIMITS).contains("100: more than 100 members"));
+    }
+    assert!(evil_in(&tar(&many[..100])).is_empty());
+    let large = vec![b'a'; (1 << 20) + 1];
+    let reason = why_not(&tar(&[("large", &large), ("good", b"good")]), LIMITS);
+    assert!(reason.contains("large: larger than 1 MiB"), "{reason}");
+    assert!(evil_in(&tar(&[("fits", &large[1..])])).is_empty());
+    // Whatever is found elsewhere counts.
+    assert_eq!(evil_in(&tar(&[("large", &large), ("evil", EVIL)])), ["evil"]);
+}
+
+#[test]
+fn a_bomb_ends_where_the_limit_is() {
+    let zeros = vec![0; 1 << 20];
+    let members: Vec<(String, &[u8])> = (0..9).map(|at| (at.to_string(), &zeros[..])).collect();
+    let members: Vec<(&str, &[u8])> =
+        members.iter().map(|(name, bytes)| (name.as_str(), *bytes)).collect();
+    for bomb in [zip(&members), gzip(&tar(&members)), tar(&members)] {
+        assert!(why_not(&bomb, LIMITS).contains("more than 8 MiB unpacked"));
+    }
+    // A quine's children would never end.
+    let nested = (0..40).fold(b"good".to_vec(), |inner, _| zip(&[("inner.zip", &inner)]));
+    assert!(why_not(&nested, LIMITS).contains("more than 6 layers"));
+}
+
+#[test]
+fn archives_in_memory_are_bounded_together() {
+    let large: Vec<u8> =
+        (0..1_000_000_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let nested = (0..3).fold(large, |inner, _| {
+        let options = zip::write::SimpleFileOptions::default()
+            .compression_method(zip::CompressionMethod::Stored);
+        let mut writer = zip::ZipWriter::new(Cursor::new(Vec::new()));
+        writer.start_file("in", options).unwrap();
+        writer.write_all(&inner).unwrap();
+        writer.finish().unwrap().into_inner()
+    });
+    assert!(why_not(&nested, LIMITS).contains("in!/in!/in: larger than what is left"));
+}
+
+#[test]
+fn a_password_is_told_and_damage_breaks_nothing() {
+    let mut locked = zip(&[("secret", EVIL)]);
+    // General purpose bit 0, in the local header and in the central directory (APPNOTE.TXT 4.4.4).
+    let central = locked.windows(4).position(|four| four == b"PK\x01\x02").unwrap();
+    locked[6] |= 1;
+    locked[central + 8] |= 1;
+    let reason = why_not(&locked, LIMITS);
+    assert!(reason.contains("secret: ") && reason.to_lowercase().contains("password"), "{reason}");
+    let whole = [
+        gzip(&tar(&[("good", b"good"), ("evil", EVIL)])),
+        zip(&[("good", b"good"), ("evil", EVIL)]),
+        tar(&[("good", b"good"), ("evil", EVIL)]),
+        bzip2(EVIL),
+        zstd(EVIL),
+        xz(),
+    ];
+    for archive in whole {
+        for at in 0..archive.len() {
+            let _cut = judged(&archive[..at], LIMITS);
+            let mut flipped = archive.clone();
+            flipped[at] ^= 0x41;
+            let _flipped = judged(&flipped, LIMITS);
+        }
+    }
+}
+
+#[test]
+fn a_scan_ends_when_it_must() {
+    let archive = tar(&[("a", b"good"), ("b", b"good")]);
+    let asked = Cell::new(0);
+    let late = || {
+        asked.set(asked.get() + 1);
+        if asked.get() > 3 { Err(ScanError::TimedOut) } else { Ok(()) }
+    };
+    let told = walk(&mut Cursor::new(&archive), LIMITS, &late, &mut is_evil);
+    assert!(matches!(told, Err(ScanError::TimedOut)), "{told:?}");
+    let failing = &mut |_: &[u8]| Err(ScanError::Failed { reason: "no".into() });
+    assert!(walk(&mut Cursor::new(&archive), LIMITS, &|| Ok(()), failing).is_err());
+}
+
+#[test]
+fn names_are_shown_without_control_characters_and_not_without_end() {
+    let name = format!("{}\n\u{1b}[31mevil", "d/".repeat(400));
+    let found = evil_in(&zip(&[(&name, EVIL)]));
+    assert!(found[0].ends_with("\u{fffd}\u{fffd}[31mevil"), "{found:?}");
+    assert!(found[0].len() <= MAX_MEMBER);
+}
