@@ -2,6 +2,7 @@
 //! was whoever is killed.
 #![allow(clippy::unwrap_used)]
 
+use std::io::Write;
 use std::time::Duration;
 
 use seawall_client::{EventKind, GuestScan, GuestScanState};
@@ -67,6 +68,20 @@ fn story(kernel: Kernel, link: Link) {
         has_event(&lab, EventKind::ScanEnded, |event| event.guest.as_deref() == Some("g1"))
     });
 
+    // An archive in an archive, which was opened and is clean for accesses: a scan looks into it, and names the member.
+    run(&g1, "mkdir -p /data/packed");
+    let archive = "/data/packed/backup.tar.gz";
+    g1.push_bytes(&packed(), archive, 0o644).unwrap();
+    run(&g1, &format!("cat {archive} >/dev/null"));
+    let (_, packed) = self::scan(&lab, &["g1:/data/packed"]);
+    let found: Vec<_> =
+        packed.found.iter().map(|one| (one.path.as_str(), one.member.as_deref())).collect();
+    let member = Some("inner.tar!/bin/eicar.com");
+    checks.that("in an archive", found == [(archive, member)], &packed.found);
+    checks.soon("the archive goes to quarantine", SOON, || {
+        !g1.exec(["test", "-e", archive]).unwrap().success()
+    });
+
     // Everything in both, while it is paused, while the service and the drivers die.
     let ids = begin(&lab, &["--all"]);
     checks.that("one scan for each guest", ids.len() == 2, &ids);
@@ -121,6 +136,20 @@ fn story(kernel: Kernel, link: Link) {
         checks.that("the kernel complains of nothing", complaints.is_empty(), complaints);
     }
     checks.end();
+}
+
+/// A compressed tar with a tar in which the payload is.
+fn packed() -> Vec<u8> {
+    let tar = |name: &str, bytes: &[u8]| {
+        let mut builder = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_ustar();
+        header.set_size(bytes.len() as u64);
+        builder.append_data(&mut header, name, bytes).unwrap();
+        builder.into_inner().unwrap()
+    };
+    let mut out = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    out.write_all(&tar("inner.tar", &tar("bin/eicar.com", &eicar()))).unwrap();
+    out.finish().unwrap()
 }
 
 fn show(lab: &Lab, id: u64) -> GuestScan {

@@ -280,3 +280,32 @@ fn a_quick_scan_comes_to_what_runs_starts_or_changed() {
     native.host.say(&ToGuest::Walk(Walk { quick: true, ..walk(1, &[]) }));
     assert_eq!(done(&native, 1).files, 1);
 }
+
+/// An archive that was opened is clean for accesses; a scan on demand looks into it once more, and once only.
+#[test]
+fn an_archive_that_nobody_looked_into_is_sent_though_it_is_clean() {
+    let by_content = |request: &ScanRequest, content: &[u8]| {
+        let opened = request.operation == Operation::OnDemand;
+        if content.starts_with(b"PK") && !opened { Reply::Unopened } else { Reply::Clean }
+    };
+    let native = Native::start(Policy::default(), by_content);
+    std::fs::write(native.path("archive"), "PK").unwrap();
+    std::fs::write(native.path("plain"), "plain").unwrap();
+    for _ in 0..2 {
+        native.settle();
+        for name in ["archive", "plain"] {
+            std::fs::read(native.path(name)).unwrap();
+        }
+    }
+    let opens = native.host.seen.contents.lock().unwrap().len();
+    std::fs::read(native.path("archive")).unwrap();
+    let again = native.host.seen.contents.lock().unwrap().len();
+    assert_eq!(again, opens, "it is remembered for accesses");
+    native.host.say(&ToGuest::Walk(walk(1, &[])));
+    let told = done(&native, 1);
+    assert_eq!((told.files, told.known), (2, 1), "{told:?}");
+    assert_eq!(contents(&native), [b"PK".to_vec()]);
+    native.host.say(&ToGuest::Walk(walk(2, &[])));
+    assert_eq!(done(&native, 2).known, 2);
+    assert_eq!(contents(&native).len(), 1);
+}

@@ -65,6 +65,8 @@ pub struct Suspect {
     pub session: Arc<Session>,
     pub hash: ContentHash,
     pub content: Arc<Content>,
+    /// Policy wants it deleted, not kept.
+    pub delete: bool,
     pub detection: String,
     pub engine: String,
     pub file: Offered,
@@ -234,7 +236,7 @@ impl Quarantine {
     }
 
     fn store_entry(&self, suspect: &Suspect, guest: &str) -> Result<Entry, QuarantineError> {
-        let Suspect { hash, content, detection, engine, file, .. } = suspect;
+        let Suspect { hash, content, detection, engine, delete, file, .. } = suspect;
         let mut held = self.held();
         let before = held.index.of_file(guest, &file.path, *hash)?;
         let ticket = match before {
@@ -254,6 +256,7 @@ impl Quarantine {
             engine: engine.clone(),
             stored_ms: jiff::Timestamp::now().as_millisecond(),
             state: State::Stored,
+            delete: *delete,
         };
         self.make_room(&mut held, *hash, entry.size)?;
         let on_disk = held.store.stored_size(*hash);
@@ -271,7 +274,7 @@ impl Quarantine {
 
     fn note_removed(&self, guest: &str, removed: Removed) {
         let Removed { ticket, result } = removed;
-        let held = self.held();
+        let mut held = self.held();
         // A guest speaks for its own files alone.
         let Ok(mut entry) = held.store.read_entry(ticket) else { return };
         if entry.guest != guest || !matches!(entry.state, State::Stored | State::Stays(_)) {
@@ -283,14 +286,20 @@ impl Quarantine {
             Err(Stays::Gone) => State::Quarantined { links: 0 },
             Err(why) => State::Stays(why),
         };
-        let noted = held.store.write_entry(&entry).map_err(QuarantineError::from);
-        let noted = noted.and_then(|()| Ok(held.index.put(&entry)?));
+        let is_gone = matches!(entry.state, State::Quarantined { .. });
+        let noted = if entry.delete && is_gone {
+            self.remove_entry(&mut held, entry.ticket, entry.hash)
+        } else {
+            let noted = held.store.write_entry(&entry).map_err(QuarantineError::from);
+            noted.and_then(|()| Ok(held.index.put(&entry)?))
+        };
         drop(held);
         if let Err(error) = noted {
             tracing::error!(guest, %error, "what became of a quarantined file cannot be noted");
         }
         let kind = match &entry.state {
             State::Stays(_) => EventKind::QuarantineStays,
+            _ if entry.delete => EventKind::FileDeleted,
             _ => EventKind::Quarantined,
         };
         self.events.emit(event_of(kind, &entry));

@@ -8,7 +8,7 @@ mod notices;
 mod remedies;
 mod requests;
 
-use crate::config::PolicyConfig;
+use crate::config::{Action, PolicyConfig};
 use crate::guest::Guest;
 use crate::host::Host;
 use crate::link::{LinkReader, ReadError, Socket};
@@ -231,7 +231,9 @@ impl Session {
             Finding::Clean => (),
             Finding::Infected(found) => {
                 let Some(first) = found.first() else { return };
+                let deletes = self.guest.policy().action.about(found).0 == Action::Delete;
                 let action = match (decision, remediation) {
+                    (_, Remediation::Quarantine) if deletes => "delete",
                     (_, Remediation::Quarantine) => "quarantine",
                     (Some(Decision::Allow), _) => "allow",
                     _ => "deny",

@@ -55,6 +55,8 @@ pub enum EventKind {
     EventsDropped,
     /// An infected file is in quarantine, and the guest's own is gone.
     Quarantined,
+    /// An infected file was deleted in its guest, and nothing of it is kept, as policy says.
+    FileDeleted,
     /// An infected file cannot be removed from its guest, which denies it; `reason` says why.
     QuarantineStays,
     /// An infected file could not be stored; it stays in its guest, which denies it.

@@ -127,7 +127,7 @@ pub struct FoundFile {
     pub member: Option<String>,
     /// The content's BLAKE3 digest.
     pub hash: String,
-    /// What policy does about it: `allow`, `deny` or `quarantine`.
+    /// What policy does about it: `allow`, `deny`, `quarantine` or `delete`.
     pub action: String,
 }
 

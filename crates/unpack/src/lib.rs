@@ -31,12 +31,12 @@ const PIECE: usize = 64 << 10;
 const NAMELESS: &str = "contents";
 
 /// What a content is worth that was found to be `whole` as a whole: has `look` judge each member of the archive that it
-/// is, as far as [`Metadata::archives`] wants that. What was found or allowed in the whole decides without its
-/// members; a member that `look` allows is spared, and no other.
+/// is, as far as [`Metadata::archives`] wants that. What is allowed as a whole is, whatever is in it; a member
+/// that `look` allows is spared, and no other. What was found in the whole and is found in a member too is told of the member.
 ///
 /// # Errors
-/// Those of `look`; the scan is cancelled or late; something in the archive was not looked at and nothing
-/// was found elsewhere.
+/// Unless something was found in the whole: those of `look`; the scan is cancelled or late; something in the archive was not
+/// looked at and nothing was found elsewhere.
 ///
 /// [`Metadata::archives`]: seawall_engine::Metadata::archives
 pub fn look_into(
@@ -44,9 +44,12 @@ pub fn look_into(
     whole: Outcome,
     mut look: impl FnMut(&[u8]) -> Result<Outcome, ScanError>,
 ) -> Result<Outcome, ScanError> {
-    let Some(limits) = request.metadata.archives.filter(|_| whole == Outcome::Clean) else {
-        return Ok(whole);
+    let found = match &whole {
+        Outcome::Clean => Vec::new(),
+        Outcome::Infected(found) => found.clone(),
+        Outcome::Allowed { .. } => return Ok(whole),
     };
+    let Some(limits) = request.metadata.archives else { return Ok(whole) };
     let may_go_on = || {
         if request.is_cancelled() {
             Err(ScanError::Cancelled)
@@ -57,7 +60,17 @@ pub fn look_into(
         }
     };
     let mut reader = BufReader::with_capacity(PIECE, Reader { content: request.content, at: 0 });
-    walk(&mut reader, limits, &may_go_on, &mut look)
+    let members = walk(&mut reader, limits, &may_go_on, &mut look);
+    if found.is_empty() { members } else { Ok(Outcome::Infected(with_members(found, members))) }
+}
+
+/// What was found in a whole and, where they could be looked at, in its members.
+fn with_members(whole: Vec<Detection>, members: Result<Outcome, ScanError>) -> Vec<Detection> {
+    let Ok(Outcome::Infected(mut found)) = members else { return whole };
+    let is_told = |one: &Detection| found.iter().any(|member| member.name == one.name);
+    let rest: Vec<_> = whole.into_iter().filter(|one| !is_told(one)).collect();
+    found.extend(rest);
+    found
 }
 
 /// A content, read like a file.
@@ -266,11 +279,6 @@ impl Walk<'_> {
 
     /// Has a member looked at, and what lies in it.
     fn member(&mut self, from: &mut dyn Read, name: &str, depth: u32) -> Result<(), Stop> {
-        self.members += 1;
-        if self.members > self.meter.limits.members {
-            self.miss(name, &format!("more than {} members", self.meter.limits.members));
-            return Err(Stop::Enough);
-        }
         let mut from = Counted { from, meter: self.meter };
         let mut head = Vec::with_capacity(HEAD);
         // A damaged one is judged by what came of it.
@@ -280,6 +288,11 @@ impl Walk<'_> {
         if let Some(inner) = inner.filter(|inner| *inner != Kind::Zip) {
             let mut whole = Cursor::new(head).chain(from);
             return self.stream(inner, &mut whole, name, depth + 1);
+        }
+        self.members += 1;
+        if self.members > self.meter.limits.members {
+            self.miss(name, &format!("more than {} members", self.meter.limits.members));
+            return Err(Stop::Enough);
         }
         // Archives in archives in memory take no more than two of the largest members.
         let largest = self.meter.limits.member;

@@ -193,3 +193,14 @@ fn names_are_shown_without_control_characters_and_not_without_end() {
     assert!(found[0].ends_with("\u{fffd}\u{fffd}[31mevil"), "{found:?}");
     assert!(found[0].len() <= MAX_MEMBER);
 }
+
+#[test]
+fn what_the_whole_shows_too_is_told_of_the_member() {
+    let (whole, other) = (Detection::new("Evil"), Detection::new("Other"));
+    let member = Detection { member: Some("a".into()), ..Detection::new("Evil") };
+    let both = vec![whole, other.clone()];
+    let found = with_members(both.clone(), Ok(Outcome::Infected(vec![member.clone()])));
+    assert_eq!(found, [member, other]);
+    assert_eq!(with_members(both.clone(), Err(ScanError::TimedOut)), both);
+    assert_eq!(with_members(both.clone(), Ok(Outcome::Clean)), both);
+}

@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 #[derive(Debug, Clone, Copy)]
 pub enum Reply {
     Clean,
+    /// Clean, and an archive that nobody looked into.
+    Unopened,
     Infected,
     /// Infected, and the file shall go to quarantine.
     Quarantine,
@@ -253,6 +255,7 @@ fn answer(writer: Arc<Mutex<UnixStream>>, id: RequestId, reply: Reply, now: Arc<
     };
     let (kind, decision) = match reply {
         Reply::Clean => (VerdictKind::Clean, Some(Decision::Allow)),
+        Reply::Unopened => (VerdictKind::Unopened, Some(Decision::Allow)),
         Reply::Infected | Reply::Quarantine => (VerdictKind::Infected, Some(Decision::Deny)),
         Reply::Error => (VerdictKind::Error, None),
         Reply::Silence => return,

@@ -231,6 +231,7 @@ fn scanned(governed: &Governed<'_>, query: &ExplainQuery) -> Vec<PolicyStep> {
             let (action, setting) = governed.policy.action.about(&found);
             let what = match action {
                 Action::Quarantine => "infected, it is denied, and the file goes to quarantine",
+                Action::Delete => "infected, it is denied, and the file is deleted",
                 Action::Deny => "infected, it is denied, and the file stays",
                 Action::Allow => "infected, it goes on, and an event tells of it",
             };

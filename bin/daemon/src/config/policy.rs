@@ -305,6 +305,8 @@ pub enum Action {
     Deny,
     /// The access is denied and the file goes to quarantine.
     Quarantine,
+    /// The same, and the quarantine forgets it once it is gone from its guest.
+    Delete,
 }
 
 /// What is done in one case.
@@ -316,6 +318,7 @@ pub enum ActionBy {
     Allow,
     Deny,
     Quarantine,
+    Delete,
 }
 
 impl ActionBy {
@@ -325,6 +328,7 @@ impl ActionBy {
             Self::Allow => Some(Action::Allow),
             Self::Deny => Some(Action::Deny),
             Self::Quarantine => Some(Action::Quarantine),
+            Self::Delete => Some(Action::Delete),
         }
     }
 }

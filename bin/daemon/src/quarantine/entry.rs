@@ -27,6 +27,9 @@ pub struct Entry {
     /// When it was stored, in milliseconds since 1970.
     pub stored_ms: i64,
     pub state: State,
+    /// Policy wants it deleted: the entry goes when the guest's file is gone.
+    #[serde(default)]
+    pub delete: bool,
 }
 
 /// How far a quarantine is.

@@ -41,6 +41,7 @@ struct Want {
     detection: String,
     engine: String,
     path: Vec<u8>,
+    delete: bool,
 }
 
 impl Session {
@@ -57,8 +58,9 @@ impl Session {
             self.tell_allowed(asked, hash, answer, "approved by the operator");
             return Remedy::Allowed;
         }
-        match self.guest.policy().action.about(found) {
-            (Action::Quarantine, _) => (),
+        let delete = match self.guest.policy().action.about(found) {
+            (Action::Quarantine, _) => false,
+            (Action::Delete, _) => true,
             (Action::Deny, _) => return Remedy::None,
             (Action::Allow, setting) => {
                 self.tell_allowed(
@@ -69,7 +71,7 @@ impl Session {
                 );
                 return Remedy::Allowed;
             }
-        }
+        };
         let Some(content) = &answer.content else { return Remedy::None };
         let mut wanted = self.wanted();
         if wanted.by_request.len() >= WANTED_MAX {
@@ -83,6 +85,7 @@ impl Session {
             detection: first.map(|found| found.name.clone()).unwrap_or_default(),
             engine: first.map(|found| found.engine.clone()).unwrap_or_default(),
             path: asked.file.path.to_vec(),
+            delete,
         };
         wanted.by_request.insert(asked.id, want);
         Remedy::Quarantine
@@ -114,11 +117,11 @@ impl Session {
     pub fn offered(self: &Arc<Self>, offer: Offer) {
         // Nobody asked, or too long ago.
         let Some(want) = self.wanted().by_request.remove(&offer.id) else { return };
-        let Want { hash, content, detection, engine, path, .. } = want;
+        let Want { hash, content, detection, engine, path, delete, .. } = want;
         match offer.file {
             Ok(file) if is_sound(&file) => {
                 let session = Arc::clone(self);
-                let suspect = Suspect { session, hash, content, detection, engine, file };
+                let suspect = Suspect { session, hash, content, detection, engine, delete, file };
                 if !self.host.quarantine.take(suspect) {
                     self.tell_stays(&path, hash, "the quarantine has too much to do");
                 }
