@@ -596,3 +596,47 @@ fn the_service_dies_in_a_restore_and_the_next_one_completes() {
     entry_in(&service, ticket, QuarantineState::Restored);
     assert_eq!(driver.scan(&content).decision, Some(Decision::Allow));
 }
+
+/// The guest removes it as it would for the quarantine, and then nothing of it is kept; what stays is listed.
+#[test]
+fn what_policy_deletes_is_kept_until_it_is_gone_and_no_longer() {
+    let more = "[policy.action]\ninfected = \"delete\"\n";
+    let mut service =
+        Service::start(Setup { engine: Engine::Yara, more: more.into(), ..Setup::default() });
+    let mut driver = service.driver("g1");
+    let ask = |driver: &mut Driver, path: &str, content: &[u8]| {
+        let verdict = driver.scan(content);
+        assert_eq!(verdict.remediation, Remediation::Quarantine);
+        offer(driver, verdict.id, offered(path, content));
+        hear(driver, removal).expect("the host has it").ticket
+    };
+    let content = evil("deleted", 3000);
+    let ticket = ask(&mut driver, "/deleted", &content);
+    entry_in(&service, ticket, QuarantineState::Stored);
+    removed(&mut driver, ticket, Ok(0));
+    let deleted = |service: &Service, path: &str| {
+        wait_for("an event", || {
+            let mut events = service.events().into_iter();
+            events
+                .find(|one| one.kind == EventKind::FileDeleted && one.path.as_deref() == Some(path))
+        })
+    };
+    assert!(deleted(&service, "/deleted").detection.is_some());
+    assert_eq!(entries(&service), []);
+    let stays = ask(&mut driver, "/immutable", &content);
+    removed(&mut driver, stays, Err(Stays::Immutable));
+    entry_in(&service, stays, QuarantineState::Stays);
+    // The service dies before it hears that another is gone, and asks again.
+    let last = ask(&mut driver, "/last", &evil("last", 10));
+    drop(driver);
+    service.restart("KILL");
+    let mut driver = service.driver("g1");
+    let again = hear(&mut driver, removal).expect("it is asked again").ticket;
+    assert_eq!(again, last);
+    removed(&mut driver, last, Err(Stays::Gone));
+    deleted(&service, "/last");
+    let left = entries(&service);
+    assert_eq!(left.iter().map(|one| one.id.clone()).collect::<Vec<_>>(), [stays.to_string()]);
+    let all = service.events();
+    assert!(!all.iter().any(|one| one.kind == EventKind::Quarantined));
+}
