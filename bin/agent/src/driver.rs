@@ -471,6 +471,9 @@ impl Driver {
 
     /// What fail mode answers an access with that gets no verdict for this reason.
     fn fails(&self, claim: Claim, look: Option<&Look>, reason: ExposureReason) -> Answer {
+        if let Some(answer) = self.ledger.later_fail(claim) {
+            return answer;
+        }
         let mode = match reason {
             ExposureReason::Deadline => late_mode(&self.ledger),
             ExposureReason::TooLarge => self.policy().fail_too_large,
@@ -484,6 +487,16 @@ impl Driver {
             (Some(_), Some(_)) => Answer::Deny,
             _ => claim.fail(),
         }
+    }
+
+    /// What the path says that an access gets without a verdict: before everything else that policy says of that.
+    pub fn fails_by_path(&self, event: &HeldEvent, path: &[u8]) {
+        let Some((_, mode)) = self.policy().fail_mode(path) else { return };
+        let answer = if fails_open(mode, &event.look) { Answer::Allow } else { Answer::Deny };
+        self.ledger.set_fail(event.claim, answer);
+        let mut execs = lock(&self.execs);
+        let expected = execs.iter_mut().filter(|known| known.unless_held == Some(event.claim));
+        expected.for_each(|known| known.answer = answer);
     }
 
     /// Answers a held event by fail mode. `false`: somebody else was first.

@@ -69,6 +69,9 @@ pub fn scan(driver: &Driver, job: Job, buffer: &mut Vec<u8>) {
     {
         return;
     }
+    if let (Subject::Access(event), Some(path)) = (&job.subject, shown.if_true()) {
+        driver.fails_by_path(event, path);
+    }
     if let Subject::Access(event) = &job.subject
         && identity.size > rules.whole_file_limit
     {

@@ -179,11 +179,13 @@ fn answer_late(shared: &Shared) {
     for claim in shared.ledger.overdue(late_ms) {
         let handle = shared.ledger.handle(claim);
         let group = &shared.groups.permission;
-        let answer = match crate::driver::late_mode(&shared.ledger) {
-            Some(FailMode::Open) => Answer::Allow,
-            Some(FailMode::Closed) => Answer::Deny,
-            _ => claim.fail(),
-        };
+        let answer =
+            match (shared.ledger.later_fail(claim), crate::driver::late_mode(&shared.ledger)) {
+                (Some(answer), _) => answer,
+                (None, Some(FailMode::Open)) => Answer::Allow,
+                (None, Some(FailMode::Closed)) => Answer::Deny,
+                _ => claim.fail(),
+            };
         let answered = shared.ledger.answer(group, claim, answer).unwrap_or(false);
         if answered && answer == Answer::Allow {
             shared.ledger.expose(handle.as_ref(), ExposureReason::Deadline.number());

@@ -7,7 +7,7 @@ mod common;
 
 use common::{Native, Reply, eventually, is_denied};
 use seawall_proto::{
-    Exclude, ExcludedProcess, FailMode, Mode, Operation, Policy, ScanRequest, ToHost,
+    Exclude, ExcludedProcess, FailMode, FailPath, Mode, Operation, Policy, ScanRequest, ToHost,
 };
 use serde_bytes::ByteBuf;
 use std::os::unix::ffi::OsStrExt;
@@ -490,6 +490,58 @@ fn what_is_too_large_changes_or_comes_late_has_a_fail_mode_of_its_own() {
     ] {
         let policy = Policy { fail_timed_out, fail_open, ..base.clone() };
         assert_eq!(opens(&policy, &silent), expected, "late: {fail_timed_out:?} {fail_open:?}");
+    }
+}
+
+/// The path counts before operation and reason, whoever answers: the worker, or the supervisor where that is stopped.
+#[test]
+fn a_path_has_a_fail_mode_of_its_own() {
+    let native = Native::start(Policy::default(), |_, _| Reply::Silence);
+    for folder in ["closed/deep", "open", "other"] {
+        std::fs::create_dir_all(native.path(folder)).unwrap();
+    }
+    let [closed, open, other] =
+        ["closed/deep/f", "open/f", "other/f"].map(|name| native.write(name, b"content"));
+    let bytes = |path: &Path| ByteBuf::from(path.as_os_str().as_bytes());
+    let fail_paths = vec![
+        FailPath { path: bytes(&native.path("closed")), mode: FailMode::Closed },
+        FailPath { path: bytes(&native.path("o*/f")), mode: FailMode::Open },
+        FailPath { path: bytes(&native.path("open")), mode: FailMode::Closed },
+    ];
+    let base = Policy { open_deadline_ms: 700, mode: Mode::Open, fail_paths, ..Policy::default() };
+    let late = Policy { fail_timed_out: Some(FailMode::Closed), ..base.clone() };
+    set(&native, late.clone());
+    assert!(is_denied(&std::fs::read(&closed)));
+    assert!(std::fs::read(&open).is_ok(), "the first that holds counts");
+    assert!(std::fs::read(&other).is_ok(), "by a pattern");
+    let large =
+        Policy { whole_file_limit: 3, fail_too_large: Some(FailMode::Open), ..base.clone() };
+    set(&native, large);
+    assert!(is_denied(&std::fs::read(&closed)));
+    let large = Policy {
+        whole_file_limit: 3,
+        fail_too_large: Some(FailMode::Closed),
+        fail_open: FailMode::Closed,
+        ..base
+    };
+    set(&native, large);
+    assert!(std::fs::read(&open).is_ok());
+    // Another name of the file counts as what it is: one that leads to it.
+    set(&native, late);
+    let link = native.path("link");
+    std::os::unix::fs::symlink(&open, &link).unwrap();
+    assert!(std::fs::read(&link).is_ok());
+    let pid = i32::try_from(native.number("worker")).unwrap();
+    let worker = nix::unistd::Pid::from_raw(pid);
+    for (path, is_open) in [(&closed, false), (&open, true)] {
+        let reader = common::read_in_thread(path.clone());
+        assert!(eventually(|| native.number("outstanding") == 1));
+        // The worker has looked at the path by now: it has asked the host.
+        std::thread::sleep(Duration::from_millis(200));
+        nix::sys::signal::kill(worker, nix::sys::signal::Signal::SIGSTOP).unwrap();
+        let (result, _) = reader.join().unwrap();
+        nix::sys::signal::kill(worker, nix::sys::signal::Signal::SIGCONT).unwrap();
+        assert_eq!(result.is_ok(), is_open, "{result:?}");
     }
 }
 

@@ -257,6 +257,16 @@ fn what_is_explained_is_what_happens() {
     assert_eq!(steps("db", "/srv/a/x", false), excluded("exclude.paths[0] a.toml:7"));
     assert_eq!(steps("db", "/srv/b/x/y", true), excluded("exclude.paths[1] a.toml:8"));
 
+    let paths = "[[group]]\nname = \"w\"\nguests = [\"web\"]\n[group.policy.fail_mode]\nopen = \"closed\"\n\
+                 paths = [{ path = \"/up/**/x\", mode = \"open\" }, { path = \"/up\", mode = \"closed\" }]\n";
+    write(&service, "b.toml", paths);
+    assert!(reload(&service).taken);
+    let (_, told) = steps("web", "/up/a/x", true);
+    let fails: Vec<_> = told.iter().filter(|step| step.starts_with("fail_mode")).collect();
+    assert_eq!(fails, ["fail_mode.paths[0] b.toml:6"]);
+    let (_, told) = steps("web", "/up/b", false);
+    assert!(told.contains(&"fail_mode.paths[1] b.toml:6".into()), "{told:?}");
+
     // The driver goes by the same rules, and the service by its action.
     let (mut web, mut db) = (service.driver("web"), service.driver("db"));
     let rules = Rules::from(db.connection.policy.clone());

@@ -53,6 +53,9 @@ pub const READERS_MAX: usize = 8;
 struct Entry {
     word: AtomicU64,
     deadline_ms: AtomicU64,
+    /// What fail mode makes of it by more than was known when it was entered: the sequence, shifted by one, and whether that is
+    /// a denial. Of another sequence, nothing.
+    later: AtomicU64,
     has_handle: AtomicU32,
     handle: UnsafeCell<FileHandle>,
 }
@@ -330,6 +333,22 @@ impl Ledger {
     #[must_use]
     pub fn oldest(&self) -> Option<Claim> {
         self.held().map(|(claim, _)| claim).min_by_key(|claim| claim.word >> SEQUENCE_SHIFT)
+    }
+
+    /// Says what fail mode makes of a held event, now that more is known of it.
+    pub fn set_fail(&self, claim: Claim, answer: Answer) {
+        if let Some(entry) = self.entry(claim.number).filter(|_| self.is_held(claim)) {
+            let later = (claim.word >> SEQUENCE_SHIFT) << 1 | u64::from(answer == Answer::Deny);
+            entry.later.store(later, Ordering::Release);
+        }
+    }
+
+    /// What [`Self::set_fail`] said of this event.
+    #[must_use]
+    pub fn later_fail(&self, claim: Claim) -> Option<Answer> {
+        let later = self.entry(claim.number)?.later.load(Ordering::Acquire);
+        let is_its = later >> 1 == claim.word >> SEQUENCE_SHIFT;
+        is_its.then_some(if later & 1 == 1 { Answer::Deny } else { Answer::Allow })
     }
 
     /// The file of a held event.

@@ -39,8 +39,8 @@ pub use message::{
     Verdict,
 };
 pub use policy::{
-    Exclude, ExcludedProcess, FailMode, Mode, POLICY_MAX, Policy, PolicyError, PolicyPart,
-    PolicyParts,
+    Exclude, ExcludedProcess, FailMode, FailPath, Mode, POLICY_MAX, Policy, PolicyError,
+    PolicyPart, PolicyParts,
 };
 pub use remedy::{Remediation, Ticket};
 pub use rules::{Exclusion, Facts, Rules, check_name_pattern, check_pattern, name_fits};

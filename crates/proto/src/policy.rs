@@ -27,6 +27,9 @@ pub struct Policy {
     pub fail_changing: Option<FailMode>,
     /// What happens to an access whose verdict does not come in time; `None` goes by the operation.
     pub fail_timed_out: Option<FailMode>,
+    /// What happens to an access to a file with such a path that gets no verdict, for whatever reason. The first that holds
+    /// counts, and before all of the above.
+    pub fail_paths: Vec<FailPath>,
     /// The longest that an open is held, in milliseconds.
     pub open_deadline_ms: u32,
     /// The longest that an exec is held, in milliseconds.
@@ -51,6 +54,7 @@ impl Default for Policy {
             fail_too_large: Some(FailMode::Open),
             fail_changing: None,
             fail_timed_out: None,
+            fail_paths: Vec::new(),
             open_deadline_ms: 5_000,
             exec_deadline_ms: 10_000,
             deadline_per_64_mib_ms: 1_000,
@@ -123,6 +127,15 @@ pub enum FailMode {
     Closed,
     /// It ends with EPERM when another user than root may write the file, else it goes on.
     ClosedIfUserWritable,
+}
+
+/// A fail mode of files with certain paths.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailPath {
+    /// A pattern of absolute paths; see [`Rules`](crate::Rules).
+    pub path: ByteBuf,
+    /// What their accesses get.
+    pub mode: FailMode,
 }
 
 /// What is not scanned. [`Rules`](crate::Rules) says whether something is.

@@ -5,7 +5,7 @@
 //! folder or file, everything else under its value. A decision looks up the words of one file, and compares
 //! only what is filed there.
 
-use crate::{Exclude, Policy};
+use crate::{Exclude, FailMode, Policy};
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Deref;
@@ -150,6 +150,13 @@ impl Rules {
                 };
                 self.find(&Word::Process(path, user), is_it).map(Exclusion::Process)
             })
+    }
+
+    /// What an access to a file with this path gets that no verdict decides, and the number of the pattern that says so.
+    #[must_use]
+    pub fn fail_mode(&self, path: &[u8]) -> Option<(usize, FailMode)> {
+        let mut all = self.policy.fail_paths.iter().enumerate();
+        all.find(|(_, it)| holds(&it.path, path)).map(|(number, it)| (number, it.mode))
     }
 
     /// Whether it matters who opens a file.

@@ -195,8 +195,8 @@ fn scanned(governed: &Governed<'_>, query: &ExplainQuery) -> Vec<PolicyStep> {
     } else {
         (("deadline.open_ms", deadline.open_ms), "fail_mode.open")
     };
-    let proto = governed.policy.to_proto();
-    let fails = match if query.exec { proto.fail_exec } else { proto.fail_open } {
+    let rules = Rules::from(governed.policy.to_proto());
+    let in_mode = |mode: FailMode| match mode {
         FailMode::Open => "without a verdict it goes on, and the file is scanned later",
         FailMode::Closed => "without a verdict it is denied",
         FailMode::ClosedIfUserWritable => {
@@ -204,6 +204,11 @@ fn scanned(governed: &Governed<'_>, query: &ExplainQuery) -> Vec<PolicyStep> {
              the file is scanned later"
         }
     };
+    let fails = in_mode(if query.exec { rules.fail_exec } else { rules.fail_open });
+    let by_path = rules.fail_mode(query.path.as_bytes()).map(|(number, mode)| {
+        let what = format!("{}, for whatever reason: its path decides", in_mode(mode));
+        step(governed, &format!("fail_mode.paths[{number}]"), what)
+    });
     let in_case = |reason: ReasonFailMode| match reason {
         ReasonFailMode::Open => "it goes on, and the file is scanned later",
         ReasonFailMode::Closed => "it is denied",
@@ -238,7 +243,7 @@ fn scanned(governed: &Governed<'_>, query: &ExplainQuery) -> Vec<PolicyStep> {
             step(governed, setting, what.to_owned())
         }
     };
-    vec![
+    let mut steps = vec![
         step(governed, "mode", held_by.to_owned()),
         step(governed, "exclude", exclusions),
         step(
@@ -270,7 +275,12 @@ fn scanned(governed: &Governed<'_>, query: &ExplainQuery) -> Vec<PolicyStep> {
         ),
         step(governed, mode, fails.to_owned()),
         infected,
-    ]
+    ];
+    if let Some(by_path) = by_path {
+        steps.retain(|step| !step.setting.starts_with("fail_mode."));
+        steps.insert(steps.len() - 1, by_path);
+    }
+    steps
 }
 
 impl Api {

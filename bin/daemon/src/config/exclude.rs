@@ -68,7 +68,7 @@ impl<'de> Deserialize<'de> for PathPattern {
         let text = String::deserialize(deserializer)?;
         match check_pattern(&text) {
             Ok(()) => Ok(Self(text)),
-            Err(why) => Err(de::Error::custom(format!("`{text}` is no exclusion: {why}"))),
+            Err(why) => Err(de::Error::custom(format!("`{text}` is no pattern of paths: {why}"))),
         }
     }
 }

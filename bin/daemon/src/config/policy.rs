@@ -1,6 +1,6 @@
 //! What the drivers are told to do, and what is done with what they find.
 
-use super::exclude::Exclusions;
+use super::exclude::{Exclusions, PathPattern};
 use super::within;
 use crate::copy::PrivateCopy;
 use seawall_client::{Detection, PolicyInForce};
@@ -92,14 +92,11 @@ impl PolicyConfig {
                 OpenFailMode::Open => FailMode::Open,
                 OpenFailMode::Closed => FailMode::Closed,
             },
-            fail_exec: match fail_modes.exec {
-                ExecFailMode::Open => FailMode::Open,
-                ExecFailMode::Closed => FailMode::Closed,
-                ExecFailMode::ClosedIfUserWritable => FailMode::ClosedIfUserWritable,
-            },
+            fail_exec: fail_modes.exec.to_proto(),
             fail_too_large: fail_modes.too_large.to_proto(),
             fail_changing: fail_modes.changing.to_proto(),
             fail_timed_out: fail_modes.timed_out.to_proto(),
+            fail_paths: fail_modes.paths.0.iter().map(FailPath::to_proto).collect(),
             open_deadline_ms: self.deadline.open_ms,
             exec_deadline_ms: self.deadline.exec_ms,
             deadline_per_64_mib_ms: self.deadline.per_64_mib_ms,
@@ -194,6 +191,7 @@ pub struct FailModes {
     pub too_large: ReasonFailMode,
     pub changing: ReasonFailMode,
     pub timed_out: ReasonFailMode,
+    pub paths: FailPaths,
 }
 
 impl Default for FailModes {
@@ -204,6 +202,44 @@ impl Default for FailModes {
             too_large: ReasonFailMode::Open,
             changing: ReasonFailMode::ByOperation,
             timed_out: ReasonFailMode::ByOperation,
+            paths: FailPaths::default(),
+        }
+    }
+}
+
+/// Fail modes of files with certain paths; the first that holds counts.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct FailPaths(pub Vec<FailPath>);
+
+impl FailPaths {
+    /// Each is compared with the path of every file that is scanned on access.
+    const MOST: usize = 100;
+}
+
+impl<'de> Deserialize<'de> for FailPaths {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let all = Vec::<FailPath>::deserialize(deserializer)?;
+        if all.len() > Self::MOST {
+            let most = format!("{} paths, at most {} are possible", all.len(), Self::MOST);
+            return Err(serde::de::Error::custom(most));
+        }
+        Ok(Self(all))
+    }
+}
+
+/// A fail mode of files with certain paths.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct FailPath {
+    pub path: PathPattern,
+    pub mode: ExecFailMode,
+}
+
+impl FailPath {
+    fn to_proto(&self) -> seawall_proto::FailPath {
+        seawall_proto::FailPath {
+            path: self.path.0.clone().into_bytes().into(),
+            mode: self.mode.to_proto(),
         }
     }
 }
@@ -221,6 +257,16 @@ pub enum ExecFailMode {
     Open,
     Closed,
     ClosedIfUserWritable,
+}
+
+impl ExecFailMode {
+    fn to_proto(self) -> FailMode {
+        match self {
+            Self::Open => FailMode::Open,
+            Self::Closed => FailMode::Closed,
+            Self::ClosedIfUserWritable => FailMode::ClosedIfUserWritable,
+        }
+    }
 }
 
 /// For one reason why there is no verdict.

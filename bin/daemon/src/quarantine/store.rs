@@ -416,6 +416,7 @@ mod tests {
             engine: "yara".into(),
             stored_ms: 1_700_000_000_000,
             state: State::Stored,
+            delete: false,
         }
     }
 
