@@ -24,6 +24,7 @@ use crate::engines::report::Results;
 use crate::engines::rounds::{Goal, Row};
 use crate::machine;
 use crate::run::keep;
+use crate::sample::Times;
 use crate::stage::{self, SHARED_MEMORY, Stage, text_of};
 use crate::watchdog::{clear, start as start_watchdog, step};
 
@@ -80,6 +81,9 @@ pub fn run(quick: bool, json: Option<&Path>) -> anyhow::Result<ExitCode> {
     rows.push(goal("clone over original", "×", ratio, Goal::AtLeast(20.0)));
     drop(host);
 
+    step("a guest beside three that are scanned");
+    rows.extend(beside(&base, &database, &roots, quick)?);
+
     step("a clamd of the guest's own");
     let clamd = Clamd::start(&base.join("peer"), &settings, Some(2))?;
     let program = clamdscan(quick)?;
@@ -125,6 +129,59 @@ fn row(name: &str, unit: &'static str, value: f64) -> Row {
 
 fn goal(name: &str, unit: &'static str, value: f64, goal: Goal) -> Row {
     Row { goal: Some(goal), met: Some(goal.is_met(value)), ..row(name, unit, value) }
+}
+
+/// How long opens of new small files take in a guest while others are scanned, and while they are not.
+fn beside(base: &Path, database: &Path, roots: &[Stage], quick: bool) -> anyhow::Result<Vec<Row>> {
+    let own = Stage::mount("beside", 96 << 20)?;
+    let count: u32 = if quick { 150 } else { 2000 };
+    let mut batches = Vec::new();
+    for batch in ["quiet", "busy"] {
+        let folder = own.folder.join(batch);
+        fs::create_dir_all(&folder)?;
+        let make = |at: u32| -> anyhow::Result<PathBuf> {
+            let path = folder.join(at.to_string());
+            let text = format!("new content {batch} {at}\n");
+            fs::write(&path, text.repeat(8192 / text.len()))?;
+            Ok(path)
+        };
+        batches.push((0..count).map(make).collect::<anyhow::Result<Vec<_>>>()?);
+    }
+    own.sync()?;
+    let mut folders = vec![own.folder.as_path()];
+    folders.extend(roots.iter().take(3).map(|root| root.folder.as_path()));
+    let host = Host::start(&base.join("host-beside"), database, &folders)?;
+    let scanned: Vec<_> = (1..folders.len()).map(|number| format!("g{number}")).collect();
+    // As many as there are, or as long as `more` says.
+    let timed = |paths: &[PathBuf], more: &dyn Fn() -> bool| {
+        let mut times = Vec::new();
+        for path in paths.iter().take_while(|_| more()) {
+            let since = Instant::now();
+            drop(fs::File::open(path)?);
+            times.push(since.elapsed().as_nanos() as f64 / 1e3);
+            thread::sleep(Duration::from_millis(1));
+        }
+        Times::of(times).context("no open was timed")
+    };
+    let quiet = timed(&batches[0], &|| true)?;
+    let names: Vec<_> = scanned.iter().map(String::as_str).collect();
+    let busy = thread::scope(|scope| {
+        let scan = scope.spawn(|| host.scan(&names));
+        thread::sleep(Duration::from_millis(300));
+        let busy = timed(&batches[1], &|| !scan.is_finished());
+        let scan = scan.join().map_err(|_| anyhow::anyhow!("the scan panicked"))?;
+        ensure!(scan?.files > 0, "nothing was scanned");
+        busy
+    })?;
+    let millis = |microseconds: f64| (microseconds / 1000.0).max(0.001);
+    Ok(vec![
+        row("opens of new files, quiet: p50", "ms", millis(quiet.p50)),
+        row("opens of new files, quiet: p99", "ms", millis(quiet.p99)),
+        row("beside a full scan of three: opens", "", busy.samples as f64),
+        row("beside a full scan of three: p50", "ms", millis(busy.p50)),
+        row("beside a full scan of three: p99", "ms", millis(busy.p99)),
+        goal("p99 beside over quiet", "×", busy.p99 / quiet.p99, Goal::AtMost(1.5)),
+    ])
 }
 
 /// A file system as a guest has it; `number` makes three of ten files its own.
