@@ -153,7 +153,7 @@ impl Archives {
             Lane::OnAccess => self.on_access,
             Lane::OnDemand => self.on_demand,
         };
-        (wanted && copy.is_archive()).then(|| ArchiveLimits {
+        (wanted && copy.is_archive()).then_some(ArchiveLimits {
             depth: self.depth,
             members: self.members,
             member: self.member_mib << 20,

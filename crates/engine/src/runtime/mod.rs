@@ -282,7 +282,7 @@ fn work_off<'e, E: Engine>(own: &Own<'e, E>, scanner: &mut Box<dyn Scanner + 'e>
             },
         };
         let id = scan.id;
-        let answer = answer(own, scanner, content.as_ref(), scan);
+        let answer = answer(own, scanner, content.as_ref(), *scan);
         if let Some(taken) = content.and_then(Content::into_buffer) {
             buffer = taken;
         }
@@ -301,7 +301,7 @@ fn work_off<'e, E: Engine>(own: &Own<'e, E>, scanner: &mut Box<dyn Scanner + 'e>
 /// What a worker got.
 enum Taken {
     /// A scan, and its content; None if that did not arrive.
-    Scan(Scan, Option<Content>),
+    Scan(Box<Scan>, Option<Content>),
     Ping,
     /// There is nothing at present.
     Nothing,
@@ -327,7 +327,7 @@ fn take(socket: BorrowedFd<'_>, buffer: &mut Vec<u8>, wait: bool) -> Taken {
                 None if received.lost_fd => None,
                 None => Some(Content::in_message(std::mem::take(buffer), at)),
             };
-            Taken::Scan(scan, content)
+            Taken::Scan(Box::new(scan), content)
         }
         Ok((ToEngine::Start(_), _)) | Err(_) => {
             eprintln!("the service sent a message that makes no sense here");
