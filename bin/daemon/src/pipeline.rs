@@ -584,6 +584,11 @@ impl Pipeline {
             _ => None,
         };
         let found = known.zip(generation);
+        // What was found in an archive meanwhile by a scan that looked into it is not forgotten for one that did not.
+        let found = found.filter(|(known, generation)| {
+            let before = self.cache.peek(&(scan.key.0, *generation));
+            known.is_some() || !matches!(before, Some(Some(_)))
+        });
         if let Some((known, generation)) = &found {
             self.cache.insert((scan.key.0, *generation), known.clone());
         }

@@ -165,12 +165,14 @@ fn compile_here(builder: Builder) -> Result<Option<Set>, SetError> {
     Set::load(file).map(Some)
 }
 
-/// The checksums of all compiled forms, whatever their order, and this program's version.
+/// The checksums of all compiled forms, whatever their order, and the versions of this program and of
+/// what unpacks for it.
 fn generation(sets: &[Set]) -> Generation {
     let mut sums: Vec<&[u8; 32]> = sets.iter().map(Set::checksum).collect();
     sums.sort();
     let mut hasher = blake3::Hasher::new();
     hasher.update(env!("CARGO_PKG_VERSION").as_bytes());
+    hasher.update(&seawall_unpack::REVISION.to_le_bytes());
     for sum in sums {
         hasher.update(sum);
     }

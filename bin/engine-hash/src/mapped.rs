@@ -13,8 +13,9 @@
 use std::ffi::{c_int, c_void};
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{self, AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, Once, PoisonError};
 
 use memmap2::{Mmap, MmapOptions};
@@ -56,13 +57,14 @@ impl Place {
 
 /// A mapped file.
 pub struct Mapped {
+    file: File,
     map: Mmap,
     place: &'static Place,
 }
 
 impl Mapped {
     /// Maps a whole file, which is not empty.
-    pub fn new(file: &File) -> io::Result<Self> {
+    pub fn new(file: File) -> io::Result<Self> {
         static HANDLER: Once = Once::new();
         HANDLER.call_once(handle);
         let taking = TAKING.lock().unwrap_or_else(PoisonError::into_inner);
@@ -70,16 +72,17 @@ impl Mapped {
         let place = free.ok_or_else(|| io::Error::other("too many files are mapped"))?;
         // SAFETY: nobody gets a reference into the mapping (`read` copies), so that it may change; what is gone
         // is the handler's business.
-        let map = unsafe { MmapOptions::new().map(file) }?;
+        let map = unsafe { MmapOptions::new().map(&file) }?;
         place.broken.store(false, Ordering::Release);
         place.start.store(map.as_ptr() as usize, Ordering::Release);
         place.length.store(map.len(), Ordering::Release);
         drop(taking);
-        Ok(Self { map, place })
+        Ok(Self { file, map, place })
     }
 
     /// Copies the bytes from `at` on. An error when they reach beyond the file as it was when it was mapped,
-    /// or when the file, then or at any time before, was shorter than that or could not be read.
+    /// or when the page, then or at any time before, was gone or could not be read. In the last page of a file that was cut
+    /// short zeros follow its end; [`Mapped::check`] tells.
     pub fn read(&self, at: u64, buffer: &mut [u8]) -> io::Result<()> {
         let at = usize::try_from(at).map_err(|_| io::ErrorKind::UnexpectedEof)?;
         if self.map.len().checked_sub(at).is_none_or(|left| left < buffer.len()) {
@@ -90,10 +93,23 @@ impl Mapped {
         unsafe {
             ptr::copy_nonoverlapping(self.map.as_ptr().add(at), buffer.as_mut_ptr(), buffer.len());
         }
+        // Whoever found the page missing has noted that before he put another there.
+        atomic::fence(Ordering::SeqCst);
         if self.place.broken.load(Ordering::Acquire) {
             return Err(io::Error::other("it was cut short, or cannot be read from its disk"));
         }
         Ok(())
+    }
+}
+
+impl Mapped {
+    /// An error when the file is shorter than it was when it was mapped. A system call.
+    pub fn check(&self) -> io::Result<()> {
+        let last = (self.map.len() as u64).saturating_sub(1);
+        match self.file.read_at(&mut [0], last)? {
+            1 => Ok(()),
+            _ => Err(io::Error::other("it was cut short")),
+        }
     }
 }
 
@@ -168,7 +184,7 @@ mod tests {
     fn a_file_is_read_where_asked_and_never_beyond_its_end() {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"abcdef").unwrap();
-        let mapped = Mapped::new(&file).unwrap();
+        let mapped = Mapped::new(file).unwrap();
         let mut buffer = [0; 3];
         mapped.read(3, &mut buffer).unwrap();
         assert_eq!(&buffer, b"def");
@@ -183,7 +199,10 @@ mod tests {
         const PAGE: usize = 64 << 10;
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&vec![7; 10 * PAGE]).unwrap();
-        let (mapped, whole) = (Mapped::new(&file).unwrap(), Mapped::new(&file).unwrap());
+        let (mapped, whole) = (
+            Mapped::new(file.try_clone().unwrap()).unwrap(),
+            Mapped::new(file.try_clone().unwrap()).unwrap(),
+        );
         let mut byte = [0];
         mapped.read(9 * PAGE as u64, &mut byte).unwrap();
         file.set_len(PAGE as u64).unwrap();
@@ -191,6 +210,7 @@ mod tests {
         for at in [9 * PAGE, 9 * PAGE, 5 * PAGE, 0] {
             mapped.read(at as u64, &mut byte).unwrap_err();
         }
+        assert!(mapped.check().is_err());
         drop(mapped);
         whole.read(1, &mut byte).unwrap();
         assert_eq!(byte, [7]);

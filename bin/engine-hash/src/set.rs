@@ -88,7 +88,7 @@ impl Set {
         if sum != checksum(&bytes) {
             return Err(SetError::Checksum);
         }
-        Ok(Self { file: Mapped::new(&file)?, indexes, lists, checksum: sum })
+        Ok(Self { file: Mapped::new(file)?, indexes, lists, checksum: sum })
     }
 
     /// Number of entries.
@@ -129,7 +129,7 @@ impl Set {
         // Nearly always there is one.
         if end - first <= FEW {
             for at in first..end {
-                let record = self.record(index, at, digest.key(), &mut buffer)?;
+                let record = self.record(index, at, digest, &mut buffer)?;
                 if record.digest == digest.bytes() && [size, ANY_SIZE].contains(&record.tail.size) {
                     hits.push(self.hit(digest, &record)?);
                 }
@@ -155,8 +155,7 @@ impl Set {
         let mut high = end;
         while low < high {
             let middle = low.midpoint(high);
-            if self.record(index, middle, digest.key(), buffer)?.cmp(digest, size) == Ordering::Less
-            {
+            if self.record(index, middle, digest, buffer)?.cmp(digest, size) == Ordering::Less {
                 low = middle + 1;
             } else {
                 high = middle;
@@ -164,7 +163,7 @@ impl Set {
         }
         // One that allows and one that denies.
         for at in low..end.min(low + 2) {
-            let record = self.record(index, at, digest.key(), buffer)?;
+            let record = self.record(index, at, digest, buffer)?;
             if record.cmp(digest, size) != Ordering::Equal {
                 break;
             }
@@ -173,12 +172,12 @@ impl Set {
         Ok(())
     }
 
-    /// Record number `at`, whose digest should begin with `key`.
+    /// Record number `at`, whose digest should begin as this one.
     fn record<'b>(
         &self,
         index: &Index,
         at: usize,
-        key: u64,
+        digest: &Digest,
         buffer: &'b mut [u8],
     ) -> io::Result<Record<'b>> {
         let (start, end) = (index.place(at), index.place(at + 1));
@@ -186,7 +185,13 @@ impl Set {
         let bytes = buffer.get_mut(..(end - start) as usize).ok_or_else(changed)?;
         self.file.read(start, bytes)?;
         match Record::split(index.kind, bytes) {
-            Some((record, [])) if crate::digest::key(record.digest) == key => Ok(record),
+            Some((record, [])) if key(record.digest) == digest.key() => {
+                // Nothing is allowed, and no digest another one, because zeros follow the end of a file that was cut short.
+                if record.tail.verdict == Verdict::Allowed || record.digest != digest.bytes() {
+                    self.file.check()?;
+                }
+                Ok(record)
+            }
             _ => Err(changed()),
         }
     }

@@ -310,7 +310,7 @@ fn position(bytes: &[u8], offset: usize) -> (u32, u32) {
     (number(line), number(column))
 }
 
-/// Names, contents and the library's version: everything that a verdict depends on.
+/// Names, contents and the versions of the library, of this program and of what unpacks for it: everything that a verdict depends on.
 fn digest<'a>(sources: impl Iterator<Item = &'a Source>) -> Generation {
     let mut hasher = blake3::Hasher::new();
     let mut field = |bytes: &[u8]| {
@@ -319,6 +319,7 @@ fn digest<'a>(sources: impl Iterator<Item = &'a Source>) -> Generation {
     };
     field(yara_x::VERSION.as_bytes());
     field(env!("CARGO_PKG_VERSION").as_bytes());
+    field(&seawall_unpack::REVISION.to_le_bytes());
     for source in sources {
         field(source.name.as_bytes());
         field(&source.bytes);

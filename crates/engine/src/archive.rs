@@ -16,7 +16,7 @@ pub enum Kind {
     Xz,
     /// bzip2.
     Bzip2,
-    /// RFC 8878, 3.1.1.
+    /// RFC 8878, 3.1.1 and 3.1.2: a frame, or one that is to be skipped.
     Zstd,
 }
 
@@ -31,7 +31,9 @@ pub fn kind(head: &[u8]) -> Option<Kind> {
         Some(Kind::Xz)
     } else if begins(b"BZh") && head.get(3).is_some_and(|level| (b'1'..=b'9').contains(level)) {
         Some(Kind::Bzip2)
-    } else if begins(&[0x28, 0xb5, 0x2f, 0xfd]) {
+    } else if begins(&[0x28, 0xb5, 0x2f, 0xfd])
+        || matches!(head, [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..])
+    {
         Some(Kind::Zstd)
     } else if head.get(257..262) == Some(b"ustar") {
         Some(Kind::Tar)

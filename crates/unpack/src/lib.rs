@@ -9,22 +9,34 @@
 //!         └──► its layers                              └─► inner.zip ──► look, and its members
 //! ```
 //!
-//! What lies beyond a limit, or needs a password, was not looked at: unless something is found elsewhere, that is an error and
-//! never clean. An archive that is damaged is looked into as far as it can be unpacked; beyond that it is
-//! what everything else is, too, content that was looked at as a whole.
+//! What lies beyond a limit, needs a password, is packed in a way that is not known here, or does not unpack to its end, was
+//! not looked at: unless something is found elsewhere, that is an error and never clean. Each member is judged as
+//! a whole too, whatever it seems to be: what only begins like an archive hides nothing.
+
+mod zstd;
 
 use std::cell::{Cell, RefCell};
-use std::io::{self, BufReader, Cursor, Read, Seek, SeekFrom};
+use std::io::{self, BufReader, Cursor, Read};
 
 use seawall_engine::archive::{HEAD, Kind, kind};
 use seawall_engine::content::Content;
 use seawall_engine::runtime::{Request, ScanError};
 use seawall_engine::{ArchiveLimits, Detection, MAX_MEMBER, Outcome};
 
-/// Detections after which no further member is looked at.
+/// Raised whenever more, less or something else is looked at: verdicts depend on it.
+pub const REVISION: u32 = 1;
+
+/// Detections of different names after which no further member is looked at.
 const ENOUGH: usize = 16;
-/// Most memory that a decoder may take for what it must look back at, in bytes. `xz -9` takes 64 MiB, `zstd -19` 8.
+/// Members of which one and the same detection is told.
+const MEMBERS_TOLD: usize = 3;
+/// What is found besides where not everything was looked at: no exclusion of the others hides that.
+const NOT_ALL: &str = "Seawall.Archive.NotAllLookedAt";
+/// Most memory that the decoder of the outermost layer may take for what it must look back at, in bytes; each
+/// layer below may take half of the one above. `xz -9` takes 64 MiB, `zstd -19` 8.
 const WINDOW_MAX: u64 = 128 << 20;
+/// Longest name of a member, or longest list of its attributes, in a tar, in bytes.
+const LONG_NAME: u64 = 64 << 10;
 /// Bytes of the content read at a time.
 const PIECE: usize = 64 << 10;
 /// How a member without a name is called.
@@ -60,13 +72,27 @@ pub fn look_into(
         }
     };
     let mut reader = BufReader::with_capacity(PIECE, Reader { content: request.content, at: 0 });
-    let members = walk(&mut reader, limits, &may_go_on, &mut look);
+    let bytes = || request.content.bytes().map_err(ScanError::from);
+    let members = walk(&mut reader, &bytes, limits, &may_go_on, &mut look);
     if found.is_empty() { members } else { Ok(Outcome::Infected(with_members(found, members))) }
 }
 
-/// What was found in a whole and, where they could be looked at, in its members.
+/// Second, where no bound of a report's length cuts it off.
+fn not_all(reason: &str) -> Detection {
+    Detection { member: Some(readable(reason)), ..Detection::new(NOT_ALL) }
+}
+
+/// What was found in a whole, which is something, and, where they could be looked at, in its members.
 fn with_members(whole: Vec<Detection>, members: Result<Outcome, ScanError>) -> Vec<Detection> {
-    let Ok(Outcome::Infected(mut found)) = members else { return whole };
+    let mut found = match members {
+        Ok(Outcome::Infected(found)) => found,
+        Ok(_) => return whole,
+        Err(error) => {
+            let mut found = whole;
+            found.insert(1, not_all(&error.to_string()));
+            return found;
+        }
+    };
     let is_told = |one: &Detection| found.iter().any(|member| member.name == one.name);
     let rest: Vec<_> = whole.into_iter().filter(|one| !is_told(one)).collect();
     found.extend(rest);
@@ -87,20 +113,10 @@ impl Read for Reader<'_> {
     }
 }
 
-impl Seek for Reader<'_> {
-    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        let (base, by) = match to {
-            SeekFrom::Start(at) => (at, 0),
-            SeekFrom::Current(by) => (self.at, by),
-            SeekFrom::End(by) => (self.content.len(), by),
-        };
-        self.at = base.checked_add_signed(by).ok_or(io::ErrorKind::InvalidInput)?;
-        Ok(self.at)
-    }
-}
-
-fn walk(
-    content: &mut dyn Seekable,
+/// `content` is read where front to back will do, and `bytes` where not.
+fn walk<'c>(
+    content: &mut dyn Read,
+    bytes: &dyn Fn() -> Result<&'c [u8], ScanError>,
     limits: ArchiveLimits,
     may_go_on: &dyn Fn() -> Result<(), ScanError>,
     look: &mut dyn FnMut(&[u8]) -> Result<Outcome, ScanError>,
@@ -109,27 +125,35 @@ fn walk(
     let mut head = Vec::with_capacity(HEAD);
     content.take(HEAD as u64).read_to_end(&mut head).map_err(failed)?;
     let Some(outer) = kind(&head) else { return Ok(Outcome::Clean) };
-    content.rewind().map_err(failed)?;
     let meter = Meter { limits, may_go_on, unpacked: Cell::new(0), stop: RefCell::default() };
-    let mut walk =
-        Walk { meter: &meter, look, members: 0, held: 0, found: Vec::new(), missed: None };
-    let walked = match outer {
-        Kind::Zip => walk.zip(content, "", 1),
-        other => walk.stream(other, content, "", 1),
+    let mut walk = Walk {
+        meter: &meter,
+        look,
+        members: 0,
+        held: 0,
+        found: Vec::new(),
+        names: 0,
+        missed: None,
     };
-    let Walk { found, missed, .. } = walk;
+    let walked = match outer {
+        Kind::Zip => walk.zip(bytes()?, "", 1),
+        other => walk.stream(other, &mut Cursor::new(head).chain(content), "", 1),
+    };
+    let Walk { mut found, missed, .. } = walk;
     match walked {
         Err(Stop::Error(error)) => return Err(error),
         Ok(()) | Err(Stop::Enough) => {}
     }
-    if !found.is_empty() {
-        return Ok(Outcome::Infected(found));
-    }
     match missed {
-        None => Ok(Outcome::Clean),
-        Some(reason) => Err(ScanError::Failed {
+        None if found.is_empty() => Ok(Outcome::Clean),
+        None => Ok(Outcome::Infected(found)),
+        Some(reason) if found.is_empty() => Err(ScanError::Failed {
             reason: format!("not all of the archive was looked at: {reason}"),
         }),
+        Some(reason) => {
+            found.insert(1, not_all(&reason));
+            Ok(Outcome::Infected(found))
+        }
     }
 }
 
@@ -140,11 +164,6 @@ enum Stop {
     /// With what is known.
     Enough,
 }
-
-/// What a zip is read from: its list is at its end.
-trait Seekable: Read + Seek {}
-
-impl<T: Read + Seek> Seekable for T {}
 
 /// What all layers of a content share: how much came out of them.
 struct Meter<'m> {
@@ -195,6 +214,8 @@ struct Walk<'w> {
     /// Bytes of members in memory.
     held: u64,
     found: Vec<Detection>,
+    /// How many names are among them.
+    names: usize,
     /// The first that was not looked at, and why.
     missed: Option<String>,
 }
@@ -211,23 +232,17 @@ impl Walk<'_> {
         if self.is_too_deep(name, depth) {
             return Ok(());
         }
+        let window = WINDOW_MAX >> (depth - 1).min(32);
         match kind {
             Kind::Tar => self.tar(from, name, depth),
             Kind::Gzip => self.member(&mut flate2::read::MultiGzDecoder::new(from), name, depth),
             Kind::Bzip2 => self.member(&mut bzip2::read::MultiBzDecoder::new(from), name, depth),
             Kind::Xz => {
-                let mut decoder =
-                    lzma_rust2::XzReader::new_mem_limit(from, true, (WINDOW_MAX >> 10) as u32);
+                let most = u32::try_from(window >> 10).unwrap_or(u32::MAX);
+                let mut decoder = lzma_rust2::XzReader::new_mem_limit(from, true, most);
                 self.member(&mut decoder, name, depth)
             }
-            Kind::Zstd => {
-                let mut frames = ruzstd::decoding::FrameDecoder::new();
-                frames.set_max_window_size(WINDOW_MAX);
-                match ruzstd::decoding::StreamingDecoder::new_with_decoder(from, frames) {
-                    Ok(mut decoder) => self.member(&mut decoder, name, depth),
-                    Err(_) => Ok(()),
-                }
-            }
+            Kind::Zstd => self.member(&mut zstd::Frames::new(from, window), name, depth),
             // `member` and `walk` see to it.
             Kind::Zip => Ok(()),
         }
@@ -241,38 +256,114 @@ impl Walk<'_> {
         depth > most
     }
 
+    /// Every entry that has content is looked at, whatever it is said to be: programs that unpack differ in that.
     fn tar(&mut self, from: &mut dyn Read, name: &str, depth: u32) -> Result<(), Stop> {
         let mut archive = tar::Archive::new(from);
-        let Ok(entries) = archive.entries() else { return Ok(()) };
+        let entries = match archive.entries() {
+            Ok(entries) => entries.raw(true),
+            Err(error) => {
+                self.miss(name, &error.to_string());
+                return Ok(());
+            }
+        };
+        let mut long_name = None;
         for entry in entries {
-            // What follows a damaged header cannot be found.
-            let Ok(mut entry) = entry else { break };
+            self.ended(name)?;
+            let mut entry = match entry {
+                Ok(entry) => entry,
+                // What follows a damaged header cannot be found.
+                Err(error) => {
+                    self.miss(name, &error.to_string());
+                    break;
+                }
+            };
+            self.count(name)?;
             let kind = entry.header().entry_type();
-            if !(kind.is_file() || kind.is_contiguous() || kind.is_gnu_sparse()) {
+            if kind.is_gnu_longname() || kind.is_pax_local_extensions() {
+                let mut text = Vec::new();
+                let read = entry.by_ref().take(LONG_NAME + 1).read_to_end(&mut text);
+                self.ended(name)?;
+                if read.is_err() || text.len() as u64 > LONG_NAME {
+                    self.miss(name, "a name that is too long");
+                } else if kind.is_gnu_longname() {
+                    long_name = Some(text);
+                } else {
+                    for one in tar::PaxExtensions::new(&text).flatten() {
+                        match one.key_bytes() {
+                            b"path" => long_name = Some(one.value_bytes().to_vec()),
+                            b"size" => self.miss(name, "a size among a member's attributes"),
+                            _ => {}
+                        }
+                    }
+                }
                 continue;
             }
-            let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-            self.member(&mut entry, &below(name, &path), depth)?;
+            let path = long_name.take().unwrap_or_else(|| entry.path_bytes().into_owned());
+            let path = String::from_utf8_lossy(path.trim_ascii_end()).into_owned();
+            let path = path.trim_end_matches('\0');
+            if entry.size() > 0 {
+                self.member(&mut entry, &below(name, path), depth)?;
+            }
         }
         self.ended(name)
     }
 
-    fn zip(&mut self, from: &mut dyn Seekable, name: &str, depth: u32) -> Result<(), Stop> {
+    fn zip(&mut self, bytes: &[u8], name: &str, depth: u32) -> Result<(), Stop> {
         if self.is_too_deep(name, depth) {
             return Ok(());
         }
-        let Ok(mut archive) = zip::ZipArchive::new(from) else { return Ok(()) };
-        for at in 0..archive.len() {
-            let path =
-                archive.name_for_index(at).and_then(Result::ok).unwrap_or_default().into_owned();
-            let path = below(name, &path);
-            match archive.by_index(at) {
-                Ok(entry) if !entry.is_file() => {}
-                Ok(mut entry) => self.member(&mut entry, &path, depth)?,
-                Err(zip::result::ZipError::UnsupportedArchive(why)) => self.miss(&path, why),
-                // Damaged, and only this one.
-                Err(_) => {}
+        let archive = match rawzip::ZipArchive::from_slice(bytes) {
+            Ok(archive) => archive,
+            Err(error) => {
+                self.miss(name, &error.to_string());
+                return Ok(());
             }
+        };
+        let mut entries = archive.entries();
+        loop {
+            let entry = match entries.next_entry() {
+                Ok(Some(entry)) => entry,
+                Ok(None) => return Ok(()),
+                Err(error) => {
+                    self.miss(name, &error.to_string());
+                    return Ok(());
+                }
+            };
+            self.count(name)?;
+            if entry.compressed_size_hint() == 0 {
+                continue;
+            }
+            let path = String::from_utf8_lossy(entry.file_path().as_bytes()).into_owned();
+            let path = below(name, &path);
+            if entry.flags().is_encrypted() {
+                self.miss(&path, "it needs a password");
+                continue;
+            }
+            let mut packed = match archive.get_entry(entry.wayfinder()) {
+                Ok(found) => found.data(),
+                Err(error) => {
+                    self.miss(&path, &error.to_string());
+                    continue;
+                }
+            };
+            match entry.compression_method() {
+                rawzip::CompressionMethod::STORE => self.member(&mut packed, &path, depth)?,
+                rawzip::CompressionMethod::DEFLATE => {
+                    self.member(&mut flate2::read::DeflateDecoder::new(packed), &path, depth)?;
+                }
+                _ => self.miss(&path, "it is packed in a way that is not known here"),
+            }
+        }
+    }
+
+    /// Counts an entry of an archive, with content or without.
+    fn count(&mut self, name: &str) -> Result<(), Stop> {
+        (self.meter.may_go_on)().map_err(Stop::Error)?;
+        self.members += 1;
+        let most = self.meter.limits.members;
+        if self.members > most {
+            self.miss(name, &format!("more than {most} members"));
+            return Err(Stop::Enough);
         }
         Ok(())
     }
@@ -280,44 +371,40 @@ impl Walk<'_> {
     /// Has a member looked at, and what lies in it.
     fn member(&mut self, from: &mut dyn Read, name: &str, depth: u32) -> Result<(), Stop> {
         let mut from = Counted { from, meter: self.meter };
-        let mut head = Vec::with_capacity(HEAD);
-        // A damaged one is judged by what came of it.
-        let _damaged = from.by_ref().take(HEAD as u64).read_to_end(&mut head);
-        self.ended(name)?;
-        let inner = kind(&head);
-        if let Some(inner) = inner.filter(|inner| *inner != Kind::Zip) {
-            let mut whole = Cursor::new(head).chain(from);
-            return self.stream(inner, &mut whole, name, depth + 1);
-        }
-        self.members += 1;
-        if self.members > self.meter.limits.members {
-            self.miss(name, &format!("more than {} members", self.meter.limits.members));
-            return Err(Stop::Enough);
-        }
         // Archives in archives in memory take no more than two of the largest members.
         let largest = self.meter.limits.member;
-        let most = largest.min((2 * largest).saturating_sub(self.held));
-        let mut bytes = head;
-        let _damaged =
-            from.take(most.saturating_sub(bytes.len() as u64) + 1).read_to_end(&mut bytes);
+        let most = largest.min((2 * largest + 1).saturating_sub(self.held));
+        let mut bytes = Vec::new();
+        let read = from.by_ref().take(most + 1).read_to_end(&mut bytes);
         self.ended(name)?;
-        if bytes.len() as u64 > most {
-            self.miss(
-                name,
-                &match most == largest {
-                    true => format!("larger than {} MiB", most >> 20),
-                    false => "larger than what is left for archives in archives".to_owned(),
-                },
-            );
-            return Ok(());
+        if let Err(error) = read {
+            // What came of it is looked at all the same.
+            self.miss(name, &error.to_string());
         }
-        self.judge(&bytes, name)?;
-        if inner.is_none() {
-            return Ok(());
+        let is_whole = bytes.len() as u64 <= most;
+        let before = self.found.len();
+        if is_whole {
+            self.judge(&bytes, name)?;
         }
+        let after = self.found.len();
         self.held += bytes.len() as u64;
-        self.zip(&mut Cursor::new(&bytes), name, depth + 1)?;
-        self.held -= bytes.len() as u64;
+        let held = bytes.len() as u64;
+        match kind(&bytes) {
+            Some(Kind::Zip) if is_whole => self.zip(&bytes, name, depth + 1)?,
+            // Of a larger one that unpacks to its end all members are looked at.
+            Some(inner) if inner != Kind::Zip => {
+                self.stream(inner, &mut Cursor::new(bytes).chain(from), name, depth + 1)?;
+            }
+            _ if is_whole => {}
+            _ if most == largest => self.miss(name, &format!("larger than {} MiB", most >> 20)),
+            _ => self.miss(name, "larger than what is left for archives in archives"),
+        }
+        self.held -= held;
+        // What is in a member of it is told of that.
+        let (of_it, within) = self.found.split_at(after);
+        let is_told = |one: &Detection| within.iter().any(|inner| inner.name == one.name);
+        let kept: Vec<_> = of_it[before..].iter().filter(|one| !is_told(one)).cloned().collect();
+        self.found.splice(before..after, kept);
         Ok(())
     }
 
@@ -327,14 +414,25 @@ impl Walk<'_> {
             Outcome::Clean | Outcome::Allowed { .. } => Ok(()),
             Outcome::Infected(found) => {
                 let member = Some(readable(name));
-                self.found.extend(found.into_iter().map(|one| Detection {
-                    // Neither says anything of the archive.
-                    offset: None,
-                    cleaning: None,
-                    member: member.clone(),
-                    ..one
-                }));
-                if self.found.len() >= ENOUGH { Err(Stop::Enough) } else { Ok(()) }
+                for one in found {
+                    let told = self.found.iter().filter(|told| told.name == one.name).count();
+                    self.names += usize::from(told == 0);
+                    if told < MEMBERS_TOLD {
+                        // Neither says anything of the archive.
+                        let (offset, cleaning) = (None, None);
+                        self.found.push(Detection {
+                            offset,
+                            cleaning,
+                            member: member.clone(),
+                            ..one
+                        });
+                    }
+                }
+                if self.names < ENOUGH {
+                    return Ok(());
+                }
+                self.miss(name, "so much is found before it that what follows is not looked at");
+                Err(Stop::Enough)
             }
         }
     }

@@ -139,7 +139,7 @@ impl Default for Archives {
             on_access: false,
             on_demand: true,
             depth: 6,
-            members: 10_000,
+            members: 100_000,
             member_mib: 128,
             unpacked_mib: 1024,
         }
