@@ -17,6 +17,7 @@ mod zstd;
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, BufReader, Cursor, Read};
+use std::time::Duration;
 
 use seawall_engine::archive::{HEAD, Kind, kind};
 use seawall_engine::content::Content;
@@ -39,6 +40,8 @@ const WINDOW_MAX: u64 = 128 << 20;
 const LONG_NAME: u64 = 64 << 10;
 /// Bytes of the content read at a time.
 const PIECE: usize = 64 << 10;
+/// What a scan's end stays before the hard limit: the report still has to travel.
+const HEAD_START: Duration = Duration::from_millis(200);
 /// How a member without a name is called.
 const NAMELESS: &str = "contents";
 
@@ -65,7 +68,7 @@ pub fn look_into(
     let may_go_on = || {
         if request.is_cancelled() {
             Err(ScanError::Cancelled)
-        } else if request.left().is_zero() {
+        } else if request.left() < HEAD_START.min(request.limit / 2) {
             Err(ScanError::TimedOut)
         } else {
             Ok(())
@@ -139,9 +142,10 @@ fn walk<'c>(
         Kind::Zip => walk.zip(bytes()?, "", 1),
         other => walk.stream(other, &mut Cursor::new(head).chain(content), "", 1),
     };
-    let Walk { mut found, missed, .. } = walk;
+    let Walk { mut found, mut missed, .. } = walk;
     match walked {
-        Err(Stop::Error(error)) => return Err(error),
+        Err(Stop::Error(error)) if found.is_empty() => return Err(error),
+        Err(Stop::Error(error)) => missed = Some(error.to_string()),
         Ok(()) | Err(Stop::Enough) => {}
     }
     match missed {

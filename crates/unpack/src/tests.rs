@@ -295,6 +295,14 @@ fn a_scan_ends_when_it_must() {
     };
     let told = walk(&mut Cursor::new(&archive), &|| Ok(&archive), LIMITS, &late, &mut is_evil);
     assert!(matches!(told, Err(ScanError::TimedOut)), "{told:?}");
+    // What was found until then counts.
+    asked.set(0);
+    let evil = tar(&[("evil", EVIL), ("b", b"good"), ("c", b"good")]);
+    let patient =
+        || if asked.replace(asked.get() + 1) > 5 { Err(ScanError::TimedOut) } else { Ok(()) };
+    let told = walk(&mut Cursor::new(&evil), &|| Ok(&evil), LIMITS, &patient, &mut is_evil);
+    let Ok(Outcome::Infected(found)) = told else { panic!("{told:?}") };
+    assert_eq!((found[0].name.as_str(), found[1].name.as_str()), ("Evil", NOT_ALL));
     let failing = &mut |_: &[u8]| Err(ScanError::Failed { reason: "no".into() });
     assert!(
         walk(&mut Cursor::new(&archive), &|| Ok(&archive), LIMITS, &|| Ok(()), failing).is_err()
