@@ -28,7 +28,7 @@ impl Reply for Caller {
 /// when the service ends.
 pub async fn judge(host: &Host, path: Vec<u8>, copy: PrivateCopy) -> Option<Answer> {
     let (size, hash) = (copy.len(), copy.hash());
-    let archives = host.config().policy.archives.limits(Lane::OnDemand, &copy);
+    let archives = host.config().policy.archives.limits(Operation::OnDemand, &copy);
     let meta =
         Metadata { path, guest: String::new(), operation: Operation::OnDemand, size, archives };
     let answer = match host.pipeline.lookup(hash, &meta) {

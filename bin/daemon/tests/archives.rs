@@ -58,6 +58,7 @@ fn an_archive_is_looked_into_on_demand_and_what_is_found_counts_from_then_on() {
     let (mut web, mut db) = (service.driver("web"), service.driver("db"));
     assert_eq!(kind(&mut web, Operation::Open, &evil), VerdictKind::Unopened);
     assert_eq!(kind(&mut db, Operation::Open, &evil), VerdictKind::Unopened, "as remembered");
+    assert_eq!(kind(&mut db, Operation::Background, &evil), VerdictKind::Unopened, "nor then");
     assert_eq!(kind(&mut web, Operation::Open, b"no archive"), VerdictKind::Clean);
     assert_eq!(kind(&mut web, Operation::OnDemand, b"no archive"), VerdictKind::Clean);
     let found = judge(&mut web, Operation::OnDemand, &evil);

@@ -4,8 +4,7 @@ use super::exclude::{Exclusions, PathPattern};
 use super::within;
 use crate::copy::PrivateCopy;
 use seawall_client::{Detection, PolicyInForce};
-use seawall_engine::ArchiveLimits;
-use seawall_engine::host::Lane;
+use seawall_engine::{ArchiveLimits, Operation};
 use seawall_proto::{FailMode, Mode, Policy};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
@@ -148,10 +147,11 @@ impl Default for Archives {
 
 impl Archives {
     /// How far to look into this content; `None` where that is not wanted, or it is no archive.
-    pub fn limits(&self, lane: Lane, copy: &PrivateCopy) -> Option<ArchiveLimits> {
-        let wanted = match lane {
-            Lane::OnAccess => self.on_access,
-            Lane::OnDemand => self.on_demand,
+    /// What is looked at after it was written counts as an access: it is to end with a verdict.
+    pub fn limits(&self, operation: Operation, copy: &PrivateCopy) -> Option<ArchiveLimits> {
+        let wanted = match operation {
+            Operation::OnDemand => self.on_demand,
+            Operation::Open | Operation::Exec | Operation::Rescan => self.on_access,
         };
         (wanted && copy.is_archive()).then_some(ArchiveLimits {
             depth: self.depth,

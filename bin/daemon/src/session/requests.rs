@@ -235,9 +235,9 @@ impl Requests {
             Operation::OnDemand => (seawall_engine::Operation::OnDemand, Lane::OnDemand),
         };
         let policy = self.session.guest.policy();
-        let archives = policy.archives.limits(lane, &copy);
-        asked.unopened =
-            archives.is_none() && policy.archives.limits(Lane::OnDemand, &copy).is_some();
+        let archives = policy.archives.limits(operation, &copy);
+        asked.unopened = archives.is_none()
+            && policy.archives.limits(seawall_engine::Operation::OnDemand, &copy).is_some();
         let meta = Metadata {
             path: asked.file.path.to_vec(),
             guest: self.session.guest.name().to_owned(),
