@@ -355,3 +355,25 @@ fn a_length_changed_in_place_is_an_error_of_the_scan() {
         assert_eq!(names(&set, &made(Kind::Md5, 1), 1), ["A"]);
     }
 }
+
+/// In the last page of what is left zeros follow: a denied content must not become an allowed or an unknown one.
+#[test]
+fn wherever_a_file_is_cut_nothing_denied_is_let_through() {
+    let known = made(Kind::Md5, 7);
+    let good = compiled(denied(&[entry(known, None, "A")]));
+    for end in HEADER..good.len() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&good).unwrap();
+        file.rewind().unwrap();
+        let set = Set::load(file.try_clone().unwrap()).unwrap();
+        file.set_len(end as u64).unwrap();
+        let mut hits = Vec::new();
+        if set.find(&known, 1, &mut hits).is_ok() {
+            assert_eq!(
+                hits.iter().map(|hit| hit.verdict).collect::<Vec<_>>(),
+                [Verdict::Denied],
+                "{end}"
+            );
+        }
+    }
+}
