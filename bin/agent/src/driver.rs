@@ -490,8 +490,7 @@ impl Driver {
     }
 
     /// What the path says that an access gets without a verdict: before everything else that policy says of that.
-    pub fn fails_by_path(&self, event: &HeldEvent, path: &[u8]) {
-        let Some((_, mode)) = self.policy().fail_mode(path) else { return };
+    pub fn fails_by_path(&self, event: &HeldEvent, mode: FailMode) {
         let answer = if fails_open(mode, &event.look) { Answer::Allow } else { Answer::Deny };
         self.ledger.set_fail(event.claim, answer);
         let mut execs = lock(&self.execs);

@@ -69,8 +69,10 @@ pub fn scan(driver: &Driver, job: Job, buffer: &mut Vec<u8>) {
     {
         return;
     }
-    if let (Subject::Access(event), Some(path)) = (&job.subject, shown.if_true()) {
-        driver.fails_by_path(event, path);
+    if let Subject::Access(event) = &job.subject
+        && let Some((_, mode)) = shown.if_true().and_then(|path| rules.fail_mode(path))
+    {
+        driver.fails_by_path(event, mode);
     }
     if let Subject::Access(event) = &job.subject
         && identity.size > rules.whole_file_limit

@@ -222,7 +222,8 @@ impl Requests {
         let Open { mut asked, until, copy, slots, .. } = open;
         asked.size = copy.len();
         let hash = copy.hash();
-        if self.session.guest.policy().excludes(hash) {
+        let policy = self.session.guest.policy();
+        if policy.excludes(hash) {
             let generation = self.session.host.pipeline.generations.current();
             self.session.exclude(&asked, Some(hash), generation);
             self.keep(copy.into_spare());
@@ -234,7 +235,6 @@ impl Requests {
             Operation::Background => (seawall_engine::Operation::Rescan, Lane::OnDemand),
             Operation::OnDemand => (seawall_engine::Operation::OnDemand, Lane::OnDemand),
         };
-        let policy = self.session.guest.policy();
         let archives = policy.archives.limits(operation, &copy);
         asked.unopened = archives.is_none()
             && policy.archives.limits(seawall_engine::Operation::OnDemand, &copy).is_some();
