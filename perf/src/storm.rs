@@ -85,7 +85,7 @@ pub fn run(quick: bool, json: Option<&Path>) -> anyhow::Result<ExitCode> {
     rows.extend(beside(&base, &database, &roots, quick)?);
 
     step("a clamd of the guest's own");
-    let clamd = Clamd::start(&base.join("peer"), &settings, Some(2))?;
+    let clamd = Clamd::start(&base.join("peer"), &settings)?;
     let program = clamdscan(quick)?;
     let peer = measured(|| {
         let run = clamd.scan(&program, &roots[0].folder)?;

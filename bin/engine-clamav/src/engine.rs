@@ -18,6 +18,10 @@ const ROOM: u64 = 64 << 20;
 /// What clamd calls content of which it has not looked at everything.
 const BEYOND: &str = "Heuristics.Limits.Exceeded";
 
+/// Contents that clamd has besides those it works on. Without one its threads wait while an answer goes to the
+/// service and the next content comes.
+const AHEAD: u32 = 1;
+
 /// A clamd that is loaded, and a session for each worker.
 pub struct Clamav {
     sockets: Vec<Arc<UnixStream>>,
@@ -62,7 +66,7 @@ impl Clamav {
         let mut clamd = Clamd::start(arguments, start.threads)?;
         let mut sessions = Vec::new();
         let mut version = String::new();
-        for _ in 0..start.threads.max(1) {
+        for _ in 0..start.threads.max(1) + AHEAD {
             let mut session = clamd.session()?;
             let told = session.version(|| clamd.check());
             // The end of the session is the end of clamd, which says more.
@@ -136,6 +140,14 @@ impl Engine for Clamav {
 
     fn sockets(&self) -> Vec<BorrowedFd<'_>> {
         self.sockets.iter().map(|socket| socket.as_fd()).collect()
+    }
+
+    fn ahead(&self) -> u32 {
+        match self.whose {
+            Whose::Own { .. } => AHEAD,
+            // How many threads it has it does not tell.
+            Whose::System { .. } => 0,
+        }
     }
 }
 

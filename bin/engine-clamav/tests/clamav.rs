@@ -202,6 +202,30 @@ fn a_stopped_clamd_is_killed_at_the_limit_and_replaced() {
     assert_eq!(engine.names(WORD).len(), 1, "the next one answers");
 }
 
+/// The engine has one content more in hand than clamd works on. The time that it waits there is not its own.
+#[test]
+fn content_that_waits_for_clamd_does_not_use_up_its_limit() {
+    let database = database();
+    let engine = start(database.path());
+    let clamd = engine.clamd().to_string();
+    let signal = |name: &str| {
+        assert!(Command::new("kill").args([name, &clamd]).status().unwrap().success());
+    };
+    signal("-STOP");
+    let in_work = [b"one".as_slice(), b"two"].map(|content| engine.send(content, LONG));
+    std::thread::sleep(Duration::from_millis(100));
+    let waits = engine.send(WORD, Duration::from_millis(300));
+    std::thread::sleep(Duration::from_secs(1));
+    signal("-CONT");
+    for reply in in_work {
+        assert_eq!(reply.recv_timeout(LONG).unwrap().result, Ok(Outcome::Clean));
+    }
+    let report = waits.recv_timeout(LONG).unwrap();
+    assert!(matches!(report.result, Ok(Outcome::Infected(_))), "{report:?}");
+    assert!(report.queued >= Duration::from_secs(1), "{report:?}");
+    assert_eq!(engine.handle.status().restarts, 0);
+}
+
 #[test]
 fn clamd_lives_in_a_sandbox() {
     let database = database();

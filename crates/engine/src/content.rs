@@ -393,6 +393,18 @@ mod tests {
         assert_eq!(content.into_buffer().unwrap(), b"head0123456789tail");
     }
 
+    /// The kernel does so at times, when it moves pages about; here a pipe does.
+    #[test]
+    fn a_page_that_somebody_holds_does_not_keep_content_from_being_sealed() {
+        let mut writer = ContentWriter::new(4096).unwrap();
+        writer.append(&[7; 4096]).unwrap();
+        let (_reader, pipe) = io::pipe().unwrap();
+        assert_eq!(sys::splice(writer.file.as_fd(), pipe.as_fd(), 4096).unwrap(), 4096);
+        let sealed = writer.seal().unwrap();
+        assert!(File::from(duplicate(&sealed)).write_at(b"x", 0).is_err());
+        assert_eq!(received(&sealed).bytes().unwrap(), [7; 4096]);
+    }
+
     #[test]
     fn an_unsealed_memfd_is_copied() {
         let mut file = sys::memfd(c"test").unwrap();

@@ -228,16 +228,29 @@ pub(crate) fn memfd(name: &CStr) -> io::Result<File> {
     Ok(File::from(owned(fd)))
 }
 
-/// Seals a memfd for good: no write, no other size, no further change of seals.
+/// Seals a memfd, which nobody has mapped, for good: no write, no other size, no further change of seals.
+///
+/// With F_SEAL_FUTURE_WRITE (Linux 5.1) rather than F_SEAL_WRITE: they differ only for mappings that are
+/// there already, and the latter looks at every page, waits for each that the kernel happens to hold
+/// (it moves them about when it wants large pages), and fails with EBUSY when one is held for long.
 pub(crate) fn seal(file: &File) -> io::Result<()> {
-    let seals = libc::F_SEAL_WRITE | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+    let seals =
+        libc::F_SEAL_FUTURE_WRITE | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
     // SAFETY: F_ADD_SEALS touches no memory.
     check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) }).map(drop)
 }
 
+/// Gives pages of a file, from its beginning, to a pipe, which holds them until they are read.
+#[cfg(test)]
+pub(crate) fn splice(file: BorrowedFd<'_>, pipe: BorrowedFd<'_>, length: usize) -> io::Result<i64> {
+    let (file, pipe, none) = (file.as_raw_fd(), pipe.as_raw_fd(), ptr::null_mut());
+    // SAFETY: the offset is a place of ours.
+    check_long(unsafe { libc::splice(file, &mut 0, pipe, none, length, 0) } as i64)
+}
+
 /// True when the bytes behind `fd` can neither change nor go away.
 pub(crate) fn is_sealed(fd: BorrowedFd<'_>) -> bool {
-    let needed = libc::F_SEAL_WRITE | libc::F_SEAL_SHRINK;
+    let needed = libc::F_SEAL_FUTURE_WRITE | libc::F_SEAL_SHRINK;
     // SAFETY: F_GET_SEALS touches no memory; EINVAL for everything that is no memfd or tmpfs file.
     let seals = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GET_SEALS) };
     seals >= 0 && seals & needed == needed

@@ -44,7 +44,7 @@ pub fn run(bench: &mut Bench) -> anyhow::Result<Vec<Row>> {
         let engine = start(bench, &folder, &format!("clamav-temporary-{threads}"), threads)?;
         let peer = engine.settings().and_then(|settings| {
             let place = bench.folder(&format!("clamav-peer-{threads}"));
-            let clamd = Clamd::start(&place, &settings, Some(threads))?;
+            let clamd = Clamd::start(&place, &settings)?;
             Ok((clamd, clamdscan(bench.quick)?))
         });
         anyhow::Ok((threads, engine, peer))
@@ -94,8 +94,7 @@ pub fn run(bench: &mut Bench) -> anyhow::Result<Vec<Row>> {
     let rows = measure(NAME, cases, bench.rounds, !bench.quick)?;
     bench.note(format!(
         "{NAME}: {signatures} made signatures, {}, {} of them found by both. `clamdscan --fdpass --multiscan` on \
-         a clamd with the engine's own clamd.conf but for paths and as many threads as the engine has scans under way; both clamd run and \
-         have loaded. Its start (measured on one byte in the same round) is in one row and out of the other",
+         a clamd with the engine's own clamd.conf but for paths; both clamd run and have loaded. Its start (measured on one byte in the same round) is in one row and out of the other",
         corpus.describe(),
         found.get().unwrap_or_default(),
     ));
@@ -158,8 +157,8 @@ pub struct Run {
 }
 
 impl Clamd {
-    /// With these settings, but paths of its own, and as many scans at a time where that is given.
-    pub fn start(folder: &Path, settings: &str, threads: Option<u32>) -> anyhow::Result<Self> {
+    /// With these settings, but paths of its own.
+    pub fn start(folder: &Path, settings: &str) -> anyhow::Result<Self> {
         fs::create_dir_all(folder.join("unpacked"))?;
         let (config, socket) = (folder.join("clamd.conf"), folder.join("socket"));
         let place = |line: &str| match line.split_once(' ') {
@@ -168,10 +167,6 @@ impl Clamd {
                 format!("TemporaryDirectory {}\n", folder.join("unpacked").display())
             }
             Some(("LogFile", _)) => format!("LogFile {}\n", folder.join("log").display()),
-            // The engine has some in reserve; at work are as many as it has sessions.
-            Some(("MaxThreads", given)) => {
-                format!("MaxThreads {}\n", threads.map_or(given.to_owned(), |n| n.to_string()))
-            }
             _ => format!("{line}\n"),
         };
         fs::write(&config, settings.lines().map(place).collect::<String>())?;

@@ -84,7 +84,7 @@ pub fn run(bench: &mut Bench) -> anyhow::Result<Vec<Row>> {
     let settings = second.settings()?;
     drop((first, second));
     step(format!("{NAME}: loading in a bare clamd"));
-    let bare = Clamd::start(&bench.folder("signatures-peer"), &settings, None)?;
+    let bare = Clamd::start(&bench.folder("signatures-peer"), &settings)?;
     rows.push(row("a bare clamd, until it answers", "s", bare.loading.as_secs_f64()));
     let process: Vec<Process> = Process::from_pid(bare.pid()).into_iter().collect();
     rows.push(row("a bare clamd, PSS", "MiB", mib(cpu::memory_kib(&process))));

@@ -17,6 +17,7 @@
 
 mod error;
 mod helper;
+mod line;
 mod sandbox;
 
 use std::any::Any;
@@ -42,6 +43,7 @@ use crate::protocol::{
 pub use crate::protocol::{Limits, Start};
 use crate::report::{Description, Diagnostic, Metadata, Operation, Outcome};
 use crate::sys;
+use line::{Line, Turn};
 
 /// Signatures, loaded and shared by all workers.
 pub trait Engine: Send + Sync {
@@ -59,6 +61,13 @@ pub trait Engine: Send + Sync {
     /// these, and on no others.
     fn sockets(&self) -> Vec<BorrowedFd<'_>> {
         Vec::new()
+    }
+
+    /// Scanners above the threads that the service wishes: for an engine that hands its contents on to somebody
+    /// who works on as many of them as there are threads, in the order in which they come, and who finds the
+    /// next one waiting when one ends. The time limit of such a content begins when one before it has ended.
+    fn ahead(&self) -> u32 {
+        0
     }
 }
 
@@ -78,20 +87,21 @@ pub struct Request<'a> {
     pub metadata: &'a Metadata,
     /// How long this scan may take from its start; then the process is killed.
     pub limit: Duration,
-    since: Instant,
-    id: u64,
+    turn: &'a Turn,
     cancelled: Option<&'a sys::Numbers>,
 }
 
 impl Request<'_> {
     /// How long this scan may still take; zero when its process is about to be killed.
     pub fn left(&self) -> Duration {
-        self.limit.saturating_sub(self.since.elapsed())
+        let used = self.turn.since.get().map(Instant::elapsed);
+        self.limit.saturating_sub(used.unwrap_or_default())
     }
 
     /// Whether nobody wants the report any more. Costs one read of memory: ask as often as you like.
     pub fn is_cancelled(&self) -> bool {
-        self.cancelled.is_some_and(|numbers| numbers.get(self.id) == self.id)
+        let id = self.turn.id;
+        self.cancelled.is_some_and(|numbers| numbers.get(id) == id)
     }
 }
 
@@ -158,8 +168,10 @@ where
     if let Some(warning) = sandbox::enter_landlock()? {
         description.diagnostics.insert(0, warning);
     }
-    let own = Own { socket: socket.as_fd(), engine: &engine, cancelled: &cancelled };
-    work(&own, start.threads.max(1), description)
+    let threads = start.threads.max(1);
+    let line = Line::new(socket.as_fd(), threads);
+    let own = Own { socket: socket.as_fd(), engine: &engine, cancelled: &cancelled, line };
+    work(&own, threads.saturating_add(engine.ahead()), description)
 }
 
 /// What all workers share.
@@ -167,6 +179,7 @@ struct Own<'a, E> {
     socket: BorrowedFd<'a>,
     engine: &'a E,
     cancelled: &'a sys::Numbers,
+    line: Line<'a>,
 }
 
 fn receive_start(socket: BorrowedFd<'_>) -> Result<(Start, sys::Numbers), StartError> {
@@ -190,14 +203,14 @@ fn receive_start(socket: BorrowedFd<'_>) -> Result<(Start, sys::Numbers), StartE
 /// Starts the workers, closes the sandbox around them, says Ready, and waits for their end.
 fn work<E: Engine>(
     own: &Own<'_, E>,
-    threads: u32,
+    workers: u32,
     description: Description,
 ) -> Result<(), StartError> {
     let socket = own.socket;
     let (warm, warmed) = mpsc::channel();
-    let sealed = Arc::new(Barrier::new(threads as usize + 1));
+    let sealed = Arc::new(Barrier::new(workers as usize + 1));
     thread::scope(|scope| {
-        for number in 0..threads {
+        for number in 0..workers {
             let (warm, sealed) = (warm.clone(), Arc::clone(&sealed));
             let body = move || worker(own, &warm, &sealed);
             if let Err(error) =
@@ -206,12 +219,12 @@ fn work<E: Engine>(
                 give_up(socket, error.into());
             }
         }
-        for _ in 0..threads {
+        for _ in 0..workers {
             if let Ok(Err(refused)) = warmed.recv() {
                 give_up(socket, StartError::Refused(refused));
             }
         }
-        if let Err(error) = sandbox::enter_filter(socket, &own.engine.sockets(), threads) {
+        if let Err(error) = sandbox::enter_filter(socket, &own.engine.sockets(), workers) {
             give_up(socket, error.into());
         }
         if send(socket, ToHost::Ready(description)).is_err() {
@@ -263,37 +276,37 @@ fn worker<E: Engine>(
 /// and the service is woken once.
 fn work_off<'e, E: Engine>(own: &Own<'e, E>, scanner: &mut Box<dyn Scanner + 'e>) {
     let mut buffer = vec![0; MAX_TO_ENGINE];
-    let say = |message| send(own.socket, message).unwrap_or_else(|_| sys::exit_now(1));
-    let mut told = None;
+    let pong = || send(own.socket, ToHost::Pong).unwrap_or_else(|_| sys::exit_now(1));
+    let mut at_hand = None;
     loop {
-        let (scan, content) = match told.take() {
+        let (scan, content, turn) = match at_hand.take() {
             Some(next) => next,
             None => match take(own.socket, &mut buffer, true) {
                 Taken::Scan(scan, content) => {
-                    say(ToHost::Started { id: scan.id });
-                    (scan, content)
+                    let turn = Turn::new(scan.id);
+                    own.line.enter(&turn);
+                    (scan, content, turn)
                 }
                 Taken::Ping => {
-                    say(ToHost::Pong);
+                    pong();
                     continue;
                 }
                 Taken::Nothing => continue,
                 Taken::End => return,
             },
         };
-        let id = scan.id;
-        let answer = answer(own, scanner, content.as_ref(), *scan);
+        let answer = answer(own, scanner, content.as_ref(), *scan, &turn);
         if let Some(taken) = content.and_then(Content::into_buffer) {
             buffer = taken;
         }
         let taken = take(own.socket, &mut buffer, false);
-        let next = if let Taken::Scan(scan, _) = &taken { Some(scan.id) } else { None };
-        say(ToHost::Report { id, answer, next });
-        match taken {
-            Taken::Scan(scan, content) => told = Some((scan, content)),
-            Taken::Ping => say(ToHost::Pong),
-            Taken::Nothing => (),
-            Taken::End => return,
+        let next = if let Taken::Scan(scan, _) = &taken { Some(Turn::new(scan.id)) } else { None };
+        own.line.leave(&turn, answer, next.as_ref());
+        match (taken, next) {
+            (Taken::Scan(scan, content), Some(turn)) => at_hand = Some((scan, content, turn)),
+            (Taken::Ping, _) => pong(),
+            (Taken::End, _) => return,
+            (Taken::Nothing | Taken::Scan(..), _) => {}
         }
     }
 }
@@ -346,12 +359,12 @@ fn warm_up(scanner: &mut dyn Scanner) {
         size: 0,
         archives: None,
     };
+    let turn = Turn::new(0);
     let _ = scanner.scan(&Request {
         content: &Content::empty(),
         metadata: &metadata,
         limit: Duration::from_secs(60),
-        since: Instant::now(),
-        id: 0,
+        turn: &turn,
         cancelled: None,
     });
 }
@@ -362,6 +375,7 @@ fn answer<'e, E: Engine>(
     scanner: &mut Box<dyn Scanner + 'e>,
     content: Option<&Content>,
     scan: Scan,
+    turn: &Turn,
 ) -> Answer {
     let Some(content) = content else {
         return Answer::Error { reason: "the content's descriptor did not arrive".into() };
@@ -370,8 +384,7 @@ fn answer<'e, E: Engine>(
         content,
         metadata: &scan.metadata,
         limit: Duration::from_millis(scan.limit_ms.into()),
-        since: Instant::now(),
-        id: scan.id,
+        turn,
         cancelled: Some(own.cancelled),
     };
     match catch_unwind(AssertUnwindSafe(|| scanner.scan(&request))) {
@@ -385,6 +398,7 @@ fn answer<'e, E: Engine>(
         Ok(Err(ScanError::Cancelled)) => Answer::Cancelled,
         Ok(Err(ScanError::Broken { reason })) => {
             eprintln!("{reason}");
+            own.line.begin_late(turn);
             sys::exit_now(1)
         }
         Ok(Err(error)) => Answer::Error { reason: chain(&error) },
