@@ -22,6 +22,9 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+/// Threads of each engine that scans on demand leave free.
+const KEPT: u32 = 1;
+
 /// What runs an engine.
 pub struct Running {
     pub handle: EngineHandle,
@@ -72,6 +75,7 @@ impl Running {
         };
         let settings = Settings {
             threads: wanted.threads,
+            kept: KEPT,
             memory_mib: wanted.memory_mib,
             ready_timeout: wanted.load_timeout(),
             queue_limit: ENGINE_QUEUE,

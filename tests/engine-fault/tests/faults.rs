@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use common::{Engine, LONG, alive, config, metadata, order, start};
 use seawall_engine::host::{
-    EngineConfig, EngineState, Generation, Lane, Outcome, ScanError, SharedContent,
+    EngineConfig, EngineState, Generation, Lane, Outcome, ScanError, ScanReport, SharedContent,
 };
 use seawall_engine::protocol::INLINE_MAX;
 
@@ -296,6 +296,33 @@ fn on_access_overtakes_what_waits_on_demand() {
     let order: Vec<_> = (0..8).map(|_| ends.recv_timeout(LONG).unwrap()).collect();
     assert_eq!(order[..2], ["demand"; 2]);
     assert_eq!(order[2..4], ["access"; 2]);
+}
+
+#[test]
+fn scans_on_demand_leave_a_thread_free_for_accesses() {
+    let engine = start(EngineConfig { threads: 2, kept: 1, ..fault() }).ready();
+    let (tell, ends) = mpsc::channel();
+    let on_demand: Vec<_> = (0..4)
+        .map(|number| {
+            let tell = tell.clone();
+            let content = SharedContent::new(order("until-cancelled")).unwrap();
+            let told = move |report: ScanReport| tell.send((number, report.result)).unwrap();
+            engine.handle.scan(content, metadata(), Lane::OnDemand, LONG, told).unwrap()
+        })
+        .collect();
+    engine.wait_in_flight(2);
+    for _ in 0..20 {
+        assert_eq!(engine.scan(b"harmless").result, Ok(Outcome::Clean));
+    }
+    assert!(ends.try_recv().is_err(), "those on demand are in work");
+    // They go on one by one: while accesses come they have half of the threads.
+    for (number, id) in on_demand.into_iter().enumerate() {
+        engine.handle.cancel(id);
+        let end = ends.recv_timeout(LONG).unwrap();
+        assert_eq!(end, (number, Err(ScanError::Cancelled)));
+        assert_eq!(engine.scan(b"harmless").result, Ok(Outcome::Clean));
+        assert!(engine.handle.status().in_flight <= 1);
+    }
 }
 
 #[test]

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::process::{Link, ProcessId};
-use super::{Lane, Metadata, Reply, ScanError, ScanReport, SharedContent};
+use super::{EngineConfig, Lane, Metadata, Reply, ScanError, ScanReport, SharedContent};
 use crate::protocol::{Answer, Scan, ToEngine, encode_to_engine};
 use crate::report::Generation;
 
@@ -33,13 +33,44 @@ const MOST_SENDS: u8 = 8;
 /// A process with a free worker that does not take a waiting scan for this long has hung.
 pub(super) const STALL: Duration = Duration::from_secs(10);
 
+/// For how long after an access more are expected.
+const BUSY: Duration = Duration::from_secs(10);
+
 /// How soon a send is tried again that failed for want of memory or descriptors.
 const SEND_AGAIN: Duration = Duration::from_millis(50);
 
-/// How many scans a process with so many threads may have: twice as many, so that a worker finds its next one
-/// waiting, while a later on-access scan still overtakes on-demand ones.
-pub(super) fn in_hand(threads: u32) -> usize {
-    2 * threads.max(1) as usize
+/// The worker threads of a process. All take from one socket, so that some stay free is a matter of what is sent.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Workers {
+    /// At least 1.
+    threads: u32,
+    kept: u32,
+}
+
+impl Workers {
+    pub(super) fn of(config: &EngineConfig) -> Self {
+        Self { threads: config.threads.max(1), kept: config.kept }
+    }
+
+    pub(super) fn all(self) -> u32 {
+        self.threads.saturating_add(self.kept)
+    }
+
+    /// How many scans a process may have: twice as many as workers, so that one finds its next scan waiting,
+    /// while a later on-access scan still overtakes on-demand ones.
+    pub(super) fn in_hand(self) -> usize {
+        2 * self.all() as usize
+    }
+
+    /// How many of them may be on demand. The kept threads stay free at all times: a scan may take long. While
+    /// accesses come, so do half of the others, for the sake of the CPUs.
+    fn on_demand(self, accesses_come: bool) -> usize {
+        match (self.kept, accesses_come) {
+            (0, _) => self.in_hand(),
+            (_, false) => self.threads as usize,
+            (_, true) => self.threads.div_ceil(2) as usize,
+        }
+    }
 }
 
 /// One scan, from the request to the reply.
@@ -169,14 +200,14 @@ struct Current {
 
 /// See the module.
 pub(super) struct Flow {
-    threads: usize,
-    in_hand: usize,
+    workers: Workers,
     queue_limit: usize,
     next_id: u64,
     on_access: VecDeque<Job>,
     on_demand: VecDeque<Job>,
     /// Were in work when a process died; fed again one at a time, before the others.
     suspects: VecDeque<Job>,
+    last_access: Option<Instant>,
     flights: HashMap<u64, Flight>,
     current: Option<Current>,
     /// Scans are refused with this instead of being queued.
@@ -188,15 +219,15 @@ pub(super) struct Flow {
 }
 
 impl Flow {
-    pub(super) fn new(threads: u32, queue_limit: usize) -> Self {
+    pub(super) fn new(workers: Workers, queue_limit: usize) -> Self {
         Self {
-            threads: threads.max(1) as usize,
-            in_hand: in_hand(threads),
+            workers,
             queue_limit,
             next_id: 1,
             on_access: VecDeque::new(),
             on_demand: VecDeque::new(),
             suspects: VecDeque::new(),
+            last_access: None,
             flights: HashMap::new(),
             current: None,
             closed: None,
@@ -222,6 +253,9 @@ impl Flow {
         let id = self.next_id;
         job.id = id;
         self.next_id += 1;
+        if job.lane == Lane::OnAccess {
+            self.last_access = Some(job.submitted);
+        }
         self.lane(job.lane).push_back(job);
         Ok(id)
     }
@@ -259,12 +293,18 @@ impl Flow {
         self.send_again_at = None;
         let (process, by_descriptor) = (current.process, current.by_descriptor);
         let link = Arc::clone(&current.link);
+        let on_demand = |flight: &&Flight| flight.job.lane == Lane::OnDemand;
+        let accesses_come = self.last_access.is_some_and(|at| at.elapsed() < BUSY);
+        let most_on_demand = self.workers.on_demand(accesses_come);
         let mut here = self.of(process).count();
-        while here < self.in_hand {
-            let Some((job, suspect)) = self.next() else { return false };
+        let mut here_on_demand = self.of(process).filter(on_demand).count();
+        while here < self.workers.in_hand() {
+            let room_on_demand = here_on_demand < most_on_demand;
+            let Some((job, suspect)) = self.next(room_on_demand) else { return false };
             match send(&link, &job, by_descriptor) {
                 Ok(()) => {
                     here += 1;
+                    here_on_demand += usize::from(job.lane == Lane::OnDemand);
                     self.fly(job, process, Arc::clone(&link), suspect);
                 }
                 Err(error) => {
@@ -282,14 +322,15 @@ impl Flow {
         false
     }
 
-    /// The next scan to send, and whether it is a suspect.
-    fn next(&mut self) -> Option<(Job, bool)> {
+    /// The next scan to send, and whether it is a suspect. `on_demand`: whether there is room for such a one.
+    fn next(&mut self, on_demand: bool) -> Option<(Job, bool)> {
+        let may = |job: &mut Job| on_demand || job.lane == Lane::OnAccess;
         if !self.flights.values().any(|flight| flight.suspect)
-            && let Some(job) = self.suspects.pop_front()
+            && let Some(job) = self.suspects.pop_front_if(may)
         {
             return Some((job, true));
         }
-        let job = self.on_access.pop_front().or_else(|| self.on_demand.pop_front())?;
+        let job = self.on_access.pop_front().or_else(|| self.on_demand.pop_front_if(may))?;
         Some((job, false))
     }
 
@@ -437,7 +478,7 @@ impl Flow {
     /// the process was silent for as long: a worker may have got free this moment.
     pub(super) fn is_stalled(&self, process: ProcessId, now: Instant) -> bool {
         let in_work = self.of(process).filter(|flight| flight.started.is_some()).count();
-        in_work < self.threads
+        in_work < self.workers.all() as usize
             && self.of(process).any(|flight| flight.started.is_none() && flight.sent + STALL <= now)
     }
 

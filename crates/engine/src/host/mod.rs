@@ -20,7 +20,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use self::flow::{Flow, Job};
+use self::flow::{Flow, Job, Workers};
 use self::supervisor::Supervisor;
 pub use crate::content::{ContentWriter, SharedContent};
 pub use crate::report::{
@@ -39,6 +39,9 @@ pub struct EngineConfig {
     pub command: Vec<String>,
     /// Worker threads, that is scans at a time. A scan that hangs holds one until its limit.
     pub threads: u32,
+    /// Further ones, which [`Lane::OnDemand`] leaves free: an access finds one whatever is scanned on demand.
+    /// With any, no scan on demand is sent ahead, and for ten seconds after an access they have half of `threads`.
+    pub kept: u32,
     /// Private memory of the process, signatures included, in MiB.
     pub memory_mib: u64,
     /// Longest time from the start of a process to its Ready.
@@ -53,12 +56,13 @@ pub struct EngineConfig {
 }
 
 impl EngineConfig {
-    /// Two threads, 2 GiB, two minutes to load, 4,096 waiting scans, no spare process, not strict.
+    /// Two threads, none kept, 2 GiB, two minutes to load, 4,096 waiting scans, no spare process, not strict.
     pub fn new(name: impl Into<String>, command: Vec<String>) -> Self {
         Self {
             name: name.into(),
             command,
             threads: 2,
+            kept: 0,
             memory_mib: 2048,
             ready_timeout: Duration::from_secs(120),
             queue_limit: 4096,
@@ -234,7 +238,7 @@ impl EngineHandle {
         listener: impl Fn(EngineState) + Send + 'static,
     ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
-            flow: Mutex::new(Flow::new(config.threads, config.queue_limit)),
+            flow: Mutex::new(Flow::new(Workers::of(&config), config.queue_limit)),
             published: Mutex::new(Published {
                 state: EngineState::Starting,
                 pid: None,

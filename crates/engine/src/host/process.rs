@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::EngineConfig;
-use super::flow::in_hand;
+use super::flow::Workers;
 use crate::FD_VARIABLE;
 use crate::protocol::{
     CANCEL_PAGE, Limits, MAX_TO_ENGINE, MAX_TO_HOST, ProtocolError, Start, ToEngine, ToHost,
@@ -186,8 +186,9 @@ impl Process {
         let ended = sys::pid_fd(child.id())?;
         let stderr = Lines::new(child, config, id)?;
         let limits = Limits { memory: config.memory_mib << 20 };
-        let link = Link::new(socket, in_hand(config.threads))?;
-        link.start(Start { threads: config.threads.max(1), limits, strict })?;
+        let workers = Workers::of(config);
+        let link = Link::new(socket, workers.in_hand())?;
+        link.start(Start { threads: workers.all(), limits, strict })?;
         Ok((link, ended, stderr))
     }
 
