@@ -3,10 +3,11 @@
 
 use std::time::Duration;
 
-use seawall_client::PolicyExplanation;
+use seawall_client::{EventKind, PolicyExplanation};
 use seawall_lab::{Guest, Kernel, Lab, LabOptions, Link};
 use seawall_tests::{
-    Checks, ask, driver_number, guest_view, infected_script, kernel_complaints, options, shown, up,
+    Checks, ask, driver_number, guest_view, has_event, infected_script, kernel_complaints, options,
+    shown, up,
 };
 
 const SOON: Duration = Duration::from_secs(60);
@@ -70,7 +71,7 @@ fn story(kernel: Kernel, link: Link) {
     let config = format!(
         "[policy]\nmode = \"open\"\n[policy.exclude]\npaths = [\"/data/excluded\", \"/data/home/*/.cache\"]\n\
          extensions = [\"log\"]\nowners = [113]\nprocesses = [{{ path = \"{READER}\" }}]\n\
-         file_systems = [\"tmpfs\"]\n"
+         file_systems = [\"tmpfs\"]\n[policy.action]\nrunning = \"kill\"\n"
     );
     let lab = up(LabOptions { config, ..options(1, kernel, link) }).unwrap();
     let guest = lab.guest("g1").unwrap();
@@ -90,11 +91,43 @@ fn story(kernel: Kernel, link: Link) {
         agrees(&mut checks, &lab, &guest, &access);
     }
 
+    what_runs_is_killed(&mut checks, &lab, &guest);
     let passed = driver_number(&guest, "passed").unwrap();
     checks.that("exclusions were answered by the driver", passed > 0, passed);
     let complaints = kernel_complaints(&guest).unwrap();
     checks.that("the kernel complains of nothing", complaints.is_empty(), complaints);
     checks.end();
+}
+
+/// A program that an exclusion let start, found by another name.
+fn what_runs_is_killed(checks: &mut Checks, lab: &Lab, guest: &Guest) {
+    let program = "/data/excluded/busybox-evil";
+    guest.push_bytes(&infected_script(), "/data/excluded/tail", 0o644).unwrap();
+    let start = format!(
+        "cat /bin/busybox /data/excluded/tail >{program} && chmod 755 {program} && ln {program} /data/by-another-name && \
+         {{ {program} sleep 3000 >/dev/null 2>&1 </dev/null & }} && {READER} sleep 3000 >/dev/null 2>&1 </dev/null & sleep 1"
+    );
+    guest.sh(&start).unwrap().ok().unwrap();
+    let run = |program: &str| {
+        let look = format!(
+            "for p in /proc/[0-9]*; do [ \"$(readlink $p/exe)\" = {program} ] && exit 0; done; exit 1"
+        );
+        guest.sh(&look).unwrap().success()
+    };
+    checks.that("it runs before it is known", run(program) && run(READER), program);
+    checks.denied(
+        "it is found by another name",
+        &guest.exec(["cat", "/data/by-another-name"]).unwrap(),
+    );
+    checks.soon("what runs it is killed", SOON, || !run(program));
+    checks.that("nobody else is", run(READER), READER);
+    checks.soon("an event tells who that was", SOON, || {
+        has_event(lab, EventKind::Mapped, |event| {
+            event.path.as_deref() == Some("/data/by-another-name")
+                && event.process.as_deref() == Some("busybox-evil")
+                && event.reason.as_deref() == Some("it was killed")
+        })
+    });
 }
 
 fn agrees(checks: &mut Checks, lab: &Lab, guest: &Guest, access: &Access) {

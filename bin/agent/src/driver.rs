@@ -13,6 +13,7 @@ use crate::memory::{Known, Memory};
 use crate::on_demand::OnDemand;
 use crate::region::Region;
 use crate::remedy::Task;
+use crate::running::Hunt;
 use crate::session::Session;
 use crate::truth::{self, ShownPath};
 use seawall_fanotify::ledger::{Claim, Ledger};
@@ -204,12 +205,18 @@ pub struct Driver {
     link_changed: Condvar,
     jobs: Mutex<VecDeque<Job>>,
     jobs_added: Condvar,
-    notices: SyncSender<Waiting>,
-    remedies: SyncSender<(Arc<Session>, Task)>,
+    queues: Queues,
     last_verdicts: Mutex<VecDeque<LastVerdict>>,
     execs: Mutex<VecDeque<ExecAnswer>>,
     deadline_keeper: OnceLock<Thread>,
     plain_marks: AtomicU64,
+}
+
+/// What other threads of the worker do for it, each behind a bounded queue.
+pub struct Queues {
+    pub notices: SyncSender<Waiting>,
+    pub remedies: SyncSender<(Arc<Session>, Task)>,
+    pub hunts: SyncSender<Hunt>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -223,8 +230,7 @@ impl Driver {
         coverage: Coverage,
         supervisor: u32,
         region: Region,
-        notices: SyncSender<Waiting>,
-        remedies: SyncSender<(Arc<Session>, Task)>,
+        queues: Queues,
     ) -> Self {
         Self {
             groups,
@@ -249,8 +255,7 @@ impl Driver {
             link_changed: Condvar::new(),
             jobs: Mutex::default(),
             jobs_added: Condvar::new(),
-            notices,
-            remedies,
+            queues,
             last_verdicts: Mutex::default(),
             execs: Mutex::default(),
             deadline_keeper: OnceLock::new(),
@@ -590,7 +595,7 @@ impl Driver {
 
     /// Sends a notice when there is a link and room for it; never waits. `false`: there is no room.
     pub fn notice(&self, notice: Notice) -> bool {
-        let sent = self.notices.try_send((process::now_ms(), notice)).is_ok();
+        let sent = self.queues.notices.try_send((process::now_ms(), notice)).is_ok();
         if !sent {
             count(&self.counters.notices_lost);
         }
@@ -609,8 +614,17 @@ impl Driver {
     /// Has something done with an infected file, after its access was answered; never waits. The host
     /// asks again for what found no room.
     pub fn remedy(&self, session: &Arc<Session>, task: Task) {
-        if self.remedies.try_send((Arc::clone(session), task)).is_err() {
+        if self.queues.remedies.try_send((Arc::clone(session), task)).is_err() {
             tracing::warn!("too many infected files at once; the host asks for some of them again");
+        }
+    }
+
+    /// Has the processes dealt with that have an infected file mapped; never waits.
+    pub fn hunt(&self, hunt: Hunt) {
+        if self.queues.hunts.try_send(hunt).is_err() {
+            tracing::warn!(
+                "too many infected files at once; whether one of them runs is not looked at"
+            );
         }
     }
 

@@ -68,7 +68,8 @@ impl HeldEvent {
     }
 }
 
-fn process_of(pid: u32) -> Process {
+/// A process as the operator gets to see it.
+pub fn process_of(pid: u32) -> Process {
     let mut name = std::fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
     name.truncate(name.trim_ascii_end().len());
     Process { name: serde_bytes::ByteBuf::from(name), uid: truth::user_of(pid) }

@@ -38,7 +38,7 @@ pub fn program_of(pid: u32, is_wanted: impl FnOnce(&[u8], u32) -> bool) -> Optio
 }
 
 /// Device and inode of a file, as the kernel knows them without asking anybody (AT_STATX_DONT_SYNC, statx(2)).
-fn cached_stat(at: impl AsFd, path: &str) -> Option<(u64, u64)> {
+pub fn cached_stat(at: impl AsFd, path: &str) -> Option<(u64, u64)> {
     use rustix::fs::{AtFlags, StatxFlags, makedev, statx};
     let flags = AtFlags::STATX_DONT_SYNC | AtFlags::EMPTY_PATH;
     let found = statx(at, path, flags, StatxFlags::INO).ok()?;

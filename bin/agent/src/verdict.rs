@@ -8,13 +8,14 @@ use crate::driver::{Driver, Job, Subject, count, decision};
 use crate::event::HeldEvent;
 use crate::file::Look;
 use crate::remedy::Task;
+use crate::running::Hunt;
 use crate::scan;
 use crate::session::{Pending, Session};
 use crate::truth;
 use seawall_fanotify::{Answer, FileHandle};
 use seawall_proto::{
-    Decision, ExposureReason, Notice, Operation, Outcome, Process, Remediation, ToHost, Verdict,
-    VerdictKind,
+    Decision, ExposureReason, Notice, Operation, Outcome, Process, Remediation, Running, ToHost,
+    Verdict, VerdictKind,
 };
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -120,6 +121,7 @@ fn deny(driver: &Driver, session: &Arc<Session>, job: Job, look: Look, verdict: 
         }
     };
     let detail = verdict.detail.clone().unwrap_or_default();
+    let mut known_path = Vec::new();
     if let Some(file) = job.subject.file() {
         // What it was that was let through before is known now.
         if let Ok(handle) = FileHandle::of(file.as_fd(), look.identity.device) {
@@ -129,8 +131,13 @@ fn deny(driver: &Driver, session: &Arc<Session>, job: Job, look: Look, verdict: 
         let path = String::from_utf8_lossy(&shown.path).escape_debug().to_string();
         let done = if decided.is_some() { "denied" } else { "nobody waited for it" };
         driver.note_verdict(path, format!("{} ({detail}), {done}", word(verdict.kind)));
+        known_path = shown.path;
     }
     tell_outcome(session, Outcome { id: verdict.id, decision: decided, process });
+    if verdict.running != Running::Leave {
+        let (session, path, running) = (Arc::clone(session), known_path, verdict.running);
+        driver.hunt(Hunt { session, look, path, running });
+    }
     if verdict.remediation == Remediation::Quarantine {
         let Job { subject, .. } = job;
         driver.remedy(session, Task::Offer { id: verdict.id, subject, look });

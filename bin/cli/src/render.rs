@@ -424,6 +424,7 @@ fn weight(event: &Event) -> Weight {
             Weight::Bad
         }
         EventKind::Verdict if event.verdict == Some(Verdict::Infected) => Weight::Bad,
+        EventKind::Mapped => Weight::Bad,
         EventKind::Unscanned
         | EventKind::ExposureGone
         | EventKind::MountExposed
@@ -523,6 +524,9 @@ fn what(event: &Event) -> String {
             ": "
         };
         let _ = write!(what, "{gap}{reason}");
+    }
+    if let (EventKind::Mapped, Some(more)) = (event.kind, event.count) {
+        let _ = write!(what, " (and {more} more)");
     }
     if event.kind == EventKind::EventsDropped {
         let _ = write!(what, " ({} events)", event.count.unwrap_or(0));

@@ -31,7 +31,7 @@ pub async fn judge(host: &Host, path: Vec<u8>, copy: PrivateCopy) -> Option<Answ
     let archives = host.config().policy.archives.limits(Operation::OnDemand, &copy);
     let meta =
         Metadata { path, guest: String::new(), operation: Operation::OnDemand, size, archives };
-    let answer = match host.pipeline.lookup(hash, &meta) {
+    let answer = match host.pipeline.lookup(hash, &meta, &None) {
         Some(answer) => answer,
         None => {
             let (reply, answer) = oneshot::channel();
@@ -39,6 +39,7 @@ pub async fn judge(host: &Host, path: Vec<u8>, copy: PrivateCopy) -> Option<Answ
                 hash,
                 copy,
                 meta,
+                tenant: None,
                 lane: Lane::OnDemand,
                 until: Instant::now() + PATIENCE,
                 reply: Box::new(Caller(reply)),

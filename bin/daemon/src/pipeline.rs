@@ -128,11 +128,15 @@ impl<F: FnOnce(Answer) + Send> Reply for F {
     }
 }
 
+/// With whom verdicts are shared: all that have the same name, `None` for all that have none.
+pub type Tenant = Option<Arc<str>>;
+
 /// A content that is to be scanned, and for whom.
 pub struct Request {
     pub hash: ContentHash,
     pub copy: PrivateCopy,
     pub meta: Metadata,
+    pub tenant: Tenant,
     pub lane: Lane,
     /// How long the answer is waited for.
     pub until: Instant,
@@ -247,13 +251,21 @@ struct Named {
     closed: Option<ContentHash>,
 }
 
-/// Where a verdict is kept: the content's hash, that of content and name, or that of an archive that was looked into; and
-/// the generation.
+/// Where a verdict is kept: the content's hash, also together with a tenant or a name, or as that of an archive that was
+/// looked into; and the generation.
 type Key = (ContentHash, Generation);
 
 /// Where the verdict on an archive is kept that was looked into.
 fn opened(closed: ContentHash) -> ContentHash {
     ContentHash(blake3::derive_key("seawall 2026 archive with its members", &closed.0))
+}
+
+/// The hash of a content that one tenant has.
+fn owned(hash: ContentHash, tenant: &str) -> ContentHash {
+    let mut hasher = blake3::Hasher::new_derive_key("seawall 2026 content of a tenant");
+    hasher.update(&hash.0);
+    hasher.update(tenant.as_bytes());
+    ContentHash(*hasher.finalize().as_bytes())
 }
 
 /// The hash of a content together with what rules may ask of its file.
@@ -265,6 +277,15 @@ fn named(hash: ContentHash, meta: &Metadata) -> ContentHash {
         hasher.update(part);
     }
     ContentHash(*hasher.finalize().as_bytes())
+}
+
+/// See [`Pipeline::place`].
+struct Place {
+    key: Key,
+    /// Whether the name is part of it.
+    by_name: bool,
+    /// Where the verdict on an archive is kept into which nobody looked.
+    closed: ContentHash,
 }
 
 impl Drop for Given {
@@ -377,17 +398,19 @@ impl Pipeline {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where the verdict on a content that is called so is kept, and whether its name is part of that.
-    fn key(&self, hash: ContentHash, meta: &Metadata) -> (Key, bool) {
+    /// Where the verdict on a content that this tenant calls so is kept.
+    fn place(&self, hash: ContentHash, meta: &Metadata, tenant: &Tenant) -> Place {
         let generation = self.generations.current();
         let by_name = self.generations.is_by_name(generation);
-        let hash = if by_name { named(hash, meta) } else { hash };
-        ((if meta.archives.is_some() { opened(hash) } else { hash }, generation), by_name)
+        let hash = tenant.as_deref().map_or(hash, |tenant| owned(hash, tenant));
+        let closed = if by_name { named(hash, meta) } else { hash };
+        let hash = if meta.archives.is_some() { opened(closed) } else { closed };
+        Place { key: (hash, generation), by_name, closed }
     }
 
-    /// The verdict, if it is known.
-    pub fn lookup(&self, hash: ContentHash, meta: &Metadata) -> Option<Answer> {
-        let ((hash, generation), _) = self.key(hash, meta);
+    /// The verdict, if it is known to this tenant.
+    pub fn lookup(&self, hash: ContentHash, meta: &Metadata, tenant: &Tenant) -> Option<Answer> {
+        let (hash, generation) = self.place(hash, meta, tenant).key;
         let answer = self.known(hash, generation)?;
         self.metrics.cache_hits.fetch_add(1, Relaxed);
         Some(answer)
@@ -404,9 +427,9 @@ impl Pipeline {
     /// Has a content scanned, or joins a scan of it that is under way. Replies exactly once, unless whoever
     /// asked is gone.
     pub fn scan(self: &Arc<Self>, request: Request) {
-        let Request { hash, copy, mut meta, lane, until, reply } = request;
-        let (key, by_name) = self.key(hash, &meta);
-        let closed = meta.archives.map(|_| if by_name { named(hash, &meta) } else { hash });
+        let Request { hash, copy, mut meta, tenant, lane, until, reply } = request;
+        let Place { key, by_name, closed } = self.place(hash, &meta, &tenant);
+        let closed = meta.archives.map(|_| closed);
         let (hash, generation) = key;
         if !by_name {
             // The verdict is remembered for the content, whatever any guest calls it: no engine may be

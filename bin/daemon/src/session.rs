@@ -26,7 +26,7 @@ use seawall_client::{
 use seawall_proto::frame::{Decoder, FrameError, decode};
 use seawall_proto::serial::Token;
 use seawall_proto::{
-    ContentHash, Decision, Generation, Heartbeat, Operation, Remediation, ToGuest, ToHost,
+    ContentHash, Decision, Generation, Heartbeat, Operation, Remediation, Running, ToGuest, ToHost,
     Verdict as ProtoVerdict, VerdictKind,
 };
 use std::collections::HashMap;
@@ -206,6 +206,12 @@ impl Session {
         if asked.operation == Operation::OnDemand {
             self.count_on_demand(asked, hash, answer, decision, remediation);
         }
+        let running = match (kind, decision) {
+            (VerdictKind::Infected, Some(Decision::Deny)) => {
+                self.guest.policy().action.running.into()
+            }
+            _ => Running::Leave,
+        };
         self.say_verdict(ProtoVerdict {
             id: asked.id,
             kind,
@@ -214,6 +220,7 @@ impl Session {
             hash,
             detail,
             remediation,
+            running,
         });
     }
 
@@ -276,6 +283,7 @@ impl Session {
             hash,
             detail: None,
             remediation: Remediation::None,
+            running: Running::Leave,
         });
     }
 

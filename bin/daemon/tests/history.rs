@@ -5,8 +5,8 @@ mod common;
 use common::{Driver, Engine, Service, Setup, block_on, eicar, on_terminal, seawall, wait_for};
 use seawall_client::{ClientError, Event, EventKind, EventsQuery, GuestState};
 use seawall_proto::{
-    Decision, ExposureReason, FileMetadata, Heartbeat, Notice, Operation, Process, ToHost,
-    VerdictKind,
+    Decision, ExposureReason, FileMetadata, Heartbeat, Mapper, MapperEnd, Notice, Operation,
+    Process, ToHost, VerdictKind,
 };
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -480,6 +480,26 @@ fn what_cannot_be_scanned_later_is_told() {
             events.iter().any(|event| event.path.as_deref() == Some(shown)).then_some(())
         });
     }
+    let ends = [MapperEnd::Killed, MapperEnd::Failed { errno: 1 }];
+    let mappers = ends.map(|end| {
+        let process =
+            Process { name: serde_bytes::ByteBuf::from(b"ev\x1bil".to_vec()), uid: Some(7) };
+        Mapper { pid: 70, process, end }
+    });
+    let path = serde_bytes::ByteBuf::from(b"/srv/evil".to_vec());
+    driver.say(ToHost::Notice(Notice::Mapped { path, mappers: mappers.into(), more: 3 }));
+    let told = wait_for("both processes in the events", || {
+        let events = ask(&service, &of_kind("mapped")).unwrap();
+        (events.len() == 2).then_some(events)
+    });
+    let told = told.iter().map(|event| {
+        let shown = (event.path.as_deref(), event.process.as_deref(), event.pid, event.uid);
+        assert_eq!(shown, (Some("/srv/evil"), Some(r"ev\x1bil"), Some(70), Some(7)));
+        (event.reason.clone().unwrap(), event.count)
+    });
+    let refused = "it runs on: Operation not permitted (os error 1)";
+    let expected = [("it was killed".to_owned(), None), (refused.to_owned(), Some(3))];
+    assert_eq!(told.collect::<std::collections::HashSet<_>>(), expected.into());
     let beat =
         Heartbeat { exposed: 3, held_by_writer: 1, mounts_exposed: 1, ..Heartbeat::default() };
     driver.say(ToHost::Heartbeat(beat));

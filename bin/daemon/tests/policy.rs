@@ -3,11 +3,11 @@
 
 mod common;
 
-use common::{Engine, Service, Setup, block_on, seawall};
+use common::{Engine, Service, Setup, block_on, eicar, seawall};
 use seawall_client::{ClientError, ExplainQuery, PolicyCheck};
 use seawall_proto::remedy::Remediation;
 use seawall_proto::{
-    Decision, Exclusion, Facts, FailMode, Mode, Policy, Rules, ToGuest, VerdictKind,
+    Decision, Exclusion, Facts, FailMode, Mode, Policy, Rules, Running, ToGuest, VerdictKind,
 };
 use std::fs;
 use std::process::Command;
@@ -240,6 +240,7 @@ fn what_is_explained_is_what_happens() {
             "fail_mode.timed_out default".into(),
             "fail_mode.changing default".into(),
             format!("{mode} default"),
+            "action.running default".into(),
             format!("action.infected {action}"),
         ];
         (true, all.to_vec())
@@ -273,7 +274,7 @@ fn what_is_explained_is_what_happens() {
     let path = |path| Facts { path: Some(path), ..Facts::default() };
     assert_eq!(rules.exclusion(&path(b"/srv/b/x/y")), Some(Exclusion::Path(1)));
     assert_eq!(rules.exclusion(&path(b"/srv/ab")), None);
-    let evil = common::eicar();
+    let evil = eicar();
     assert_eq!(web.scan(&evil).remediation, Remediation::None);
     assert_eq!(db.scan(&evil).remediation, Remediation::Quarantine);
 
@@ -414,7 +415,7 @@ fn each_exclusion_and_mode_is_explained() {
 /// What the service itself excludes: it answers as if nothing were found, and no driver remembers that as clean.
 #[test]
 fn excluded_contents_and_detections_are_let_through() {
-    let evil = common::eicar();
+    let evil = eicar();
     let other = [evil.as_slice(), b" "].concat();
     let service = Service::start(Setup { engine: Engine::Yara, ..setup() });
     let (mut web, mut db) = (service.driver("web"), service.driver("db"));
@@ -457,7 +458,7 @@ fn excluded_contents_and_detections_are_let_through() {
 /// Two engines that look at everything, by what they find and how grave it is.
 #[test]
 fn severity_and_agreement_decide_what_is_done() {
-    let more = "[scan]\nearly_exit = false\n[policy.action]\ninfected = \"deny\"\nlow = \"allow\"\ncritical = \"quarantine\"\nagreeing_engines = 2\nagreed = \"quarantine\"\n";
+    let more = "[scan]\nearly_exit = false\n[policy.action]\ninfected = \"deny\"\nlow = \"allow\"\ncritical = \"quarantine\"\nagreeing_engines = 2\nagreed = \"quarantine\"\nrunning = \"stop\"\n";
     let service = Service::start(Setup {
         engine: Engine::Three,
         more: more.into(),
@@ -468,6 +469,11 @@ fn severity_and_agreement_decide_what_is_done() {
     let mut scan = |text: &str| {
         let verdict = web.scan(format!("SEAWALL-FAULT {text}").as_bytes());
         assert_eq!(verdict.kind, VerdictKind::Infected);
+        let running = match verdict.decision {
+            Some(Decision::Deny) => Running::Stop,
+            _ => Running::Leave,
+        };
+        assert_eq!(verdict.running, running, "{text}");
         (verdict.decision, verdict.remediation)
     };
     let allowed = (Some(Decision::Allow), Remediation::None);
@@ -669,4 +675,36 @@ fn a_policy_that_changes_during_a_scan_counts_for_it() {
         (VerdictKind::Infected, Remediation::Quarantine)
     );
     drop(slots);
+}
+
+/// A guest of one tenant does not learn by its time what guests of another have had.
+#[test]
+fn verdicts_are_shared_within_a_tenant() {
+    let service = Service::start(Setup {
+        guests: vec!["a1", "a2", "b", "none", "other"],
+        ..Setup::default()
+    });
+    let groups = "[[group]]\nname = \"a\"\nguests = [\"a1\", \"a2\"]\npolicy.tenant = \"a\"\n\
+                  [[group]]\nname = \"b\"\nguests = [\"b\"]\npolicy.tenant = \"b\"\n";
+    write(&service, "tenants.toml", groups);
+    assert!(reload(&service).taken);
+    let all = [("SEAWALL-FAULT found=X", VerdictKind::Infected), ("clean", VerdictKind::Clean)];
+    for (content, expected) in all {
+        let before = service.status().counters.scans;
+        // Whoever is the first of its tenant has it scanned.
+        for (guest, scans) in [("a1", 1), ("a2", 1), ("b", 2), ("none", 3), ("other", 3), ("a1", 3)]
+        {
+            assert_eq!(service.driver(guest).scan(content.as_bytes()).kind, expected, "{guest}");
+            assert_eq!(service.status().counters.scans, before + scans, "{guest}");
+        }
+    }
+    write(
+        &service,
+        "tenants.toml",
+        "[[group]]\nname = \"a\"\nguests = [\"a1\"]\npolicy.tenant = \"a b\"\n",
+    );
+    let refused = reload(&service);
+    assert!(!refused.taken);
+    let what = format!("{refused:?}");
+    assert!(what.contains("a tenant's name must be 1 to 64 letters"), "{what}");
 }

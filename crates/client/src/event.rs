@@ -21,6 +21,8 @@ pub enum EventKind {
     ExposureGone,
     /// More files were let through unscanned than a driver can note: it scans all files of that mount.
     MountExposed,
+    /// A process of a guest has an infected file mapped as program or library; `reason` says what became of it.
+    Mapped,
     /// Which file systems of a guest are watched changed.
     Coverage,
     /// A guest's supervisor started a new worker after the last one died.

@@ -34,15 +34,15 @@ pub mod walk;
 pub use hello::{Hello, HelloError, PREFACE_LEN, Preface};
 pub use identity::{Key, Proof, RegionId};
 pub use message::{
-    Attach, Attached, Content, Coverage, ExposureReason, FileMetadata, Heartbeat, Notice,
-    Operation, Outcome, Part, Process, Refusal, ScanRequest, SlotRef, ToGuest, ToHost, Uncovered,
-    Verdict,
+    Attach, Attached, Content, Coverage, ExposureReason, FileMetadata, Heartbeat, Mapper,
+    MapperEnd, Notice, Operation, Outcome, Part, Process, Refusal, ScanRequest, SlotRef, ToGuest,
+    ToHost, Uncovered, Verdict,
 };
 pub use policy::{
     Exclude, ExcludedProcess, FailMode, FailPath, Mode, POLICY_MAX, Policy, PolicyError,
     PolicyPart, PolicyParts,
 };
-pub use remedy::{Remediation, Ticket};
+pub use remedy::{Remediation, Running, Ticket};
 pub use rules::{Exclusion, Facts, Rules, check_name_pattern, check_pattern, name_fits};
 pub use types::{ContentHash, Decision, Generation, RequestId, VerdictKind};
 

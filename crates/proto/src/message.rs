@@ -4,7 +4,7 @@
 //! [`frame::Message::KINDS`](crate::frame::Message::KINDS) grows with them.
 
 use crate::policy::PolicyPart;
-use crate::remedy::{self, Remediation, Ticket};
+use crate::remedy::{self, Remediation, Running, Ticket};
 use crate::walk;
 use crate::{ContentHash, Decision, Generation, Proof, RegionId, RequestId, VerdictKind};
 use serde::{Deserialize, Serialize};
@@ -208,6 +208,8 @@ pub struct Verdict {
     pub detail: Option<String>,
     /// What policy wants done with the file besides.
     pub remediation: Remediation,
+    /// And with processes that have it mapped as program or library.
+    pub running: Running,
 }
 
 /// Sent while the driver lives. Counters count from the worker's start.
@@ -288,6 +290,49 @@ pub enum Notice {
     MountExposed {
         /// Where it is mounted, at most 4,096 bytes; empty for all that is watched.
         mount_point: serde_bytes::ByteBuf,
+    },
+    /// Processes have an infected file mapped as program or library.
+    Mapped {
+        /// The file's path, at most 4,096 bytes; empty where there was none.
+        path: serde_bytes::ByteBuf,
+        /// Who they are, and what became of them; at most [`Mapper::MOST`].
+        mappers: Vec<Mapper>,
+        /// Further ones, with which the same was done.
+        more: u32,
+    },
+}
+
+/// A process that has an infected file mapped.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mapper {
+    /// Its process id.
+    pub pid: u32,
+    /// Its name and user.
+    pub process: Process,
+    /// What was done with it.
+    pub end: MapperEnd,
+}
+
+impl Mapper {
+    /// The most of one file that are told one by one.
+    pub const MOST: usize = 16;
+}
+
+/// What was done with a process that has an infected file mapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MapperEnd {
+    /// Nothing: policy wants no more than to know.
+    Left,
+    /// It was stopped (SIGSTOP).
+    Stopped,
+    /// It was killed (SIGKILL).
+    Killed,
+    /// Nothing: the guest's first process has the file mapped, too, and does not live without it.
+    Spared,
+    /// The kernel refused, with this error.
+    Failed {
+        /// As in errno(3).
+        errno: i32,
     },
 }
 
@@ -424,10 +469,11 @@ mod tests {
             hash: None,
             detail: Some("x".into()),
             remediation: Remediation::Quarantine,
+            running: Running::Kill,
         });
         wire.clear();
         frame::encode(&verdict, &mut wire).expect("it is short");
-        assert_eq!(wire, b"\x0c\0\0\0\x02\xac\x02\x01\x01\x01\x02\0\x01\x01x\x01");
+        assert_eq!(wire, b"\x0d\0\0\0\x02\xac\x02\x01\x01\x01\x02\0\x01\x01x\x01\x03");
     }
 
     #[test]

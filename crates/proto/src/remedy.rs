@@ -39,6 +39,20 @@ pub enum Remediation {
     Quarantine,
 }
 
+/// What policy wants done with processes that have an infected file mapped as program or library.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub enum Running {
+    /// Nobody looks for them.
+    #[default]
+    Leave,
+    /// They are named.
+    Report,
+    /// They are stopped (SIGSTOP), and named.
+    Stop,
+    /// They are killed (SIGKILL), and named.
+    Kill,
+}
+
 /// A point in time: seconds since 1970 and nanoseconds, as in stat(2).
 pub type Time = (i64, u32);
 

@@ -5,7 +5,7 @@
 
 use seawall_proto::{
     Attached, ContentHash, Decision, Generation, Hello, Part, Policy, Proof, RegionId, Remediation,
-    RequestId, ScanRequest, ToGuest, ToHost, Verdict, VerdictKind, frame,
+    RequestId, Running, ScanRequest, ToGuest, ToHost, Verdict, VerdictKind, frame,
 };
 use seawall_region::{Header, HostRegion};
 use std::collections::HashMap;
@@ -26,6 +26,8 @@ pub enum Reply {
     Infected,
     /// Infected, and the file shall go to quarantine.
     Quarantine,
+    /// Infected, and this is to be done with processes that run it.
+    Running(Running),
     Error,
     /// No answer, ever.
     Silence,
@@ -256,7 +258,9 @@ fn answer(writer: Arc<Mutex<UnixStream>>, id: RequestId, reply: Reply, now: Arc<
     let (kind, decision) = match reply {
         Reply::Clean => (VerdictKind::Clean, Some(Decision::Allow)),
         Reply::Unopened => (VerdictKind::Unopened, Some(Decision::Allow)),
-        Reply::Infected | Reply::Quarantine => (VerdictKind::Infected, Some(Decision::Deny)),
+        Reply::Infected | Reply::Quarantine | Reply::Running(_) => {
+            (VerdictKind::Infected, Some(Decision::Deny))
+        }
         Reply::Error => (VerdictKind::Error, None),
         Reply::Silence => return,
         Reply::After(pause, reply) => {
@@ -270,7 +274,11 @@ fn answer(writer: Arc<Mutex<UnixStream>>, id: RequestId, reply: Reply, now: Arc<
     let generation = Generation(now.load(Ordering::Relaxed));
     let hash = Some(ContentHash([0; 32]));
     let detail = Some("Test".into());
-    let verdict = Verdict { id, kind, decision, generation, hash, detail, remediation };
+    let running = match reply {
+        Reply::Running(running) => running,
+        _ => Running::Leave,
+    };
+    let verdict = Verdict { id, kind, decision, generation, hash, detail, remediation, running };
     let mut wire = Vec::new();
     frame::encode(&ToGuest::Verdict(verdict), &mut wire).unwrap();
     let _gone = writer.lock().unwrap().write_all(&wire);

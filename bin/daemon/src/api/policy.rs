@@ -2,7 +2,8 @@
 
 use super::{Api, fault};
 use crate::config::{
-    Action, Config, ConfigError, Found, Governed, Origin, PolicyConfig, ReasonFailMode,
+    Action, ActionOnRunning, Config, ConfigError, Found, Governed, Origin, PolicyConfig,
+    ReasonFailMode,
 };
 use crate::quarantine::parse_hash;
 use axum::Json;
@@ -243,6 +244,14 @@ fn scanned(governed: &Governed<'_>, query: &ExplainQuery) -> Vec<PolicyStep> {
             step(governed, setting, what.to_owned())
         }
     };
+    let running = match governed.policy.action.running {
+        ActionOnRunning::Leave => {
+            "if it is infected and denied, processes that run it are left alone"
+        }
+        ActionOnRunning::Report => "if it is infected and denied, processes that run it are named",
+        ActionOnRunning::Stop => "if it is infected and denied, processes that run it are stopped",
+        ActionOnRunning::Kill => "if it is infected and denied, processes that run it are killed",
+    };
     let mut steps = vec![
         step(governed, "mode", held_by.to_owned()),
         step(governed, "exclude", exclusions),
@@ -274,11 +283,12 @@ fn scanned(governed: &Governed<'_>, query: &ExplainQuery) -> Vec<PolicyStep> {
             format!("if it changes each time it is read: {}", in_case(fail_mode.changing)),
         ),
         step(governed, mode, fails.to_owned()),
+        step(governed, "action.running", running.to_owned()),
         infected,
     ];
     if let Some(by_path) = by_path {
         steps.retain(|step| !step.setting.starts_with("fail_mode."));
-        steps.insert(steps.len() - 1, by_path);
+        steps.insert(steps.len() - 2, by_path);
     }
     steps
 }

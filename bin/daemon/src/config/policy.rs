@@ -1,12 +1,14 @@
 //! What the drivers are told to do, and what is done with what they find.
 
 use super::exclude::{Exclusions, PathPattern};
-use super::within;
+use super::{simple_name, within};
 use crate::copy::PrivateCopy;
+use crate::pipeline::Tenant;
 use seawall_client::{Detection, PolicyInForce};
 use seawall_engine::{ArchiveLimits, Operation};
-use seawall_proto::{FailMode, Mode, Policy};
-use serde::{Deserialize, Serialize};
+use seawall_proto::{FailMode, Mode, Policy, Running};
+use serde::de::IntoDeserializer;
+use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::HashSet;
 
 /// What the drivers are told to do.
@@ -16,6 +18,9 @@ pub struct PolicyConfig {
     pub mode: Mode,
     #[serde(deserialize_with = "within::<_, u64, 1, 65536>")]
     pub whole_file_limit_mib: u64,
+    /// With whom verdicts are shared; empty for all whose policy names nobody.
+    #[serde(deserialize_with = "tenant")]
+    pub tenant: String,
     pub deadline: Deadline,
     pub fail_mode: FailModes,
     pub action: Actions,
@@ -23,11 +28,21 @@ pub struct PolicyConfig {
     pub archives: Archives,
 }
 
+fn tenant<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    let name = String::deserialize(from)?;
+    if name.is_empty() {
+        Ok(name)
+    } else {
+        simple_name(name.into_deserializer(), "a tenant's name")
+    }
+}
+
 impl Default for PolicyConfig {
     fn default() -> Self {
         Self {
             mode: Mode::Smart,
             whole_file_limit_mib: 256,
+            tenant: String::new(),
             deadline: Deadline::default(),
             fail_mode: FailModes::default(),
             action: Actions::default(),
@@ -43,6 +58,11 @@ impl PolicyConfig {
         let mut whole = toml::Table::try_from(self).map_err(|error| error.to_string())?;
         set(&mut whole, part);
         whole.try_into().map_err(|error: toml::de::Error| error.message().to_owned())
+    }
+
+    /// With whom its guests share verdicts.
+    pub fn tenant(&self) -> Tenant {
+        (!self.tenant.is_empty()).then(|| self.tenant.as_str().into())
     }
 
     /// The largest file that is scanned on access, in bytes.
@@ -217,7 +237,7 @@ impl FailPaths {
 }
 
 impl<'de> Deserialize<'de> for FailPaths {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let all = Vec::<FailPath>::deserialize(deserializer)?;
         if all.len() > Self::MOST {
             let most = format!("{} paths, at most {} are possible", all.len(), Self::MOST);
@@ -301,6 +321,7 @@ pub struct Actions {
     #[serde(deserialize_with = "within::<_, usize, 0, 16>")]
     pub agreeing_engines: usize,
     pub agreed: ActionBy,
+    pub running: ActionOnRunning,
 }
 
 impl Default for Actions {
@@ -314,6 +335,7 @@ impl Default for Actions {
             critical: as_infected,
             agreeing_engines: 0,
             agreed: as_infected,
+            running: ActionOnRunning::Report,
         }
     }
 }
@@ -353,6 +375,31 @@ pub enum Action {
     Quarantine,
     /// The same, and the quarantine forgets it once it is gone from its guest.
     Delete,
+}
+
+/// What is done with processes that have a denied file mapped as program or library.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ActionOnRunning {
+    /// Nobody looks for them.
+    Leave,
+    /// An event names each.
+    Report,
+    /// The same, and they are stopped.
+    Stop,
+    /// The same, and they are killed.
+    Kill,
+}
+
+impl From<ActionOnRunning> for Running {
+    fn from(action: ActionOnRunning) -> Self {
+        match action {
+            ActionOnRunning::Leave => Self::Leave,
+            ActionOnRunning::Report => Self::Report,
+            ActionOnRunning::Stop => Self::Stop,
+            ActionOnRunning::Kill => Self::Kill,
+        }
+    }
 }
 
 /// What is done in one case.

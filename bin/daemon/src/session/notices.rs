@@ -10,8 +10,8 @@ use crate::session::requests::Asked;
 use seawall_client::text::{escape, escape_short};
 use seawall_client::{Coverage, Event, EventKind, Uncovered};
 use seawall_proto::{
-    ContentHash, Decision, ExposureReason, FileMetadata, Notice, Operation, Outcome, Process,
-    RequestId,
+    ContentHash, Decision, ExposureReason, FileMetadata, Mapper, MapperEnd, Notice, Operation,
+    Outcome, Process, RequestId,
 };
 use std::collections::HashMap;
 use std::sync::{MutexGuard, PoisonError};
@@ -159,6 +159,7 @@ impl Session {
                 self.guest.complain("more files were let through unscanned than can be noted");
                 self.host.events.emit(self.path_event(EventKind::MountExposed, all));
             }
+            Notice::Mapped { path, mappers, more } => self.mapped(&path, &mappers, more),
             Notice::WorkerRestarted { orphans } => {
                 self.guest.complain(&format!(
                     "the driver's worker died and was restarted; {orphans} accesses were answered by fail mode"
@@ -167,6 +168,19 @@ impl Session {
                 event.count = Some(orphans.into());
                 self.host.events.emit(event);
             }
+        }
+    }
+
+    /// One event for each process; the last tells how many more there are.
+    fn mapped(&self, path: &[u8], mappers: &[Mapper], more: u32) {
+        let mappers = &mappers[..mappers.len().min(Mapper::MOST)];
+        for (number, mapper) in mappers.iter().enumerate() {
+            let mut event = self.path_event(EventKind::Mapped, path);
+            event.pid = Some(mapper.pid);
+            add_process(&mut event, &mapper.process);
+            event.reason = Some(mapper_end(mapper.end));
+            event.count = (more > 0 && number + 1 == mappers.len()).then_some(more.into());
+            self.host.events.emit(event);
         }
     }
 
@@ -242,6 +256,20 @@ fn decision_name(decision: Decision) -> &'static str {
     match decision {
         Decision::Allow => "allow",
         Decision::Deny => "deny",
+    }
+}
+
+fn mapper_end(end: MapperEnd) -> String {
+    match end {
+        MapperEnd::Left => "it runs on, as policy says".to_owned(),
+        MapperEnd::Stopped => "it was stopped".to_owned(),
+        MapperEnd::Killed => "it was killed".to_owned(),
+        MapperEnd::Spared => {
+            "it runs on: the guest's first process has the file mapped, too".to_owned()
+        }
+        MapperEnd::Failed { errno } => {
+            format!("it runs on: {}", std::io::Error::from_raw_os_error(errno))
+        }
     }
 }
 

@@ -245,7 +245,8 @@ impl Requests {
             size: asked.size,
             archives,
         };
-        if let Some(mut answer) = self.session.host.pipeline.lookup(hash, &meta) {
+        let tenant = policy.tenant();
+        if let Some(mut answer) = self.session.host.pipeline.lookup(hash, &meta, &tenant) {
             if matches!(answer.finding, Finding::Infected(_)) {
                 // It may go to quarantine; without the copy it is denied all the same.
                 answer.content = Sealed::seal(copy).ok();
@@ -265,6 +266,7 @@ impl Requests {
             hash,
             copy,
             meta,
+            tenant,
             lane,
             until,
             reply: Box::new(reply),

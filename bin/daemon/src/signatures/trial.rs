@@ -189,6 +189,7 @@ fn scan(pipeline: &Arc<Pipeline>, copy: PrivateCopy, reply: impl FnOnce(Answer) 
         hash: copy.hash(),
         copy,
         meta,
+        tenant: None,
         // Few at a time; behind all accesses of busy guests they might never have their turn.
         lane: Lane::OnAccess,
         until: Instant::now() + PATIENCE,
