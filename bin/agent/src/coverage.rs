@@ -105,6 +105,11 @@ impl Coverage {
         Self { only, state: Mutex::default() }
     }
 
+    /// Whether it watches everything.
+    pub fn is_of_all(&self) -> bool {
+        self.only.is_empty()
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -8,12 +8,12 @@ use crate::background::Queue;
 use crate::coverage::Coverage;
 use crate::event::HeldEvent;
 use crate::file::{Identity, Look, fails_open, mode_from_number, mode_number};
+use crate::hunt::Hunts;
 use crate::journal::Exposed;
 use crate::memory::{Known, Memory};
 use crate::on_demand::OnDemand;
 use crate::region::Region;
 use crate::remedy::Task;
-use crate::running::Hunt;
 use crate::session::Session;
 use crate::truth::{self, ShownPath};
 use seawall_fanotify::ledger::{Claim, Ledger};
@@ -194,6 +194,7 @@ pub struct Driver {
     pub coverage: Coverage,
     pub background: Queue,
     pub on_demand: OnDemand,
+    pub hunts: Hunts,
     pub counters: Counters,
     pub supervisor: u32,
     pub region: Region,
@@ -205,18 +206,12 @@ pub struct Driver {
     link_changed: Condvar,
     jobs: Mutex<VecDeque<Job>>,
     jobs_added: Condvar,
-    queues: Queues,
+    notices: SyncSender<Waiting>,
+    remedies: SyncSender<(Arc<Session>, Task)>,
     last_verdicts: Mutex<VecDeque<LastVerdict>>,
     execs: Mutex<VecDeque<ExecAnswer>>,
     deadline_keeper: OnceLock<Thread>,
     plain_marks: AtomicU64,
-}
-
-/// What other threads of the worker do for it, each behind a bounded queue.
-pub struct Queues {
-    pub notices: SyncSender<Waiting>,
-    pub remedies: SyncSender<(Arc<Session>, Task)>,
-    pub hunts: SyncSender<Hunt>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -230,7 +225,8 @@ impl Driver {
         coverage: Coverage,
         supervisor: u32,
         region: Region,
-        queues: Queues,
+        notices: SyncSender<Waiting>,
+        remedies: SyncSender<(Arc<Session>, Task)>,
     ) -> Self {
         Self {
             groups,
@@ -239,6 +235,7 @@ impl Driver {
             coverage,
             background: Queue::default(),
             on_demand: OnDemand::default(),
+            hunts: Hunts::default(),
             counters: Counters::default(),
             supervisor,
             region,
@@ -255,7 +252,8 @@ impl Driver {
             link_changed: Condvar::new(),
             jobs: Mutex::default(),
             jobs_added: Condvar::new(),
-            queues,
+            notices,
+            remedies,
             last_verdicts: Mutex::default(),
             execs: Mutex::default(),
             deadline_keeper: OnceLock::new(),
@@ -595,7 +593,7 @@ impl Driver {
 
     /// Sends a notice when there is a link and room for it; never waits. `false`: there is no room.
     pub fn notice(&self, notice: Notice) -> bool {
-        let sent = self.queues.notices.try_send((process::now_ms(), notice)).is_ok();
+        let sent = self.notices.try_send((process::now_ms(), notice)).is_ok();
         if !sent {
             count(&self.counters.notices_lost);
         }
@@ -614,17 +612,8 @@ impl Driver {
     /// Has something done with an infected file, after its access was answered; never waits. The host
     /// asks again for what found no room.
     pub fn remedy(&self, session: &Arc<Session>, task: Task) {
-        if self.queues.remedies.try_send((Arc::clone(session), task)).is_err() {
+        if self.remedies.try_send((Arc::clone(session), task)).is_err() {
             tracing::warn!("too many infected files at once; the host asks for some of them again");
-        }
-    }
-
-    /// Has the processes dealt with that have an infected file mapped; never waits.
-    pub fn hunt(&self, hunt: Hunt) {
-        if self.queues.hunts.try_send(hunt).is_err() {
-            tracing::warn!(
-                "too many infected files at once; whether one of them runs is not looked at"
-            );
         }
     }
 

@@ -14,6 +14,7 @@ mod driver;
 mod event;
 mod file;
 mod housekeeping;
+mod hunt;
 mod journal;
 mod link;
 mod memory;

@@ -1,22 +1,14 @@
-//! What processes have mapped for execution. What was before the driver watched counts as exposed until scanned;
-//! who has an infected file mapped is named, stopped or killed, as policy wants.
+//! What processes have mapped for execution. What was before the driver watched counts as exposed until scanned.
 
 use crate::driver::Driver;
-use crate::event::process_of;
-use crate::file::{Identity, Look};
-use crate::session::Session;
-use crate::truth;
+use crate::file::Look;
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use seawall_fanotify::FileHandle;
-use seawall_proto::{ExposureReason, Mapper, MapperEnd, Notice, Running, ToHost};
-use std::collections::{HashSet, VecDeque};
+use seawall_proto::ExposureReason;
+use std::collections::HashSet;
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Error, ErrorKind};
 use std::os::fd::AsFd;
-use std::sync::Arc;
-use std::sync::mpsc::Receiver;
-use std::time::{Duration, Instant};
 
 /// Notes the executable mappings of all processes on one file system, to be scanned as soon as the link stands.
 pub fn expose_mapped(driver: &Driver, device: u64) {
@@ -25,45 +17,95 @@ pub fn expose_mapped(driver: &Driver, device: u64) {
         if pid == std::process::id() || pid == driver.supervisor {
             continue;
         }
-        for Mapping { range, key } in mappings(pid) {
+        let _gone = each_mapping(pid, |mapping| {
             // Nothing on another file system is opened: it may be one that hangs.
-            if key.0 == device && seen.insert(key) {
-                expose(driver, &format!("/proc/{pid}/map_files/{range}"));
+            if mapping.key.0 == device && seen.insert(mapping.key) {
+                expose(driver, &mapping.name());
             }
-        }
+        });
     }
 }
 
 /// What all processes have mapped for execution: device and inode numbers.
 pub fn mapped() -> HashSet<(u64, u64)> {
-    processes().flat_map(mappings).map(|mapping| mapping.key).collect()
+    let mut found = HashSet::new();
+    for pid in processes() {
+        let _gone = each_mapping(pid, |mapping| {
+            found.insert(mapping.key);
+        });
+    }
+    found
 }
 
 /// All that are there, but for those that begin meanwhile.
-fn processes() -> impl Iterator<Item = u32> {
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+pub fn processes() -> impl Iterator<Item = u32> {
+    numbers_in("/proc")
+}
+
+fn numbers_in(folder: &str) -> impl Iterator<Item = u32> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
 /// A file that a process has mapped for execution.
 #[derive(Debug, PartialEq, Eq)]
-struct Mapping {
+pub struct Mapping {
+    /// The thread that shows it.
+    thread: u32,
     /// Its name in map_files.
     range: String,
     /// Device and inode number.
-    key: (u64, u64),
+    pub key: (u64, u64),
 }
 
-/// Those of one process, line by line: a process may have very many.
-fn mappings(pid: u32) -> impl Iterator<Item = Mapping> {
-    let maps = File::open(format!("/proc/{pid}/maps")).ok().map(BufReader::new);
-    let lines = maps.into_iter().flat_map(|maps| maps.split(b'\n').map_while(Result::ok));
-    // The path behind it may be any bytes.
-    lines.filter_map(|line| executable(&String::from_utf8_lossy(&line)))
+impl Mapping {
+    /// A name of the file itself.
+    pub fn name(&self) -> String {
+        format!("/proc/{}/map_files/{}", self.thread, self.range)
+    }
+}
+
+/// Shows those of one process, one by one: it may have very many.
+///
+/// # Errors
+/// They cannot be read, and not because the process is gone.
+pub fn each_mapping(pid: u32, mut see: impl FnMut(&Mapping)) -> std::io::Result<()> {
+    let gone = |error: &Error| {
+        error.kind() == ErrorKind::NotFound
+            || error.raw_os_error() == Some(Errno::SRCH.raw_os_error())
+    };
+    match mappings_of(pid, &mut see) {
+        Ok(true) => return Ok(()),
+        Err(error) if !gone(&error) => return Err(error),
+        Ok(false) | Err(_) => (),
+    }
+    // A thread of the kernel; or its first thread has ended, and the others go on without it.
+    let folder = format!("/proc/{pid}/task");
+    for thread in numbers_in(&folder).filter(|thread| *thread != pid) {
+        if mappings_of(thread, &mut see).unwrap_or(false) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Whether there is anything mapped at all.
+fn mappings_of(thread: u32, see: &mut impl FnMut(&Mapping)) -> std::io::Result<bool> {
+    let mut maps = BufReader::new(File::open(format!("/proc/{thread}/maps"))?);
+    let (mut line, mut any) = (Vec::new(), false);
+    while maps.read_until(b'\n', &mut line)? > 0 {
+        any = true;
+        // The path in it may be any bytes.
+        if let Some(mapping) = executable(thread, &String::from_utf8_lossy(&line)) {
+            see(&mapping);
+        }
+        line.clear();
+    }
+    Ok(any)
 }
 
 /// The mapping of a line of proc_pid_maps(5), if it is one of a file and for execution.
-fn executable(line: &str) -> Option<Mapping> {
+fn executable(thread: u32, line: &str) -> Option<Mapping> {
     let mut fields = line.split_ascii_whitespace();
     let (range, permissions) = (fields.next()?, fields.next()?);
     let (device, inode) = (fields.nth(1)?, fields.next()?);
@@ -71,7 +113,7 @@ fn executable(line: &str) -> Option<Mapping> {
         return None;
     }
     let key = (device_of(device)?, inode.parse().ok()?);
-    Some(Mapping { range: unpadded(range), key })
+    Some(Mapping { thread, range: unpadded(range), key })
 }
 
 /// maps pads addresses to eight digits, the names in map_files are not padded.
@@ -96,108 +138,6 @@ fn expose(driver: &Driver, path: &str) {
     }
 }
 
-/// A file whose processes are to be dealt with.
-pub struct Hunt {
-    pub session: Arc<Session>,
-    pub look: Look,
-    /// Empty where there is none.
-    pub path: Vec<u8>,
-    pub running: Running,
-}
-
-/// How many files wait.
-pub const HUNTS: usize = 16;
-/// A file is not looked for again before this: an infected one can be opened as often as anybody likes.
-const AGAIN: Duration = Duration::from_secs(10);
-/// The first process of a guest.
-const INIT: u32 = 1;
-
-/// Works for ever, on a thread of its own: looking at a process may wait for what that process waits for.
-pub fn hunt(driver: &Driver, wanted: &Receiver<Hunt>) {
-    let mut recent = VecDeque::new();
-    for hunt in wanted {
-        let key = (hunt.look.identity.device, hunt.look.identity.inode, hunt.running);
-        recent.retain(|(_, at): &(_, Instant)| at.elapsed() < AGAIN);
-        if recent.iter().any(|(known, _)| *known == key) {
-            continue;
-        }
-        recent.truncate(HUNTS - 1);
-        recent.push_front((key, Instant::now()));
-        deal_with(driver, hunt);
-    }
-}
-
-fn deal_with(driver: &Driver, hunt: Hunt) {
-    let Hunt { session, look, mut path, running } = hunt;
-    let Identity { device, inode, .. } = look.identity;
-    let own = [std::process::id(), driver.supervisor];
-    let has_it = |pid: &u32| !own.contains(pid) && has_mapped(*pid, device, inode);
-    let pids: Vec<_> = processes().filter(has_it).collect();
-    let spared = pids.contains(&INIT);
-    let (mut mappers, mut more) = (Vec::new(), 0);
-    for pid in pids {
-        let process = process_of(pid);
-        let end = match by_signal(running, spared) {
-            Ok((signal, done)) => end(pid, signal, done, has_it),
-            Err(left) => Some(left),
-        };
-        let Some(end) = end else { continue };
-        if mappers.len() < Mapper::MOST {
-            mappers.push(Mapper { pid, process, end });
-        } else {
-            more += 1;
-        }
-    }
-    path.truncate(4096);
-    let notice = Notice::Mapped { path: path.into(), mappers, more };
-    if !matches!(&notice, Notice::Mapped { mappers, .. } if mappers.is_empty())
-        && session.send(&ToHost::Notice(notice)).is_err()
-    {
-        session.end();
-    }
-}
-
-/// The signal and what comes of it, or why there is none.
-fn by_signal(running: Running, spared: bool) -> Result<(Signal, MapperEnd), MapperEnd> {
-    match running {
-        Running::Leave | Running::Report => Err(MapperEnd::Left),
-        _ if spared => Err(MapperEnd::Spared),
-        Running::Stop => Ok((Signal::STOP, MapperEnd::Stopped)),
-        Running::Kill => Ok((Signal::KILL, MapperEnd::Killed)),
-    }
-}
-
-/// Sends the signal, unless the number is another process's by now.
-fn end(
-    pid: u32,
-    signal: Signal,
-    done: MapperEnd,
-    has_it: impl Fn(&u32) -> bool,
-) -> Option<MapperEnd> {
-    let process = Pid::from_raw(i32::try_from(pid).ok()?)?;
-    let sent = match pidfd_open(process, PidfdFlags::empty()) {
-        Ok(process) if has_it(&pid) => pidfd_send_signal(process, signal),
-        Ok(_) | Err(Errno::SRCH) => return None,
-        Err(error) => Err(error),
-    };
-    match sent {
-        Ok(()) => Some(done),
-        Err(Errno::SRCH) => None,
-        Err(error) => Some(MapperEnd::Failed { errno: error.raw_os_error() }),
-    }
-}
-
-/// The number in maps decides where to look closer: on some file systems (btrfs, overlayfs) its device is not that
-/// of stat(2).
-fn has_mapped(pid: u32, device: u64, inode: u64) -> bool {
-    mappings(pid).any(|mapping| {
-        let name = || format!("/proc/{pid}/map_files/{}", mapping.range);
-        mapping.key.1 == inode
-            && (mapping.key.0 == device
-                || truth::cached_stat(rustix::fs::CWD, &name()) == Some((device, inode)))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -209,22 +149,13 @@ mod tests {
     }
 
     #[test]
-    fn what_the_first_process_runs_is_left_running_for_all() {
-        for running in [Running::Stop, Running::Kill] {
-            assert_eq!(by_signal(running, true), Err(MapperEnd::Spared));
-            assert!(by_signal(running, false).is_ok());
-        }
-        assert_eq!(by_signal(Running::Report, true), Err(MapperEnd::Left));
-    }
-
-    #[test]
     fn only_executable_file_mappings_count() {
         let line = |perms, inode| format!("7f00-7f01 {perms} 00000000 fd:0a {inode}   /bin/x");
         let key = (rustix::fs::makedev(0xfd, 0x0a), 9);
-        let mapping = Mapping { range: "7f00-7f01".into(), key };
-        assert_eq!(executable(&line("r-xp", 9)), Some(mapping));
-        assert_eq!(executable(&line("r--p", 9)), None);
-        assert_eq!(executable(&line("r-xp", 0)), None);
-        assert_eq!(executable("garbage"), None);
+        let mapping = Mapping { thread: 7, range: "7f00-7f01".into(), key };
+        assert_eq!(executable(7, &line("r-xp", 9)), Some(mapping));
+        assert_eq!(executable(7, &line("r--p", 9)), None);
+        assert_eq!(executable(7, &line("r-xp", 0)), None);
+        assert_eq!(executable(7, "garbage"), None);
     }
 }

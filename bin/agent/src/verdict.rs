@@ -7,11 +7,11 @@
 use crate::driver::{Driver, Job, Subject, count, decision};
 use crate::event::HeldEvent;
 use crate::file::Look;
+use crate::hunt::{self, Hunted};
 use crate::remedy::Task;
-use crate::running::Hunt;
 use crate::scan;
 use crate::session::{Pending, Session};
-use crate::truth;
+use crate::truth::{self, ShownPath};
 use seawall_fanotify::{Answer, FileHandle};
 use seawall_proto::{
     Decision, ExposureReason, Notice, Operation, Outcome, Process, Remediation, Running, ToHost,
@@ -121,7 +121,7 @@ fn deny(driver: &Driver, session: &Arc<Session>, job: Job, look: Look, verdict: 
         }
     };
     let detail = verdict.detail.clone().unwrap_or_default();
-    let mut known_path = Vec::new();
+    let mut known_path = ShownPath::default();
     if let Some(file) = job.subject.file() {
         // What it was that was let through before is known now.
         if let Ok(handle) = FileHandle::of(file.as_fd(), look.identity.device) {
@@ -131,12 +131,13 @@ fn deny(driver: &Driver, session: &Arc<Session>, job: Job, look: Look, verdict: 
         let path = String::from_utf8_lossy(&shown.path).escape_debug().to_string();
         let done = if decided.is_some() { "denied" } else { "nobody waited for it" };
         driver.note_verdict(path, format!("{} ({detail}), {done}", word(verdict.kind)));
-        known_path = shown.path;
+        known_path = shown;
     }
     tell_outcome(session, Outcome { id: verdict.id, decision: decided, process });
     if verdict.running != Running::Leave {
-        let (session, path, running) = (Arc::clone(session), known_path, verdict.running);
-        driver.hunt(Hunt { session, look, path, running });
+        let file = job.subject.file().and_then(|file| file.try_clone().ok());
+        let (key, path) = ((look.identity.device, look.identity.inode), known_path);
+        hunt::begin(driver, key, Hunted { file, path, running: verdict.running });
     }
     if verdict.remediation == Remediation::Quarantine {
         let Job { subject, .. } = job;

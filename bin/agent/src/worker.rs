@@ -5,11 +5,11 @@
 
 use crate::background;
 use crate::coverage::{self, Coverage};
-use crate::driver::{Driver, Groups, Queues};
+use crate::driver::{Driver, Groups};
 use crate::region::Region;
 use crate::sole::{self, SoleError};
 use crate::supervisor::Shared;
-use crate::{control, deadline, event, housekeeping, on_demand, remedy, running, scan, session};
+use crate::{control, deadline, event, housekeeping, hunt, on_demand, remedy, scan, session};
 use nix::sys::signal::{SigSet, Signal};
 use seawall_fanotify::process;
 use std::sync::Arc;
@@ -81,12 +81,11 @@ fn start(shared: &Shared, supervisor: u32) -> Result<Arc<Driver>, StartError> {
     };
     let (notices, noticed) = sync_channel(NOTICES);
     let (remedies, wanted) = sync_channel(remedy::TASKS);
-    let (hunts, hunted) = sync_channel(running::HUNTS);
     let coverage = Coverage::new(args.only_mount.clone());
     let ledger = shared.ledger.again();
     let region = Region::new(args.region.clone(), args.key.clone());
-    let queues = Queues { notices, remedies, hunts };
-    let driver = Arc::new(Driver::new(groups, ledger, coverage, supervisor, region, queues));
+    let driver =
+        Arc::new(Driver::new(groups, ledger, coverage, supervisor, region, notices, remedies));
     // Ignore marks of the last worker's session count no more.
     driver.forget_all();
 
@@ -133,8 +132,7 @@ fn start(shared: &Shared, supervisor: u32) -> Result<Arc<Driver>, StartError> {
     let housekeeper = Arc::clone(&driver);
     let doctor = Arc::clone(&driver);
     spawn("remedy", move || remedy::work(&doctor, &wanted))?;
-    let hunter = Arc::clone(&driver);
-    spawn("hunt", move || running::hunt(&hunter, &hunted))?;
+    spawn("hunt", with(hunt::work))?;
     spawn("housekeeping", move || housekeeping::keep(&housekeeper, &noticed))?;
     let keeper = Arc::clone(&driver);
     spawn("session", move || {

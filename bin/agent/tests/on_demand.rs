@@ -10,7 +10,9 @@ use seawall_proto::{Exclude, Mode, Operation, Policy, ScanRequest, ToGuest, ToHo
 use serde_bytes::ByteBuf;
 use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 fn by_content(_: &ScanRequest, content: &[u8]) -> Reply {
@@ -269,16 +271,57 @@ fn a_folder_of_very_many_files_and_paths_that_are_too_long() {
     assert!(kib < 8 * 1024, "{kib} KiB");
 }
 
+/// An image whose files have not changed for years; no file system lets one set that.
+fn old_image(folder: &Path, names: &[&str]) -> PathBuf {
+    let (tree, image) = (folder.join("tree"), folder.join("image"));
+    for name in names {
+        let path = tree.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        match *name {
+            "program" => drop(std::fs::copy("/bin/sleep", path).unwrap()),
+            name => std::fs::write(path, name).unwrap(),
+        }
+    }
+    let run = |command: &mut Command| assert!(command.status().unwrap().success(), "{command:?}");
+    run(Command::new("mke2fs").args(["-q", "-t", "ext4", "-d"]).arg(&tree).arg(&image).arg("16M"));
+    for name in names {
+        let order = format!("set_inode_field /{name} ctime 20200101000000");
+        run(Command::new("debugfs").args(["-w", "-R", &order]).arg(&image));
+    }
+    image
+}
+
 #[test]
 fn a_quick_scan_comes_to_what_runs_starts_or_changed() {
-    let native = start();
-    let old = |name: &str| {
-        std::fs::write(native.path(name), name).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let starts = ["ann/.config/autostart/x.desktop", "ann/.bashrc", "root/.ssh/rc"];
+    let image =
+        old_image(folder.path(), &[&["program", "plain", "data/plain"], &starts[..]].concat());
+    let native =
+        Native::start_on(&image, Policy { mode: Mode::Exec, ..Policy::default() }, by_content);
+    let quick = || {
+        native.host.seen.contents.lock().unwrap().clear();
+        native.host.seen.messages.lock().unwrap().clear();
+        native.host.renew();
+        native.host.say(&ToGuest::Walk(Walk { quick: true, ..walk(1, &[]) }));
+        let files = done(&native, 1).files;
+        let contents: BTreeSet<_> =
+            contents(&native).into_iter().map(|content| content[..4].to_vec()).collect();
+        (files, contents)
     };
-    old("recent");
-    native.settle();
-    native.host.say(&ToGuest::Walk(Walk { quick: true, ..walk(1, &[]) }));
-    assert_eq!(done(&native, 1).files, 1);
+    let first = |names: &[&str]| names.iter().map(|name| name.as_bytes()[..4].to_vec()).collect();
+    assert_eq!(quick(), (3, first(&starts)));
+    // A program that runs, and a file whose attributes changed.
+    let mut child =
+        Command::new(native.path("program")).arg("60").stdout(Stdio::null()).spawn().unwrap();
+    let exe = format!("/proc/{}/exe", child.id());
+    assert!(eventually(|| std::fs::read_link(&exe).is_ok_and(|exe| exe.ends_with("program"))));
+    std::fs::set_permissions(native.path("data/plain"), PermissionsExt::from_mode(0o700)).unwrap();
+    let all = ["ann/", "ann/", "root/", "data/", "\x7fELF"];
+    let found = quick();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(found, (5, first(&all)));
 }
 
 /// An archive that was opened is clean for accesses; a scan on demand looks into it once more, and once only.

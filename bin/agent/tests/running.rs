@@ -10,9 +10,23 @@ use std::fs::File;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+/// A program whose first thread ends, and another goes on.
+const HEADLESS: &str = "#include <pthread.h>\n#include <unistd.h>\n\
+    static void *go_on(void *none) { sleep(60); return none; }\n\
+    int main(void) { pthread_t other; pthread_create(&other, 0, go_on, 0); pthread_exit(0); }\n";
+
+/// A process that ends with its test.
+struct Runs(Child);
+
+impl Drop for Runs {
+    fn drop(&mut self) {
+        let _gone = (self.0.kill(), self.0.wait());
+    }
+}
 
 /// A driver, and a program that is clean at first.
 struct Case {
@@ -23,6 +37,10 @@ struct Case {
 
 impl Case {
     fn start(running: Running) -> Self {
+        Self::with(&std::fs::read("/bin/sleep").unwrap(), running)
+    }
+
+    fn with(program: &[u8], running: Running) -> Self {
         let is_evil = Arc::new(AtomicBool::new(false));
         let known = Arc::clone(&is_evil);
         let rule = move |_: &ScanRequest, content: &[u8]| {
@@ -30,21 +48,21 @@ impl Case {
             if found { Reply::Running(running) } else { Reply::Clean }
         };
         let native = Native::start(Policy::default(), rule);
-        let mut content = std::fs::read("/bin/sleep").unwrap();
-        content.extend_from_slice(b"evil");
-        let program = native.write("program", &content);
+        let program = native.write("program", &[program, b"evil"].concat());
         std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
         native.settle();
         Self { native, program, is_evil }
     }
 
-    fn run(&self, program: &Path) -> Child {
+    fn run(&self, program: &Path) -> Runs {
         let mut child = Command::new(program);
-        child.arg("1000").stdin(File::open(&self.program).unwrap());
+        child.arg("60").stdin(File::open(&self.program).unwrap()).stdout(Stdio::null());
         let child = child.spawn().unwrap();
-        // The new program is mapped a little later than spawn comes back.
-        let exe = format!("/proc/{}/exe", child.id());
-        assert!(eventually(|| std::fs::read_link(&exe).is_ok_and(|exe| exe != *"/proc/self/exe")));
+        let child = Runs(child);
+        // The new program is there a little later than spawn comes back.
+        let name = format!("/proc/{}/comm", child.0.id());
+        let program = program.file_name().unwrap().as_encoded_bytes();
+        assert!(eventually(|| std::fs::read(&name).unwrap().trim_ascii_end() == program));
         child
     }
 
@@ -55,7 +73,7 @@ impl Case {
         let denied = || is_denied(&std::fs::read(&self.program));
         assert!(eventually(denied));
         self.native.host.heard(|message| match message {
-            ToHost::Notice(Notice::Mapped { path, mappers, more: 0 }) => {
+            ToHost::Notice(Notice::Mapped { path, path_is_true: true, mappers, more: 0 }) => {
                 Some((path.to_vec(), mappers.clone()))
             }
             _ => None,
@@ -63,14 +81,9 @@ impl Case {
     }
 }
 
-fn state(child: &Child) -> char {
+fn state(Runs(child): &Runs) -> char {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
     stat[stat.rfind(')').unwrap()..].chars().nth(2).unwrap()
-}
-
-fn end(mut child: Child) {
-    child.kill().unwrap();
-    child.wait().unwrap();
 }
 
 #[test]
@@ -80,11 +93,9 @@ fn those_who_run_it_are_named() {
     let (path, mappers) = case.find();
     assert_eq!(path, case.program.as_os_str().as_encoded_bytes());
     let [one] = &mappers[..] else { panic!("{mappers:?}") };
-    assert_eq!((one.pid, one.end, one.process.uid), (child.id(), MapperEnd::Left, Some(0)));
+    assert_eq!((one.pid, one.end, one.process.uid), (child.0.id(), MapperEnd::Left, Some(0)));
     assert_eq!(&**one.process.name, b"program");
     assert_eq!((state(&child), state(&other)), ('S', 'S'));
-    end(child);
-    end(other);
 }
 
 #[test]
@@ -94,11 +105,28 @@ fn those_who_run_it_are_killed_and_nobody_else() {
     let (mut child, other) = (case.run(&case.program), case.run(Path::new("/bin/sleep")));
     let mappers = case.find().1;
     let [one] = &mappers[..] else { panic!("{mappers:?}") };
-    assert_eq!((one.pid, one.end), (child.id(), MapperEnd::Killed));
-    assert_eq!(child.wait().unwrap().signal(), Some(9));
+    assert_eq!((one.pid, one.end), (child.0.id(), MapperEnd::Killed));
+    assert_eq!(child.0.wait().unwrap().signal(), Some(9));
     assert_eq!(state(&other), 'S');
-    end(other);
     assert!(is_denied(&Command::new(&case.program).spawn()));
+}
+
+/// Such a process shows nothing mapped, but its other threads do.
+#[test]
+fn one_whose_first_thread_has_ended_does_not_get_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let (source, built) = (folder.path().join("headless.c"), folder.path().join("headless"));
+    std::fs::write(&source, HEADLESS).unwrap();
+    let compiled =
+        Command::new("cc").arg(&source).arg("-o").arg(&built).arg("-lpthread").status().unwrap();
+    assert!(compiled.success());
+    let case = Case::with(&std::fs::read(&built).unwrap(), Running::Kill);
+    let mut child = case.run(&case.program);
+    assert!(eventually(|| state(&child) == 'Z'));
+    let mappers = case.find().1;
+    let [one] = &mappers[..] else { panic!("{mappers:?}") };
+    assert_eq!((one.pid, one.end), (child.0.id(), MapperEnd::Killed));
+    assert_eq!(child.0.wait().unwrap().signal(), Some(9));
 }
 
 #[test]
@@ -112,7 +140,6 @@ fn those_who_run_it_are_stopped_though_its_name_is_gone() {
     case.native.settle();
     let mappers = case.find().1;
     let [one] = &mappers[..] else { panic!("{mappers:?}") };
-    assert_eq!((one.pid, one.end), (child.id(), MapperEnd::Stopped));
+    assert_eq!((one.pid, one.end), (child.0.id(), MapperEnd::Stopped));
     assert!(eventually(|| state(&child) == 'T'));
-    end(child);
 }

@@ -62,6 +62,7 @@ impl Class {
         match kind {
             EventKind::GuestUnprotected | EventKind::GuestProtected => None,
             EventKind::Verdict
+            | EventKind::Mapped
             | EventKind::Quarantined
             | EventKind::QuarantineStays
             | EventKind::QuarantineFailed => Some(Self::Verdict),

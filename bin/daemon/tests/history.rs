@@ -487,7 +487,12 @@ fn what_cannot_be_scanned_later_is_told() {
         Mapper { pid: 70, process, end }
     });
     let path = serde_bytes::ByteBuf::from(b"/srv/evil".to_vec());
-    driver.say(ToHost::Notice(Notice::Mapped { path, mappers: mappers.into(), more: 3 }));
+    driver.say(ToHost::Notice(Notice::Mapped {
+        path,
+        path_is_true: true,
+        mappers: mappers.into(),
+        more: 3,
+    }));
     let told = wait_for("both processes in the events", || {
         let events = ask(&service, &of_kind("mapped")).unwrap();
         (events.len() == 2).then_some(events)

@@ -295,6 +295,8 @@ pub enum Notice {
     Mapped {
         /// The file's path, at most 4,096 bytes; empty where there was none.
         path: serde_bytes::ByteBuf,
+        /// Whether the driver could open the file by it.
+        path_is_true: bool,
         /// Who they are, and what became of them; at most [`Mapper::MOST`].
         mappers: Vec<Mapper>,
         /// Further ones, with which the same was done.

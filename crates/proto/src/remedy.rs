@@ -40,7 +40,9 @@ pub enum Remediation {
 }
 
 /// What policy wants done with processes that have an infected file mapped as program or library.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
 pub enum Running {
     /// Nobody looks for them.
     #[default]

@@ -326,6 +326,27 @@ fn scans_on_demand_leave_a_thread_free_for_accesses() {
 }
 
 #[test]
+fn after_a_crash_accesses_are_fed_again_before_scans_on_demand() {
+    let engine = start(EngineConfig { threads: 2, kept: 1, ..fault() }).ready();
+    let content = SharedContent::new(order("until-cancelled")).unwrap();
+    let (tell, end) = mpsc::channel();
+    let told = move |report: ScanReport| tell.send(report.result).unwrap();
+    let on_demand = engine.handle.scan(content, metadata(), Lane::OnDemand, LONG, told).unwrap();
+    engine.wait_in_flight(1);
+    let innocent = engine.send(&order("sleep=1000"), LONG);
+    engine.wait_in_flight(2);
+    std::thread::sleep(Duration::from_millis(200));
+    // All three are suspects, and fed one at a time.
+    let culprit = engine.send(&order("crash"), LONG);
+    assert_eq!(innocent.recv_timeout(LONG).unwrap().result, Ok(Outcome::Clean));
+    assert_eq!(culprit.recv_timeout(LONG).unwrap().result, Err(ScanError::KilledTwice));
+    assert!(end.try_recv().is_err(), "it is wanted, and in work or waiting");
+    engine.wait_in_flight(1);
+    engine.handle.cancel(on_demand);
+    assert_eq!(end.recv_timeout(LONG).unwrap(), Err(ScanError::Cancelled));
+}
+
+#[test]
 fn a_full_queue_refuses_at_once() {
     let engine = start(EngineConfig { threads: 1, queue_limit: 3, ..fault() }).ready();
     // Two at the process, three in the queue, the others refused on this thread.

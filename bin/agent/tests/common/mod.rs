@@ -300,8 +300,34 @@ impl Native {
         Self::start_with(&[], policy, rule)
     }
 
+    /// The same on an ext4 file system in an image.
+    pub fn start_on(
+        image: &Path,
+        policy: Policy,
+        rule: impl Fn(&ScanRequest, &[u8]) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        let mount = |mount: &Path| {
+            let done = Command::new("mount").args(["-o", "loop"]).arg(image).arg(mount).status();
+            assert!(done.unwrap().success());
+        };
+        Self::start_mounted(mount, &[], policy, rule)
+    }
+
     /// The same with further options of `seawall-agent run`.
     pub fn start_with(
+        options: &'static [&'static str],
+        policy: Policy,
+        rule: impl Fn(&ScanRequest, &[u8]) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        let mount = |mount: &Path| {
+            let flags = nix::mount::MsFlags::empty();
+            nix::mount::mount(Some("none"), mount, Some("tmpfs"), flags, None::<&str>).unwrap();
+        };
+        Self::start_mounted(mount, options, policy, rule)
+    }
+
+    fn start_mounted(
+        mount_at: impl FnOnce(&Path),
         options: &'static [&'static str],
         policy: Policy,
         rule: impl Fn(&ScanRequest, &[u8]) -> Reply + Send + Sync + 'static,
@@ -314,8 +340,7 @@ impl Native {
         let folder = tempfile::tempdir().unwrap();
         let mount = folder.path().join("m");
         std::fs::create_dir(&mount).unwrap();
-        let flags = nix::mount::MsFlags::empty();
-        nix::mount::mount(Some("none"), &mount, Some("tmpfs"), flags, None::<&str>).unwrap();
+        mount_at(&mount);
         let region = std::fs::File::create(folder.path().join("region")).unwrap();
         region.set_len(1 << 20).unwrap();
         let host = Host::start(folder.path(), policy, Arc::new(rule));

@@ -159,7 +159,9 @@ impl Session {
                 self.guest.complain("more files were let through unscanned than can be noted");
                 self.host.events.emit(self.path_event(EventKind::MountExposed, all));
             }
-            Notice::Mapped { path, mappers, more } => self.mapped(&path, &mappers, more),
+            Notice::Mapped { path, path_is_true, mappers, more } => {
+                self.mapped(&path, path_is_true, &mappers, more);
+            }
             Notice::WorkerRestarted { orphans } => {
                 self.guest.complain(&format!(
                     "the driver's worker died and was restarted; {orphans} accesses were answered by fail mode"
@@ -172,10 +174,11 @@ impl Session {
     }
 
     /// One event for each process; the last tells how many more there are.
-    fn mapped(&self, path: &[u8], mappers: &[Mapper], more: u32) {
+    fn mapped(&self, path: &[u8], path_is_true: bool, mappers: &[Mapper], more: u32) {
         let mappers = &mappers[..mappers.len().min(Mapper::MOST)];
         for (number, mapper) in mappers.iter().enumerate() {
             let mut event = self.path_event(EventKind::Mapped, path);
+            event.path_is_true = Some(path_is_true);
             event.pid = Some(mapper.pid);
             add_process(&mut event, &mapper.process);
             event.reason = Some(mapper_end(mapper.end));

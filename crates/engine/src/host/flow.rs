@@ -324,13 +324,15 @@ impl Flow {
 
     /// The next scan to send, and whether it is a suspect. `on_demand`: whether there is room for such a one.
     fn next(&mut self, on_demand: bool) -> Option<(Job, bool)> {
-        let may = |job: &mut Job| on_demand || job.lane == Lane::OnAccess;
-        if !self.flights.values().any(|flight| flight.suspect)
-            && let Some(job) = self.suspects.pop_front_if(may)
-        {
-            return Some((job, true));
+        if !self.flights.values().any(|flight| flight.suspect) {
+            let is_access = |job: &Job| job.lane == Lane::OnAccess;
+            let first = self.suspects.iter().position(is_access).or(on_demand.then_some(0));
+            if let Some(job) = first.and_then(|at| self.suspects.remove(at)) {
+                return Some((job, true));
+            }
         }
-        let job = self.on_access.pop_front().or_else(|| self.on_demand.pop_front_if(may))?;
+        let on_demand = if on_demand { Some(&mut self.on_demand) } else { None };
+        let job = self.on_access.pop_front().or_else(|| on_demand?.pop_front())?;
         Some((job, false))
     }
 

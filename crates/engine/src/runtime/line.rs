@@ -5,6 +5,9 @@
 //! only when its turn comes, and until then its time limit does not run.
 //!
 //! Messages go out under the lock: nobody reports on a scan before its beginning was told.
+//!
+//! In line is who came first, though another may have handed its content on first. Then it is that one which is in
+//! work; should it take for ever, the one whose turn came is taken for it.
 
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
@@ -91,11 +94,17 @@ impl<'a> Line<'a> {
         self.say(ToHost::Report { id: turn.id, answer, next });
     }
 
-    /// The process ends, perhaps by this scan: the service is to know that it was in work.
-    pub fn begin_late(&self, turn: &Turn) {
+    /// Ends the process. Whoever waits in line may be to blame: the service is to know that all were in work.
+    pub fn end(&self) -> ! {
+        // Not given back: nobody else says anything after it.
         let mut places = self.places();
-        if !turn.has_begun() {
-            self.begin_out_of_turn(&mut places, turn);
+        self.begin_all(&mut places);
+        sys::exit_now(1)
+    }
+
+    fn begin_all(&self, places: &mut Places) {
+        for turn in std::mem::take(&mut places.waiting) {
+            self.say(ToHost::Started { id: turn.begin() });
         }
     }
 
@@ -183,9 +192,8 @@ mod tests {
         assert_eq!(service.heard(), [Started(1), Started(2), Report(2, None)]);
         line.leave(&turns[1], clean(), Some(&turns[4]));
         assert_eq!(service.heard(), [Report(1, Some(3))]);
-        line.begin_late(&turns[3]);
-        assert_eq!(service.heard(), [], "it was told");
-        line.begin_late(&turns[4]);
-        assert_eq!(service.heard(), [Started(4)], "what ends the process was in work");
+        line.begin_all(&mut line.places());
+        assert_eq!(service.heard(), [Started(4)], "what may have ended the process was in work");
+        assert!(turns[4].has_begun());
     }
 }

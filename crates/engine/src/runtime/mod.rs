@@ -398,8 +398,7 @@ fn answer<'e, E: Engine>(
         Ok(Err(ScanError::Cancelled)) => Answer::Cancelled,
         Ok(Err(ScanError::Broken { reason })) => {
             eprintln!("{reason}");
-            own.line.begin_late(turn);
-            sys::exit_now(1)
+            own.line.end()
         }
         Ok(Err(error)) => Answer::Error { reason: chain(&error) },
         Err(panic) => {
@@ -408,9 +407,9 @@ fn answer<'e, E: Engine>(
                 Ok(Ok(fresh)) => *scanner = fresh,
                 Ok(Err(error)) => {
                     eprintln!("{error}");
-                    sys::exit_now(1)
+                    own.line.end()
                 }
-                Err(_) => sys::exit_now(1),
+                Err(_) => own.line.end(),
             }
             Answer::Error { reason }
         }
