@@ -15,7 +15,7 @@ pub use clamd::{Clamd, ScanPath};
 pub use engines::{EngineConfig, EngineOrder, Engines, FOLDER, ScanOrder, Signatures, Takes};
 pub use error::{ConfigError, Found};
 pub use groups::{Governed, Group, Origin};
-pub use policy::{Action, ActionOnRunning, PolicyConfig, ReasonFailMode};
+pub use policy::{Action, ActionOnRunning, PolicyConfig, QuarantineShare, ReasonFailMode};
 pub use schedule::Schedule;
 
 use crate::events::store::Retention;

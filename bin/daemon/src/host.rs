@@ -151,6 +151,7 @@ impl Host {
         for warning in &config.warnings {
             tracing::warn!("{warning}");
         }
+        self.quarantine.set_shares(&config);
         let new_policies = {
             let _telling = self.telling();
             self.set_config(config);

@@ -248,6 +248,7 @@ fn start(config: Config) -> anyhow::Result<Arc<Host>> {
     let quarantine =
         quarantine::Quarantine::start(&folder, config.quarantine.clone(), events.clone())
             .context("the quarantine cannot be opened")?;
+    quarantine.set_shares(&config);
     let watched: Vec<_> =
         config.signatures.watch.iter().map(|path| path.as_path().to_owned()).collect();
     let (signatures, signature_keeper) =

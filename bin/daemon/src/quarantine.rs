@@ -19,7 +19,7 @@ pub use restore::{RestoreError, Target};
 pub use store::{StoreError, parse_hash};
 
 use crate::clock;
-use crate::config::QuarantineConfig;
+use crate::config::{Config, GuestConfig, QuarantineConfig, QuarantineShare};
 use crate::events::Events;
 use crate::pipeline::Content;
 use crate::session::Session;
@@ -32,7 +32,7 @@ use seawall_proto::{ContentHash, Ticket, ToGuest};
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 use store::{Store, write_durably};
 
@@ -86,6 +86,8 @@ pub struct Quarantine {
     restores: Mutex<HashMap<Ticket, (String, Sender<Reply>)>>,
     folder: PathBuf,
     limits: QuarantineConfig,
+    /// Of guests whose policy has limits of their own.
+    shares: RwLock<HashMap<String, QuarantineShare>>,
     events: Events,
 }
 
@@ -128,6 +130,7 @@ impl Quarantine {
             restores: Mutex::default(),
             folder: folder.to_owned(),
             limits,
+            shares: RwLock::default(),
             events,
         });
         let keeper = Arc::clone(&quarantine);
@@ -136,6 +139,20 @@ impl Quarantine {
             .spawn(move || keeper.keep(&taken))
             .map_err(|reason| StoreError::Io { path: folder.to_owned(), reason })?;
         Ok(quarantine)
+    }
+
+    /// What guests' policies say from now on; what is more or older than that goes.
+    pub fn set_shares(&self, config: &Config) {
+        let of = |guest: &GuestConfig| {
+            let share = config.governed(guest).policy.quarantine;
+            (share != QuarantineShare::default()).then(|| (guest.name.get_ref().0.clone(), share))
+        };
+        let shares = config.guests.iter().filter_map(of).collect();
+        *self.shares.write().unwrap_or_else(PoisonError::into_inner) = shares;
+    }
+
+    fn shares(&self) -> RwLockReadGuard<'_, HashMap<String, QuarantineShare>> {
+        self.shares.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {
@@ -258,6 +275,9 @@ impl Quarantine {
             state: State::Stored,
             delete: *delete,
         };
+        if before.is_none() {
+            self.make_room_in_share(&mut held, guest, entry.size)?;
+        }
         self.make_room(&mut held, *hash, entry.size)?;
         let on_disk = held.store.stored_size(*hash);
         let now = held.store.keep(*hash, &content.bytes)?;
@@ -316,6 +336,26 @@ impl Quarantine {
         }
     }
 
+    /// Drops old entries of this guest until `size` bytes more are within its policy.
+    fn make_room_in_share(
+        &self,
+        held: &mut Held,
+        guest: &str,
+        size: u64,
+    ) -> Result<(), QuarantineError> {
+        let Some(limit) = self.shares().get(guest).and_then(|share| share.most()) else {
+            return Ok(());
+        };
+        if size > limit {
+            return Err(QuarantineError::TooLarge { limit });
+        }
+        while held.index.size_of(guest)? + size > limit {
+            let Some(oldest) = held.index.next_to_drop(Some(guest))? else { break };
+            self.drop_entry(held, &oldest, "its guest has more than policy lets it have")?;
+        }
+        Ok(())
+    }
+
     /// Drops old entries until a content of `size` bytes has room: those of the guest that has the
     /// most, so that one guest's flood costs no other its files.
     fn make_room(
@@ -332,7 +372,7 @@ impl Quarantine {
             return Err(QuarantineError::TooLarge { limit });
         }
         while held.used + size > limit {
-            let Some(oldest) = held.index.next_to_drop()? else {
+            let Some(oldest) = held.index.next_to_drop(None)? else {
                 return Err(QuarantineError::TooLarge { limit });
             };
             self.drop_entry(held, &oldest, "the quarantine is full")?;
@@ -342,15 +382,27 @@ impl Quarantine {
 
     fn drop_old(&self) {
         let Some(now_ms) = clock::steady_now_ms() else { return };
-        let until = now_ms - self.limits.keep_ms();
+        let shares = self.shares().clone();
+        let own: Vec<_> =
+            shares.iter().filter_map(|(guest, share)| Some((guest, share.keep_ms()?))).collect();
+        let names: Vec<_> = own.iter().map(|(guest, _)| guest.as_str()).collect();
         let mut held = self.held();
-        while let Ok(Some(oldest)) = held.index.oldest()
-            && oldest.stored_ms < until
-        {
-            if let Err(error) = self.drop_entry(&mut held, &oldest, "it is older than is kept") {
-                tracing::error!(%error, "an old entry of the quarantine cannot be dropped");
-                return;
-            }
+        let mut drop_before =
+            |until: i64, oldest: &dyn Fn(&Index) -> rusqlite::Result<Option<Line>>| {
+                while let Ok(Some(oldest)) = oldest(&held.index)
+                    && oldest.stored_ms < until
+                {
+                    if let Err(error) =
+                        self.drop_entry(&mut held, &oldest, "it is older than is kept")
+                    {
+                        tracing::error!(%error, "an old entry of the quarantine cannot be dropped");
+                        return;
+                    }
+                }
+            };
+        drop_before(now_ms - self.limits.keep_ms(), &|index| index.oldest_but(&names));
+        for (guest, keep_ms) in &own {
+            drop_before(now_ms - keep_ms, &|index| index.oldest_of(guest));
         }
     }
 

@@ -486,6 +486,33 @@ fn one_guests_flood_costs_no_other_its_files() {
     service.wait_event(EventKind::QuarantineDropped, "g1");
 }
 
+#[test]
+fn a_policy_bounds_what_is_kept_of_its_guests() {
+    let service = start_with("");
+    let group = "[[group]]\nname = \"small\"\nguests = [\"g1\"]\npolicy.action.infected = \"quarantine\"\n\
+                 policy.quarantine.guest_mib = 1\n";
+    std::fs::create_dir_all(service.path("policy.d")).expect("a folder");
+    std::fs::write(service.path("policy.d/small.toml"), group).expect("it is written");
+    assert!(block_on(service.client().reload()).expect("the service answers").taken);
+    let (mut small, mut other) = (service.driver("g1"), service.driver("g2"));
+    for round in 0..5 {
+        for driver in [&mut small, &mut other] {
+            // The same content in both: it is on the disk once, and counts for each.
+            quarantine(driver, &format!("/f{round}"), &evil(&format!("round {round}"), 400_000));
+        }
+    }
+    let of = |guest: &str| {
+        let all = block_on(service.client().quarantine(Some(guest))).expect("the service answers");
+        let mut paths: Vec<_> = all.entries.iter().map(|entry| entry.path.clone()).collect();
+        paths.sort();
+        paths
+    };
+    assert_eq!(of("g1"), ["/f3", "/f4"], "the newest that fit");
+    assert_eq!(of("g2").len(), 5);
+    let event = service.wait_event(EventKind::QuarantineDropped, "g1");
+    assert_eq!(event.reason.as_deref(), Some("its guest has more than policy lets it have"));
+}
+
 /// Has the running service killed at its `nth` call of `syscall` from now on.
 fn kill_at(service: &Service, syscall: &str, nth: u32) -> std::process::Child {
     let inject = format!("inject={syscall}:signal=SIGKILL:when={nth}");
@@ -526,10 +553,14 @@ fn the_service_dies_at_every_step_of_a_quarantine_and_nothing_is_lost() {
             let mut driver = service.driver("g1");
             let verdict = driver.scan(&content);
             let mut strace = kill_at(&service, syscall, nth);
-            offer(&mut driver, verdict.id, offered(&path, &content));
+            // It may die before it has read anything: other threads of it make such calls, too.
+            let file = Ok(offered(&path, &content));
+            let offer = ToHost::Offer(Offer { id: verdict.id, file });
+            let _gone = driver.connection.try_say(&offer);
             let told = hear(&mut driver, removal);
-            if let Some(remove) = &told {
-                removed(&mut driver, remove.ticket, Ok(0));
+            if let Some(Remove { ticket, .. }) = told {
+                let removed = ToHost::Removed(Removed { ticket, result: Ok(0) });
+                let _gone = driver.connection.try_say(&removed);
             }
             let died = has_died(&mut service, &mut strace);
             if died {

@@ -26,6 +26,7 @@ pub struct PolicyConfig {
     pub action: Actions,
     pub exclude: Exclusions,
     pub archives: Archives,
+    pub quarantine: QuarantineShare,
 }
 
 fn tenant<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
@@ -48,6 +49,7 @@ impl Default for PolicyConfig {
             action: Actions::default(),
             exclude: Exclusions::default(),
             archives: Archives::default(),
+            quarantine: QuarantineShare::default(),
         }
     }
 }
@@ -133,6 +135,28 @@ fn set(whole: &mut toml::Table, part: &toml::Table) {
             (Some(toml::Value::Table(below)), toml::Value::Table(part)) => set(below, part),
             _ => drop(whole.insert(key.clone(), value.clone())),
         }
+    }
+}
+
+/// What the quarantine keeps of one guest; 0 for no limit but that of all.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct QuarantineShare {
+    #[serde(deserialize_with = "within::<_, u64, 0, 1048576>")]
+    pub guest_mib: u64,
+    #[serde(deserialize_with = "within::<_, u32, 0, 36500>")]
+    pub keep_days: u32,
+}
+
+impl QuarantineShare {
+    /// The most bytes of this guest's files, counted as if no other had the same.
+    pub fn most(self) -> Option<u64> {
+        (self.guest_mib > 0).then_some(self.guest_mib << 20)
+    }
+
+    /// How long its entries are kept, in milliseconds.
+    pub fn keep_ms(self) -> Option<i64> {
+        (self.keep_days > 0).then_some(i64::from(self.keep_days) * 24 * 3600 * 1000)
     }
 }
 

@@ -221,25 +221,48 @@ impl Index {
         Ok(found.flatten().map(|line| line.ticket))
     }
 
-    /// The oldest entry of all.
+    /// The oldest entry of this guest.
     ///
     /// # Errors
     /// What SQLite says.
-    pub fn oldest(&self) -> rusqlite::Result<Option<Line>> {
-        let query = "SELECT * FROM entry ORDER BY stored_ms, ticket LIMIT 1";
-        Ok(self.0.query_row(query, [], line).optional()?.flatten())
+    pub fn oldest_of(&self, guest: &str) -> rusqlite::Result<Option<Line>> {
+        let query = "SELECT * FROM entry WHERE guest = ?1 ORDER BY stored_ms, ticket LIMIT 1";
+        Ok(self.0.query_row(query, [guest], line).optional()?.flatten())
     }
 
-    /// The oldest entry of the guest that has the most, those first that are in no guest any more for
+    /// The oldest entry of all but these guests.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn oldest_but(&self, guests: &[&str]) -> rusqlite::Result<Option<Line>> {
+        let query = "SELECT * FROM entry WHERE guest NOT IN (SELECT value FROM json_each(?1))
+             ORDER BY stored_ms, ticket LIMIT 1";
+        let guests = serde_json::Value::from(guests).to_string();
+        Ok(self.0.query_row(query, [guests], line).optional()?.flatten())
+    }
+
+    /// Bytes of all entries of this guest, each content as often as it is there.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn size_of(&self, guest: &str) -> rusqlite::Result<u64> {
+        let query = "SELECT coalesce(sum(size), 0) FROM entry WHERE guest = ?1";
+        self.0.query_row(query, [guest], |row| {
+            row.get::<_, i64>(0).map(|size| u64::try_from(size).unwrap_or(0))
+        })
+    }
+
+    /// The oldest entry of this guest, or of the one that has the most, those first that are in no guest any more for
     /// sure: what has not been confirmed may be in its guest still.
     ///
     /// # Errors
     /// What SQLite says.
-    pub fn next_to_drop(&self) -> rusqlite::Result<Option<Line>> {
-        let query = "SELECT * FROM entry WHERE guest =
-                (SELECT guest FROM entry GROUP BY guest ORDER BY sum(size) DESC, guest LIMIT 1)
+    pub fn next_to_drop(&self, guest: Option<&str>) -> rusqlite::Result<Option<Line>> {
+        let query = "SELECT * FROM entry WHERE guest = coalesce(?2,
+                (SELECT guest FROM entry GROUP BY guest ORDER BY sum(size) DESC, guest LIMIT 1))
              ORDER BY state = ?1, stored_ms, ticket LIMIT 1";
-        Ok(self.0.query_row(query, [State::Stored.word()], line).optional()?.flatten())
+        let values = params![State::Stored.word(), guest];
+        Ok(self.0.query_row(query, values, line).optional()?.flatten())
     }
 
     /// How many entries have this content.
@@ -262,5 +285,38 @@ fn set_aside(path: &Path) {
         let mut to = path.as_os_str().to_owned();
         to.push(format!("{suffix}.damaged"));
         let _gone = std::fs::rename(&from, &to);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::store::tests::entry;
+    use super::*;
+
+    #[test]
+    fn what_goes_first_is_found_for_all_and_for_one_guest() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let index = Index::open(&folder.path().join("index.db"), &store, |_| ()).unwrap();
+        // Ticket, guest, bytes, age; all of them confirmed but for the fourth.
+        let all =
+            [(1, "a", 10, 3), (2, "a", 10, 1), (3, "b", 50, 2), (4, "b", 10, 9), (5, "c", 1, 5)];
+        for (ticket, guest, size, age) in all {
+            let state = if ticket == 4 { State::Stored } else { State::Quarantined { links: 0 } };
+            let stored_ms = 1_000 - age;
+            let one = Entry { guest: guest.into(), size, stored_ms, state, ..entry(ticket, b"x") };
+            index.put(&one).unwrap();
+        }
+        let ticket =
+            |found: rusqlite::Result<Option<Line>>| found.unwrap().map(|line| line.ticket.0);
+        assert_eq!(ticket(index.next_to_drop(None)), Some(3), "of the one that has the most");
+        assert_eq!(ticket(index.next_to_drop(Some("a"))), Some(1));
+        assert_eq!(ticket(index.next_to_drop(Some("d"))), None);
+        assert_eq!(ticket(index.oldest_of("b")), Some(4));
+        assert_eq!(ticket(index.oldest_but(&[])), Some(4));
+        assert_eq!(ticket(index.oldest_but(&["b", "d"])), Some(5));
+        assert_eq!(ticket(index.oldest_but(&["a", "b", "c"])), None);
+        assert_eq!(index.size_of("a").unwrap(), 20);
+        assert_eq!(index.size_of("d").unwrap(), 0);
     }
 }

@@ -377,7 +377,7 @@ pub fn write_durably(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::entry::{State, VERSION};
     use super::*;
     use seawall_proto::remedy::{Attributes, FileIdentity};

@@ -524,9 +524,14 @@ impl Connection {
     }
 
     pub fn say(&mut self, message: &impl Message) {
+        self.try_say(message).expect("the connection stands");
+    }
+
+    /// The same to a service that may be gone.
+    pub fn try_say(&mut self, message: &impl Message) -> std::io::Result<()> {
         let mut wire = Vec::new();
         encode(message, &mut wire).expect("it is short");
-        self.raw(&wire);
+        self.stream.write_all(&wire)
     }
 
     /// The next message; `None` when the service has ended the connection.
