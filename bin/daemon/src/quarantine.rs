@@ -141,7 +141,7 @@ impl Quarantine {
         Ok(quarantine)
     }
 
-    /// What guests' policies say from now on; what is more or older than that goes.
+    /// What guests' policies say from now on. What is older than that goes soon, what is more with the next file.
     pub fn set_shares(&self, config: &Config) {
         let of = |guest: &GuestConfig| {
             let share = config.governed(guest).policy.quarantine;

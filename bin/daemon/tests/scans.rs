@@ -86,6 +86,25 @@ fn judge(driver: &mut Driver, path: &str, content: &str) -> VerdictKind {
     kind
 }
 
+/// As many as the engine has threads are under way, and take long.
+#[test]
+fn an_access_waits_for_no_scan_on_demand() {
+    let guests = vec!["web", "db"];
+    let service = Service::start(Setup { engine: Engine::Patient, guests, ..Setup::default() });
+    let (mut web, mut db) = (service.driver("web"), service.driver("db"));
+    let mut held = Vec::new();
+    for number in 0..4 {
+        let (slots, refs) = web.fill(format!("SEAWALL-FAULT sleep={}", 20_000 + number).as_bytes());
+        let mut request = web.request(refs, true);
+        request.operation = Operation::OnDemand;
+        web.say(ToHost::ScanRequest(request));
+        held.push(slots);
+    }
+    wait_for("the scans", || (service.status().counters.scans == 4).then_some(()));
+    assert_eq!(db.scan(b"clean").kind, VerdictKind::Clean);
+    assert_eq!(service.status().counters.verdicts.clean, 1, "the others take longer");
+}
+
 #[test]
 fn a_scan_is_counted_and_ends_with_a_report() {
     let service = Service::start(setup(""));

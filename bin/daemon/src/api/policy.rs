@@ -283,13 +283,12 @@ fn scanned(governed: &Governed<'_>, query: &ExplainQuery) -> Vec<PolicyStep> {
             format!("if it changes each time it is read: {}", in_case(fail_mode.changing)),
         ),
         step(governed, mode, fails.to_owned()),
-        step(governed, "action.running", running.to_owned()),
-        infected,
     ];
     if let Some(by_path) = by_path {
         steps.retain(|step| !step.setting.starts_with("fail_mode."));
-        steps.insert(steps.len() - 2, by_path);
+        steps.push(by_path);
     }
+    steps.extend([step(governed, "action.running", running.to_owned()), infected]);
     steps
 }
 

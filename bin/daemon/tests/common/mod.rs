@@ -105,6 +105,8 @@ pub struct Setup {
 pub enum Engine {
     Yara,
     Fault,
+    /// The same, whose scans may take half a minute.
+    Patient,
     /// Three that obey `one:WORD,two:WORD,three:WORD`; the first may call content good.
     Three,
     /// The same, and none may.
@@ -419,6 +421,7 @@ fn write_config(folder: &Path, setup: &Setup, port: u16) -> PathBuf {
             }
         }
         Engine::Fault => text += &engine("first", &format!("\"{fault}\""), SHORT),
+        Engine::Patient => text += &engine("first", &format!("\"{fault}\""), ""),
         Engine::Three | Engine::ThreeWithoutTrust => {
             for name in ["one", "two", "three"] {
                 let command = format!("\"{fault}\", \"--as\", \"{name}\"");
