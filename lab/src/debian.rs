@@ -33,13 +33,13 @@ pub fn image_path() -> PathBuf {
     cache_dir().join(format!("debian-{}.ext4", &blake3::hash(recipe.as_bytes()).to_hex()[..12]))
 }
 
-/// Builds the image when it is not there; takes one to three minutes.
-pub fn ensure_image() -> anyhow::Result<()> {
+/// Builds the image when it is not there, and says where it is; takes one to three minutes.
+pub fn ensure_image() -> anyhow::Result<PathBuf> {
     let lock = File::create(cache_dir().join("lock"))?;
     lock.lock()?;
     let image = image_path();
     if image.exists() {
-        return Ok(());
+        return Ok(image);
     }
     eprintln!("lab: building the Debian image, once");
     let root = cache_dir().join("debian.part");
@@ -57,7 +57,8 @@ pub fn ensure_image() -> anyhow::Result<()> {
             let _ = fs::remove_file(entry.path());
         }
     }
-    Ok(fs::rename(fresh, image)?)
+    fs::rename(fresh, &image)?;
+    Ok(image)
 }
 
 fn remove_tree(root: &Path) -> anyhow::Result<()> {

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{self, BufReader, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -509,7 +509,22 @@ impl Guest {
     /// Starts a guest that is off, with its disks as they are and a new region. The caller waits.
     pub fn boot(&self) -> anyhow::Result<()> {
         self.cut_power()?;
-        qemu::start(&self.store, &self.name)
+        qemu::start(&self.store, &self.name, None)
+    }
+
+    /// Has the guest leave for another host, as far as this one sees it: its state goes to a file, and its QEMU ends. It
+    /// must have no region plugged in, and no vsock: QEMU moves neither.
+    pub fn migrate_away(&self) -> anyhow::Result<()> {
+        qemu::leave(&self.store, &self.name, &self.migration()?)
+    }
+
+    /// Has it come back from there, and go on where it was.
+    pub fn migrate_back(&self) -> anyhow::Result<()> {
+        qemu::start(&self.store, &self.name, Some(&self.migration()?))
+    }
+
+    fn migration(&self) -> anyhow::Result<PathBuf> {
+        Ok(self.state()?.data_disk.with_extension("migration"))
     }
 
     /// What the serial console has shown.

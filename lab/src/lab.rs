@@ -101,7 +101,7 @@ impl Lab {
         }
         // Else guests first: they take longer, and the service comes up beside them.
         for guest in &state.guests {
-            qemu::start(&self.store, &guest.name)?;
+            qemu::start(&self.store, &guest.name, None)?;
         }
         if options.daemon && !state.key {
             daemon::start(&self.store)?;

@@ -77,8 +77,27 @@ pub fn make_disks(guest: &GuestState) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Starts a guest and records each process as soon as it has a number.
-pub fn start(store: &Store, name: &str) -> anyhow::Result<()> {
+/// Writes the state of a running guest to a file, as a migration sends it to another host, and ends its QEMU: here the
+/// guest is gone, and its disks are let go.
+pub fn leave(store: &Store, name: &str, file: &Path) -> anyhow::Result<()> {
+    let qmp_socket = store.load()?.guest(name)?.qmp.clone();
+    let uri = format!("exec:cat >'{}'", file.display());
+    qmp::execute(&qmp_socket, "migrate", json!({ "uri": uri }))?;
+    let until = Instant::now() + Duration::from_secs(120);
+    loop {
+        let state = qmp::execute(&qmp_socket, "query-migrate", json!({}))?;
+        match state["status"].as_str() {
+            Some("completed") => return stop(store, name),
+            Some("failed" | "cancelled") => bail!("the guest does not leave: {state}"),
+            _ if Instant::now() > until => bail!("the guest does not leave in time: {state}"),
+            _ => thread::sleep(Duration::from_millis(50)),
+        }
+    }
+}
+
+/// Starts a guest and records each process as soon as it has a number. `from` is where [`leave`] has written its state:
+/// it goes on where it was.
+pub fn start(store: &Store, name: &str, from: Option<&Path>) -> anyhow::Result<()> {
     let state = store.load()?;
     let guest = state.guest(name)?;
     if guest.qemu.as_ref().is_some_and(Process::is_alive) {
@@ -102,12 +121,11 @@ pub fn start(store: &Store, name: &str) -> anyhow::Result<()> {
     if state.link == Link::Vsock {
         start_vsock_device(store, name)?;
     }
-    let qemu = background(
-        &state,
-        guest,
-        OsStr::new("qemu-system-x86_64"),
-        qemu_arguments(&state, guest, &image)?,
-    )?;
+    let mut arguments = qemu_arguments(&state, guest, &image)?;
+    if let Some(file) = from {
+        arguments.extend(["-incoming".into(), format!("exec:cat '{}'", file.display()).into()]);
+    }
+    let qemu = background(&state, guest, OsStr::new("qemu-system-x86_64"), arguments)?;
     store.update(|state| {
         state.guest_mut(name)?.qemu = Some(qemu);
         Ok(())

@@ -41,7 +41,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, ensure};
 use clap::{Parser, Subcommand};
-use seawall_lab::{Need, ensure_binaries};
+use seawall_lab::{Need, ensure_binaries, ensure_debian_image};
 
 use crate::engines::Scenario;
 use crate::plan::Amounts;
@@ -92,6 +92,9 @@ enum Role {
         /// Measure full scans of many guests
         #[arg(long)]
         storm: bool,
+        /// They have the files of this image of a Debian
+        #[arg(long)]
+        debian: Option<PathBuf>,
         #[command(flatten)]
         options: Options,
     },
@@ -117,8 +120,8 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match arguments.role {
         None => measure(&arguments.scenarios, &arguments.options),
-        Some(Role::Inside { storm: true, options, .. }) => {
-            storm::run(options.quick, options.json.as_deref())
+        Some(Role::Inside { storm: true, debian, options, .. }) => {
+            storm::run(options.quick, options.json.as_deref(), debian.as_deref())
         }
         Some(Role::Inside { without_ours, options, .. }) => {
             run::run(options.amounts(), options.quick, options.json.as_deref(), without_ours)
@@ -163,6 +166,9 @@ fn outside(options: &Options, storm: bool) -> anyhow::Result<ExitCode> {
     inside.arg("inside");
     if storm {
         inside.arg("--storm");
+        if !options.quick {
+            inside.arg("--debian").arg(ensure_debian_image()?);
+        }
     }
     if let Some(rounds) = options.rounds {
         inside.args(["--rounds", &rounds.to_string()]);

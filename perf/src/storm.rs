@@ -1,7 +1,7 @@
 //! `storm`: what it costs to scan all files of many guests at once, beside a clamd in each.
 //!
 //! Each guest is a file system of its own with a driver of its own; there is one service with one ClamAV engine. They
-//! share most of their content, as guests of one distribution do. The peer is what each guest would have: a clamd that
+//! share most of their content, as guests of one distribution do: files of a Debian, in their folders. The peer is what each guest would have: a clamd that
 //! has loaded the same signatures, and `clamdscan --multiscan --fdpass`. Everything that takes part counts: drivers,
 //! service, engine, clamd, command line.
 
@@ -16,10 +16,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use seawall_lab::Binaries;
 use serde_json::Value;
+use walkdir::WalkDir;
 
 use crate::engines::clamav::{Clamd, clamdscan};
 use crate::engines::database;
-use crate::engines::made::Corpus;
+use crate::engines::made::{Corpus, by_chance};
 use crate::engines::report::Results;
 use crate::engines::rounds::{Goal, Row};
 use crate::machine;
@@ -29,34 +30,38 @@ use crate::stage::{self, SHARED_MEMORY, Stage, text_of};
 use crate::watchdog::{clear, start as start_watchdog, step};
 
 const NAME: &str = "storm";
+/// Larger files of a guest are left out, in bytes.
+const LARGEST: u64 = 32 << 20;
 /// Of ten files that a guest has, so many are the same in all.
 const SHARED: usize = 7;
 const REGION: u64 = 16 << 20;
 const PATIENCE: Duration = Duration::from_secs(100);
 
 /// Measures and reports, as the first process of new namespaces.
-pub fn run(quick: bool, json: Option<&Path>) -> anyhow::Result<ExitCode> {
+pub fn run(quick: bool, json: Option<&Path>, debian: Option<&Path>) -> anyhow::Result<ExitCode> {
     stage::settle_in()?;
     start_watchdog();
     let load_before = machine::load();
     let (counts, bytes, signatures) =
-        if quick { (vec![1, 2], 4 << 20, 2_000) } else { (vec![1, 4, 16], 96 << 20, 1_000_000) };
+        if quick { (vec![1, 2], 4 << 20, 2_000) } else { (vec![1, 4, 16], 256 << 20, 1_000_000) };
     let base = Path::new(SHARED_MEMORY).join("storm");
     fs::create_dir_all(&base)?;
     step("signatures");
     let database = base.join("database");
     database::write(&database, signatures)?;
     step("files");
-    let corpus = Corpus::copy(&base.join("corpus"), bytes)?;
+    let content = match debian {
+        Some(image) => Content::of_image(image, &base.join("debian"), bytes)?,
+        None => Content::of_this_machine(bytes)?,
+    };
     let most = counts.iter().copied().max().unwrap_or(1);
     let mut roots = Vec::new();
     for number in 0..most {
         step(format!("guest {number}"));
-        roots.push(root(&format!("g{number}"), &corpus, number)?);
+        roots.push(root(&format!("g{number}"), &content, number)?);
     }
     // One that is the same as the first.
-    let clone = root("clone", &corpus, 0)?;
-    fs::remove_dir_all(&corpus.folder)?;
+    let clone = root("clone", &content, 0)?;
 
     let mut rows = Vec::new();
     let mut settings = String::new();
@@ -113,7 +118,7 @@ pub fn run(quick: bool, json: Option<&Path>) -> anyhow::Result<ExitCode> {
     let note = format!(
         "{NAME}: each guest {}, {SHARED} of 10 the same in all; {signatures} made signatures; both clamd had loaded \
          them; CPU time and memory (PSS) of everything that took part; found {} by ours and {} by clamdscan in one",
-        corpus.describe(),
+        content.describe(),
         ours[0].1.infected,
         peer.infected
     );
@@ -184,20 +189,70 @@ fn beside(base: &Path, database: &Path, roots: &[Stage], quick: bool) -> anyhow:
     ])
 }
 
+/// What guests have: files, and where in a guest each lies.
+struct Content {
+    files: Vec<(PathBuf, PathBuf)>,
+    bytes: u64,
+    what: String,
+}
+
+impl Content {
+    /// At most `most` bytes of the files of a root file system.
+    fn of_image(image: &Path, folder: &Path, most: u64) -> anyhow::Result<Self> {
+        fs::create_dir_all(folder)?;
+        let mount = ["mount", "-o", "loop,ro,noatime"].map(std::ffi::OsStr::new);
+        let words = mount.into_iter().chain([image.as_os_str(), folder.as_os_str()]);
+        text_of(Command::new("timeout").arg("60").args(words))?;
+        let mut found = Vec::new();
+        for entry in WalkDir::new(folder).same_file_system(true) {
+            let entry = entry?;
+            let length = entry.metadata()?.len();
+            if entry.file_type().is_file() && (1..=LARGEST).contains(&length) {
+                let inside = entry.path().strip_prefix(folder)?.to_owned();
+                found.push((entry.into_path(), inside, length));
+            }
+        }
+        found.sort_by_key(|(_, inside, _)| by_chance(inside.as_os_str()));
+        let (mut files, mut bytes) = (Vec::new(), 0);
+        for (path, inside, length) in found {
+            if bytes + length <= most {
+                bytes += length;
+                files.push((path, inside));
+            }
+        }
+        Ok(Self { files, bytes, what: "of a Debian with a compiler".into() })
+    }
+
+    fn of_this_machine(most: u64) -> anyhow::Result<Self> {
+        let files = Corpus::find(most)?;
+        let bytes = files.iter().map(|(_, length)| length).sum();
+        let place = |(at, (path, _)): (usize, (PathBuf, u64))| {
+            let inside = PathBuf::from(format!("d{}/e{}", at % 7, at % 3));
+            let inside = inside.join(path.file_name().unwrap_or_default());
+            (path, inside)
+        };
+        let files = files.into_iter().enumerate().map(place).collect();
+        Ok(Self { files, bytes, what: "of this machine".into() })
+    }
+
+    fn describe(&self) -> String {
+        format!("{} files {}, {} MiB", self.files.len(), self.what, self.bytes >> 20)
+    }
+}
+
 /// A file system as a guest has it; `number` makes three of ten files its own.
-fn root(name: &str, corpus: &Corpus, number: usize) -> anyhow::Result<Stage> {
-    let stage = Stage::mount(name, corpus.bytes)?;
-    for (at, path) in corpus.files.iter().enumerate() {
-        let folder = stage.folder.join(format!("d{}/e{}", at % 7, at % 3));
-        fs::create_dir_all(&folder)?;
-        let to = folder.join(path.file_name().context("a name")?);
+fn root(name: &str, content: &Content, number: usize) -> anyhow::Result<Stage> {
+    let stage = Stage::mount(name, content.bytes)?;
+    for (at, (path, inside)) in content.files.iter().enumerate() {
+        let to = stage.folder.join(inside);
+        fs::create_dir_all(to.parent().context("a folder")?)?;
         fs::copy(path, &to)?;
         if at % 10 >= SHARED {
             let mut file = fs::File::options().append(true).open(&to)?;
             write!(file, "guest {number}")?;
         }
     }
-    symlink("d0", stage.folder.join("link"))?;
+    symlink("usr", stage.folder.join("link"))?;
     stage.sync()?;
     Ok(stage)
 }

@@ -138,6 +138,51 @@ fn story(kernel: Kernel, link: Link) {
     checks.end();
 }
 
+/// A guest is moved to another host while it is scanned, and comes back later: here it is gone without a word.
+#[test]
+fn a_scan_waits_for_a_guest_that_is_moved_away() {
+    let mut checks = Checks::of("scans, a guest is moved away and back");
+    let config =
+        "[policy]\nmode = \"open\"\n[on_demand]\npressure_percent = 0\nmib_per_second = 1\n";
+    let (region, key) = (false, true);
+    let options = options(2, Kernel::V6_12, Link::Tcp);
+    let lab = up(LabOptions { config: config.into(), region, key, ..options }).unwrap();
+    let (g1, g2) = (lab.guest("g1").unwrap(), lab.guest("g2").unwrap());
+    for guest in [&g1, &g2] {
+        let many = "mkdir /data/many; for n in $(seq 20); do head -c 1000000 /dev/urandom >/data/many/$n; done";
+        guest.sh(many).unwrap().ok().unwrap();
+    }
+    let ids = begin(&lab, &["g1:/data/many", "g2:/data/many"]);
+    let [one, two] = [ids[0], ids[1]];
+    checks
+        .soon("they are under way", SOON, || [one, two].iter().all(|id| show(&lab, *id).files > 2));
+    g1.migrate_away().unwrap();
+    let left = show(&lab, one);
+    checks.that("it leaves in the midst of it", !left.state.has_ended(), &left);
+    checks.soon("that is an alarm", SOON, || {
+        has_event(&lab, EventKind::GuestUnprotected, |event| event.guest.as_deref() == Some("g1"))
+    });
+    checks.soon("the other one comes to its end", SOON, || {
+        let other = show(&lab, two);
+        (other.state, other.files, other.errors) == (GuestScanState::Done, 20, 0)
+    });
+    checks.soon("the scan waits", SOON, || show(&lab, one).state == GuestScanState::Waiting);
+    g1.migrate_back().unwrap();
+    checks.soon("it goes on and comes to its end", SOON, || {
+        show(&lab, one).state == GuestScanState::Done
+    });
+    let ended = show(&lab, one);
+    let (files, failed) = (ended.files, ended.missed + ended.errors);
+    checks.that("each file once", (files, failed) == (20, 0), &ended);
+    checks.that("it is protected", g1.wait_protected(SOON).is_ok(), "not so");
+    // What does not come back can be ended.
+    let id = begin(&lab, &["g1:/data/many"])[0];
+    g1.migrate_away().unwrap();
+    let cancelled = order(&lab, "cancel", id);
+    checks.that("it is cancelled", cancelled.state.has_ended(), &cancelled);
+    checks.end();
+}
+
 /// A compressed tar with a tar in which the payload is.
 fn packed() -> Vec<u8> {
     let tar = |name: &str, bytes: &[u8]| {

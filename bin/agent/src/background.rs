@@ -174,7 +174,7 @@ fn scan_file(
         return;
     }
     let subject = Subject::Background { handle, file: Some(Arc::new(file)), purpose };
-    scan::scan(driver, Job { subject, reads: 0 }, buffer);
+    scan::scan(driver, Job::new(subject), buffer);
 }
 
 /// Goes through mounts.
@@ -229,7 +229,7 @@ fn scan_found(driver: &Driver, file: File, buffer: &mut Vec<u8>) -> bool {
     let Ok(handle) = FileHandle::of(file.as_fd(), look.identity.device) else { return false };
     let file = Some(Arc::new(file));
     let subject = Subject::Background { handle, file, purpose: Purpose::Walk };
-    scan::scan(driver, Job { subject, reads: 0 }, buffer);
+    scan::scan(driver, Job::new(subject), buffer);
     true
 }
 

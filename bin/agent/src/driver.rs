@@ -7,7 +7,7 @@
 use crate::background::Queue;
 use crate::coverage::Coverage;
 use crate::event::HeldEvent;
-use crate::file::{Identity, Look, fails_open, mode_from_number, mode_number};
+use crate::file::{Identity, Look, fails_open, mode_from_number, mode_number, open_handle};
 use crate::hunt::Hunts;
 use crate::journal::Exposed;
 use crate::memory::{Known, Memory};
@@ -117,6 +117,14 @@ impl Subject {
         }
     }
 
+    /// The same with the file open, where it is still there. May wait for a disk.
+    pub fn opened(self, driver: &Driver) -> Option<Self> {
+        let Self::Background { handle, purpose, .. } = self else { return None };
+        let path = driver.coverage.path_on(handle.device);
+        let file = path.and_then(|path| open_handle(&handle, &path).ok()).map(Arc::new);
+        Some(Self::Background { handle, file, purpose })
+    }
+
     /// The same without what can be opened anew.
     pub fn closed(self) -> Self {
         match self {
@@ -160,6 +168,23 @@ pub struct Job {
     pub subject: Subject,
     /// How often the content was read already and had changed.
     pub reads: u8,
+    pub ask: Ask,
+}
+
+impl Job {
+    /// One that has not begun.
+    pub fn new(subject: Subject) -> Self {
+        Self { subject, reads: 0, ask: Ask::Content }
+    }
+}
+
+/// How the host is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ask {
+    /// With the content.
+    Content,
+    /// By its hash: the host may know it.
+    Hash,
 }
 
 /// A notice, and when it was made: milliseconds of CLOCK_MONOTONIC.

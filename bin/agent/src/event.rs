@@ -191,7 +191,7 @@ fn hold(driver: &Driver, fd: OwnedFd, operation: Operation, pid: u32, look: Look
     }
     let event = HeldEvent::new(file, operation, pid, look, now_ms, deadline_ms);
     driver.expect_exec(&event);
-    driver.push_job(Job { subject: Subject::Access(event), reads: 0 });
+    driver.push_job(Job::new(Subject::Access(event)));
 }
 
 /// How long an access to a file of `size` bytes is held at most, in milliseconds.

@@ -2,19 +2,19 @@
 //!
 //! One thread goes through all processes, at most once a second, for all files that wait then: an infected file can be
 //! opened as often as anybody likes. It shares nothing with those who answer accesses, since to look at a process may
-//! wait for what that process waits for. A file is held open until it was looked for, so that its number stays its
-//! own; of one that is gone already only the number is known, and nobody is stopped or killed for that.
+//! wait for what that process waits for. No file is held open for it, or who unmounts its file system would be told
+//! that it is busy: an inode's number may be another's a moment later, its time of birth is its own. Where that is not
+//! known (the file is gone, its file system tells none) nobody is stopped or killed.
 
 use crate::driver::{Driver, count};
 use crate::event::process_of;
 use crate::running::{each_mapping, processes};
-use crate::truth::{self, ShownPath};
+use crate::truth::{self, Born, ShownPath};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use seawall_proto::{Mapper, MapperEnd, Notice, Running};
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -38,13 +38,8 @@ struct Init {
     counts_unread: bool,
 }
 
-/// Device and inode number, as stat(2) tells them.
-type Key = (u64, u64);
-
 /// A file whose processes are looked for.
 pub struct Hunted {
-    /// None where it is gone.
-    pub file: Option<File>,
     pub path: ShownPath,
     pub running: Running,
 }
@@ -52,14 +47,14 @@ pub struct Hunted {
 /// Files that wait.
 #[derive(Default)]
 pub struct Hunts {
-    files: Mutex<HashMap<Key, Hunted>>,
+    files: Mutex<HashMap<Born, Hunted>>,
     added: Condvar,
 }
 
 impl Hunts {
     /// Has a file's processes looked for; never waits. `false`: there is no room.
-    pub fn add(&self, key: Key, mut hunted: Hunted) -> bool {
-        if hunted.file.is_none() {
+    pub fn add(&self, key: Born, mut hunted: Hunted) -> bool {
+        if key.at.is_none() {
             hunted.running = hunted.running.min(Running::Report);
         }
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
@@ -79,7 +74,7 @@ impl Hunts {
     }
 
     /// All that wait, as soon as there are any.
-    fn take(&self) -> HashMap<Key, Hunted> {
+    fn take(&self) -> HashMap<Born, Hunted> {
         let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         let files = self.added.wait_while(files, |files| files.is_empty());
         std::mem::take(&mut *files.unwrap_or_else(PoisonError::into_inner))
@@ -133,8 +128,8 @@ fn tell(driver: &Driver, path: &ShownPath, mut mappers: Vec<Mapper>) {
 }
 
 /// What was done with whom.
-fn deal_with(files: &HashMap<Key, Hunted>, own: &[u32], init: Init) -> HashMap<Key, Vec<Mapper>> {
-    let mut ends: HashMap<Key, Vec<Mapper>> = HashMap::new();
+fn deal_with(files: &HashMap<Born, Hunted>, own: &[u32], init: Init) -> HashMap<Born, Vec<Mapper>> {
+    let mut ends: HashMap<Born, Vec<Mapper>> = HashMap::new();
     let mut seen = HashSet::new();
     for _ in 0..PASSES {
         let found = look(files, own, init);
@@ -162,12 +157,12 @@ fn deal_with(files: &HashMap<Key, Hunted>, own: &[u32], init: Init) -> HashMap<K
 
 /// Who has which of the files mapped.
 struct Found {
-    pairs: Vec<(u32, Key)>,
+    pairs: Vec<(u32, Born)>,
     /// Files that the first process has mapped, or may have.
-    spared: HashSet<Key>,
+    spared: HashSet<Born>,
 }
 
-fn look(files: &HashMap<Key, Hunted>, own: &[u32], init: Init) -> Found {
+fn look(files: &HashMap<Born, Hunted>, own: &[u32], init: Init) -> Found {
     let mut found = Found { pairs: Vec::new(), spared: HashSet::new() };
     for pid in processes().filter(|pid| !own.contains(pid)) {
         let mut mapped = HashSet::new();
@@ -187,25 +182,25 @@ fn look(files: &HashMap<Key, Hunted>, own: &[u32], init: Init) -> Found {
 /// overlayfs) its device is not that of stat(2).
 fn mapped_of(
     pid: u32,
-    keys: impl Iterator<Item = Key>,
-    mapped: &mut HashSet<Key>,
+    keys: impl Iterator<Item = Born>,
+    mapped: &mut HashSet<Born>,
 ) -> std::io::Result<()> {
-    let mut by_inode: HashMap<u64, Vec<Key>> = HashMap::new();
-    keys.for_each(|key| by_inode.entry(key.1).or_default().push(key));
+    let mut by_inode: HashMap<u64, Vec<Born>> = HashMap::new();
+    keys.for_each(|key| by_inode.entry(key.inode).or_default().push(key));
     each_mapping(pid, |mapping| {
-        for key in by_inode.get(&mapping.key.1).into_iter().flatten() {
-            let is_it = || {
-                mapping.key == *key
-                    || truth::cached_stat(rustix::fs::CWD, &mapping.name()) == Some(*key)
-            };
-            if !mapped.contains(key) && is_it() {
-                mapped.insert(*key);
-            }
+        let keys = by_inode.get(&mapping.key.1).into_iter().flatten();
+        let mut keys = keys.filter(|key| !mapped.contains(key)).peekable();
+        if keys.peek().is_none() {
+            return;
         }
+        let Some(found) = truth::born(rustix::fs::CWD, &mapping.name()) else { return };
+        let is_it = |key: &&Born| **key == found || **key == Born { at: None, ..found };
+        let these: Vec<Born> = keys.filter(is_it).copied().collect();
+        mapped.extend(these);
     })
 }
 
-fn has_mapped(pid: u32, key: Key) -> bool {
+fn has_mapped(pid: u32, key: Born) -> bool {
     let mut mapped = HashSet::new();
     mapped_of(pid, std::iter::once(key), &mut mapped).is_ok() && !mapped.is_empty()
 }
@@ -241,7 +236,7 @@ fn end(
 }
 
 /// Has the processes dealt with that run an infected file; never waits.
-pub fn begin(driver: &Driver, key: Key, hunted: Hunted) {
+pub fn begin(driver: &Driver, key: Born, hunted: Hunted) {
     if !driver.hunts.add(key, hunted) {
         count(&driver.counters.notices_lost);
         tracing::warn!("too many infected files at once; who runs one of them is not looked for");
@@ -251,7 +246,6 @@ pub fn begin(driver: &Driver, key: Key, hunted: Hunted) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::MetadataExt;
     use std::process::{Child, Command};
 
     /// Ends with the test.
@@ -263,28 +257,29 @@ mod tests {
         }
     }
 
-    fn program(folder: &std::path::Path) -> (Program, Key, Hunted) {
+    fn program(folder: &std::path::Path) -> (Program, Born) {
         let path = folder.join("program");
         std::fs::copy("/bin/sleep", &path).expect("a copy");
         let child = Command::new(&path).arg("60").spawn().expect("it runs");
-        let file = File::open(&path).expect("it is there");
-        let about = file.metadata().expect("it is open");
-        let key = (about.dev(), about.ino());
+        let key = truth::born(rustix::fs::CWD, path.to_str().expect("it is text"));
+        let key = key.expect("it is there");
         let until = Instant::now() + Duration::from_secs(10);
         while !has_mapped(child.id(), key) {
             assert!(Instant::now() < until, "it does not run its program");
         }
-        let hunted =
-            Hunted { file: Some(file), path: ShownPath::default(), running: Running::Kill };
-        (Program(child), key, hunted)
+        (Program(child), key)
+    }
+
+    fn hunted(running: Running) -> Hunted {
+        Hunted { path: ShownPath::default(), running }
     }
 
     #[test]
     fn what_the_first_process_runs_is_left_running_for_all() {
         let folder = tempfile::tempdir().expect("a folder");
-        let (mut child, key, hunted) = program(folder.path());
+        let (mut child, key) = program(folder.path());
         let pid = child.0.id();
-        let files = HashMap::from([(key, hunted)]);
+        let files = HashMap::from([(key, hunted(Running::Kill))]);
         let ends = |pid| {
             let ends = deal_with(&files, &[], Init { pid, counts_unread: false });
             ends[&key].iter().map(|mapper| (mapper.pid, mapper.end)).collect::<Vec<_>>()
@@ -296,20 +291,32 @@ mod tests {
     }
 
     #[test]
+    fn another_file_that_has_the_number_by_now_has_nobody_killed() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (child, key) = program(folder.path());
+        let (seconds, nanoseconds) = key.at.expect("its birth is known");
+        assert!(!has_mapped(child.0.id(), Born { at: Some((seconds - 1, nanoseconds)), ..key }));
+        assert!(has_mapped(child.0.id(), Born { at: None, ..key }), "it is named all the same");
+    }
+
+    #[test]
     fn a_file_that_is_gone_has_nobody_killed_and_the_stronger_wish_counts() {
         let hunts = Hunts::default();
-        let hunted = |file, running| Hunted { file, path: ShownPath::default(), running };
-        let file = || File::open("/proc/self/exe").ok();
-        assert!(hunts.add((1, 1), hunted(None, Running::Kill)));
-        assert!(hunts.add((1, 2), hunted(file(), Running::Stop)));
-        assert!(hunts.add((1, 2), hunted(file(), Running::Report)));
+        let gone = |inode| Born { device: 1, inode, at: None };
+        let here = |inode| Born { at: Some((1, 0)), ..gone(inode) };
+        assert!(hunts.add(gone(1), hunted(Running::Kill)));
+        assert!(hunts.add(here(2), hunted(Running::Stop)));
+        assert!(hunts.add(here(2), hunted(Running::Report)));
         for inode in 3..=FILES as u64 {
-            assert!(hunts.add((1, inode), hunted(None, Running::Report)));
+            assert!(hunts.add(gone(inode), hunted(Running::Report)));
         }
-        assert!(!hunts.add((2, 1), hunted(None, Running::Report)), "it is full");
-        assert!(hunts.add((1, 1), hunted(file(), Running::Kill)), "but for what waits already");
+        assert!(!hunts.add(here(1), hunted(Running::Kill)), "it is full");
+        assert!(hunts.add(here(2), hunted(Running::Kill)), "but for what waits already");
         let all = hunts.take();
-        assert_eq!((all[&(1, 1)].running, all[&(1, 2)].running), (Running::Kill, Running::Stop));
-        assert_eq!((all[&(1, 3)].running, all.len()), (Running::Report, FILES));
+        assert_eq!(
+            (all[&gone(1)].running, all[&here(2)].running),
+            (Running::Report, Running::Kill)
+        );
+        assert_eq!(all.len(), FILES);
     }
 }

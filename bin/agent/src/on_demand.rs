@@ -9,7 +9,7 @@
 //! Accesses go first: a walk has few requests under way at once, stands still while the guest's processes wait for
 //! disks or CPUs, and reads no faster than it may. It keeps nothing over a restart; the host says where it was.
 
-use crate::driver::{Driver, Job, Purpose, Subject};
+use crate::driver::{Ask, Driver, Job, Purpose, Subject};
 use crate::file::Look;
 use crate::memory::Known;
 use crate::session::Session;
@@ -30,6 +30,12 @@ use std::time::{Duration, Instant};
 
 /// How many of its scans are under way at once.
 const AT_ONCE: usize = 4;
+/// And of those that may be answered without their content.
+const ASKED_AT_ONCE: usize = 16;
+/// Files are asked for by their hash as long as the host knows so many of a thousand,
+const KNOWS_LEAST: u32 = 300;
+/// and one after so many in any case.
+const ASK_EVERY: u32 = 16;
 /// How often it says how far it is.
 const TELL: Duration = Duration::from_secs(1);
 /// Mounts and folders that it goes through: users may mount new ones for ever.
@@ -102,6 +108,12 @@ struct State {
     end: bool,
     missed: u64,
     named: u64,
+    /// Files that the host does not know by the hash of their content.
+    unknown: Vec<Job>,
+    /// How often it lately knew one, in thousandths.
+    knows: u32,
+    /// Files since one was asked for by its hash.
+    not_asked: u32,
 }
 
 impl OnDemand {
@@ -169,12 +181,37 @@ impl OnDemand {
         }
     }
 
+    /// Whether the next file is asked for by its hash: that spares the host a copy where it knows the content, and costs
+    /// a second read where it does not.
+    pub fn asks_by_hash(&self) -> bool {
+        let mut state = self.lock();
+        state.not_asked += 1;
+        let asks = state.knows >= KNOWS_LEAST || state.not_asked > ASK_EVERY;
+        if asks {
+            state.not_asked = 0;
+        }
+        asks
+    }
+
+    /// Whether the host knew what was asked for so. Never waits.
+    pub fn knew(&self, known: bool) {
+        let mut state = self.lock();
+        state.knows = (state.knows * 7 + if known { 1000 } else { 0 }) / 8;
+    }
+
+    /// The host does not know this one. Never waits.
+    pub fn unknown(&self, job: Job) {
+        self.knew(false);
+        self.lock().unknown.push(job);
+        self.changed.notify_all();
+    }
+
     fn next(&self) -> (walk::Walk, Arc<Session>) {
         let mut state = self.lock();
         loop {
             if let Some((walk, session)) = state.wanted.take() {
                 let hold = state.hold_wanted;
-                *state = State { id: walk.id, hold, ..State::default() };
+                *state = State { id: walk.id, hold, knows: 1000, ..State::default() };
                 return (walk, session);
             }
             state.id = 0;
@@ -283,7 +320,7 @@ impl<'a> Going<'a> {
             }
             self.gone_through.push(serde_bytes::ByteBuf::from(own));
         }
-        self.settle()?;
+        self.settle(buffer)?;
         self.progress.done = true;
         self.tell()
     }
@@ -356,10 +393,10 @@ impl<'a> Going<'a> {
                 Step::End => return Some(()),
             }
             if self.looked.elapsed() >= LOOK {
-                self.stand()?;
+                self.stand(buffer)?;
             }
             if self.told.elapsed() >= TELL {
-                self.settle()?;
+                self.settle(buffer)?;
                 self.tell()?;
             }
         }
@@ -405,15 +442,41 @@ impl<'a> Going<'a> {
             self.miss(&shown.path, "it has no handle");
             return Some(());
         };
-        while self.session.under_way(Operation::OnDemand) >= AT_ONCE {
-            self.is_wanted()?;
-            self.driver.background.rest(Duration::from_millis(5));
-        }
+        self.send_unknown(buffer)?;
+        let (ask, at_once) = match self.driver.on_demand.asks_by_hash() {
+            true => (Ask::Hash, ASKED_AT_ONCE),
+            false => (Ask::Content, AT_ONCE),
+        };
+        self.wait_for(at_once)?;
         self.progress.bytes += identity.size;
         let subject =
             Subject::Background { handle, file: Some(Arc::new(file)), purpose: Purpose::OnDemand };
-        scan::scan(self.driver, Job { subject, reads: 0 }, buffer);
-        self.keep_pace()
+        scan::scan(self.driver, Job { ask, ..Job::new(subject) }, buffer);
+        self.keep_pace(buffer)
+    }
+
+    /// Waits until fewer than so many of its scans are under way.
+    fn wait_for(&self, most: usize) -> Option<()> {
+        while self.session.under_way(Operation::OnDemand) >= most {
+            self.is_wanted()?;
+            self.driver.background.rest(Duration::from_millis(5));
+        }
+        Some(())
+    }
+
+    /// Sends the content of files that the host did not know by its hash.
+    fn send_unknown(&self, buffer: &mut Vec<u8>) -> Option<()> {
+        loop {
+            let Some(job) = self.driver.on_demand.lock().unknown.pop() else { return Some(()) };
+            self.wait_for(AT_ONCE)?;
+            match job.subject.opened(self.driver) {
+                Some(subject) if subject.file().is_some() => {
+                    scan::scan(self.driver, Job { subject, ..job }, buffer);
+                }
+                // It is gone, as if the walk had come later.
+                _ => (),
+            }
+        }
     }
 
     fn is_quick(&self, path: &[u8], inode: (u64, u64), look: &Look) -> bool {
@@ -435,7 +498,7 @@ impl<'a> Going<'a> {
     }
 
     /// Stands still as long as the host, or the guest's own work, wants that.
-    fn stand(&mut self) -> Option<()> {
+    fn stand(&mut self, buffer: &mut Vec<u8>) -> Option<()> {
         loop {
             self.is_wanted()?;
             self.looked = Instant::now();
@@ -447,7 +510,7 @@ impl<'a> Going<'a> {
                 return Some(());
             }
             if was != self.progress.pressed || self.told.elapsed() >= TELL {
-                self.settle()?;
+                self.settle(buffer)?;
                 self.tell()?;
             }
             self.driver.on_demand.wait(LOOK);
@@ -455,7 +518,7 @@ impl<'a> Going<'a> {
     }
 
     /// No more bytes in a second than it may.
-    fn keep_pace(&mut self) -> Option<()> {
+    fn keep_pace(&mut self, buffer: &mut Vec<u8>) -> Option<()> {
         let rate = self.order.bytes_per_second;
         if rate == 0 {
             return Some(());
@@ -465,7 +528,7 @@ impl<'a> Going<'a> {
             self.is_wanted()?;
             self.driver.on_demand.wait(early.min(LOOK));
             if self.told.elapsed() >= TELL {
-                self.settle()?;
+                self.settle(buffer)?;
                 self.tell()?;
             }
         }
@@ -473,14 +536,20 @@ impl<'a> Going<'a> {
     }
 
     /// Waits until none of its scans is under way, and no verdict is being carried out: what it tells then is done.
-    fn settle(&self) -> Option<()> {
+    fn settle(&self, buffer: &mut Vec<u8>) -> Option<()> {
         let judged = &self.driver.on_demand.judged;
-        while self.session.under_way(Operation::OnDemand) > 0 || judged.load(Ordering::Acquire) > 0
-        {
+        loop {
+            self.send_unknown(buffer)?;
+            // In this order, which is that in which a scan comes to its end.
+            let is_done = self.session.under_way(Operation::OnDemand) == 0
+                && judged.load(Ordering::Acquire) == 0
+                && self.driver.on_demand.lock().unknown.is_empty();
+            if is_done {
+                return Some(());
+            }
             self.is_wanted()?;
             self.driver.background.rest(Duration::from_millis(5));
         }
-        Some(())
     }
 
     /// Says how far it is: all that it has come to is done.

@@ -14,7 +14,7 @@
 //! still the same is looked at before an allow ([`crate::verdict`]).
 
 use crate::coverage;
-use crate::driver::{Driver, Job, Purpose, Subject, count, metadata, word};
+use crate::driver::{Ask, Driver, Job, Purpose, Subject, count, metadata, word};
 use crate::event::HeldEvent;
 use crate::file::Look;
 use crate::memory::Known;
@@ -22,7 +22,9 @@ use crate::region;
 use crate::session::{Filled, Opening, Session};
 use crate::truth::{self, ShownPath};
 use seawall_fanotify::{Answer, process};
-use seawall_proto::{ExposureReason, Facts, INLINE_MAX, Mode, Operation, RequestId, Rules};
+use seawall_proto::{
+    ContentHash, ExposureReason, Facts, INLINE_MAX, Mode, Operation, RequestId, Rules,
+};
 use seawall_region::{FillError, GuestRegion, layout::SLOT_LEN};
 use std::fs::File;
 use std::io;
@@ -36,6 +38,8 @@ const PART: usize = 16;
 /// the link, twice where it encrypts.
 const PIECE: usize = 8 * 1024;
 const _: () = assert!(PIECE <= INLINE_MAX);
+/// Bytes that are read and hashed at a time where content is asked for by its hash.
+const HASHED: usize = 64 * 1024;
 /// How long a scan for which nobody waits may take, in milliseconds, and how much longer for each MiB.
 const BACKGROUND_MS: u64 = 60_000;
 const BACKGROUND_MS_PER_MIB: u64 = 250;
@@ -82,7 +86,60 @@ pub fn scan(driver: &Driver, job: Job, buffer: &mut Vec<u8>) {
     let Some(session) = driver.wait_session() else {
         return abandon(driver, &job.subject, ExposureReason::LinkDown);
     };
-    send(driver, &session, job, look, shown, buffer);
+    match job.ask {
+        Ask::Content => send(driver, &session, job, look, shown, buffer),
+        Ask::Hash => match hash_of(file, buffer) {
+            Ok(hash) => ask(driver, &session, job, look, shown, hash),
+            Err(_) => abandon(driver, &job.subject, ExposureReason::Unreadable),
+        },
+    }
+}
+
+fn hash_of(file: &File, buffer: &mut Vec<u8>) -> io::Result<ContentHash> {
+    buffer.resize(HASHED, 0);
+    let (mut hasher, mut offset) = (blake3::Hasher::new(), 0);
+    loop {
+        match file.read_at(buffer, offset) {
+            Ok(0) => return Ok(ContentHash(*hasher.finalize().as_bytes())),
+            Ok(read) => {
+                hasher.update(&buffer[..read]);
+                offset += read as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Asks for the verdict on content that the host may know.
+fn ask(
+    driver: &Driver,
+    session: &Session,
+    job: Job,
+    look: Look,
+    shown: ShownPath,
+    hash: ContentHash,
+) {
+    count(&driver.counters.requests);
+    let file = metadata(shown, &look.identity, job.subject.pid());
+    let deadline_ms = deadline_ms(&job, &look);
+    let asked = Job { subject: job.subject.clone().closed(), ..job };
+    let opening = Opening { job: asked, look, file, deadline_ms };
+    if session.open(opening, Filled::Hash(hash), true).is_err() {
+        session.end();
+        try_again(driver, job);
+    }
+}
+
+/// Until when the verdict is waited for.
+fn deadline_ms(job: &Job, look: &Look) -> u64 {
+    match &job.subject {
+        Subject::Access(event) => event.deadline_ms,
+        Subject::Background { .. } => {
+            let more = (look.identity.size >> 20) * BACKGROUND_MS_PER_MIB;
+            process::now_ms() + BACKGROUND_MS + more
+        }
+    }
 }
 
 /// What policy goes by that a file itself shows. Its file system has no marks where policy excludes its type.
@@ -164,14 +221,9 @@ fn send(
     shown: ShownPath,
     buffer: &mut Vec<u8>,
 ) {
-    let now_ms = process::now_ms();
-    let deadline_ms = match &job.subject {
-        Subject::Access(event) => event.deadline_ms,
-        Subject::Background { .. } => {
-            now_ms + BACKGROUND_MS + (look.identity.size >> 20) * BACKGROUND_MS_PER_MIB
-        }
-    };
-    let until = Instant::now() + Duration::from_millis(deadline_ms.saturating_sub(now_ms));
+    let deadline_ms = deadline_ms(&job, &look);
+    let left = deadline_ms.saturating_sub(process::now_ms());
+    let until = Instant::now() + Duration::from_millis(left);
     let file = metadata(shown, &look.identity, job.subject.pid());
     let subject = job.subject.clone();
     let Some(content) = subject.file() else { return };

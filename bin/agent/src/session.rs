@@ -17,8 +17,9 @@ use crate::scan;
 use crate::verdict;
 use seawall_fanotify::{FileHandle, process};
 use seawall_proto::{
-    Attach, Attached, Content, ExposureReason, FileMetadata, Operation, Part, PolicyError,
-    PolicyParts, Proof, Refusal, RegionId, RequestId, ScanRequest, SlotRef, ToGuest, ToHost,
+    Attach, Attached, Content, ContentHash, ExposureReason, FileMetadata, Operation, Part,
+    PolicyError, PolicyParts, Proof, Refusal, RegionId, RequestId, ScanRequest, SlotRef, ToGuest,
+    ToHost,
 };
 use seawall_region::{GuestRegion, Slot};
 use std::collections::{HashMap, VecDeque};
@@ -94,6 +95,8 @@ pub struct Opening {
 pub enum Filled<'a> {
     Slots(Vec<(Slot, u32)>),
     Inline(&'a mut Vec<u8>),
+    /// None of it: the host may know it.
+    Hash(ContentHash),
 }
 
 impl Filled<'_> {
@@ -105,6 +108,7 @@ impl Filled<'_> {
                 Part::Slots(slots.iter().map(slot).collect())
             }
             Self::Inline(bytes) => Part::Inline(std::mem::take(*bytes).into()),
+            Self::Hash(hash) => Part::Hash(*hash),
         }
     }
 
@@ -117,7 +121,7 @@ impl Filled<'_> {
     fn take_slots(&mut self) -> VecDeque<Slot> {
         match self {
             Self::Slots(slots) => slots.drain(..).map(|(slot, _)| slot).collect(),
-            Self::Inline(_) => VecDeque::new(),
+            Self::Inline(_) | Self::Hash(_) => VecDeque::new(),
         }
     }
 }
@@ -407,8 +411,16 @@ fn receive(driver: &Driver, session: &Arc<Session>, mut receiver: link::Receiver
         session.received_ms.store(process::now_ms(), Ordering::Relaxed);
         match message {
             ToGuest::Verdict(verdict) => {
+                // Before it counts as under way no more.
+                let judging = driver.on_demand.judging();
                 if let Some(pending) = session.finish(verdict.id) {
-                    verdict::take(driver, session, pending, verdict);
+                    verdict::take(driver, session, pending, verdict, judging);
+                }
+            }
+            ToGuest::SendContent(id) => {
+                let _judging = driver.on_demand.judging();
+                if let Some(pending) = session.finish(id) {
+                    verdict::send_content(driver, pending);
                 }
             }
             ToGuest::Copied { id, slots } => session.copied(id, slots),

@@ -37,12 +37,33 @@ pub fn program_of(pid: u32, is_wanted: impl FnOnce(&[u8], u32) -> bool) -> Optio
     leads_to(&path, found.0, found.1, ResolveFlags::CACHED).then_some((path, user))
 }
 
-/// Device and inode of a file, as the kernel knows them without asking anybody (AT_STATX_DONT_SYNC, statx(2)).
-pub fn cached_stat(at: impl AsFd, path: &str) -> Option<(u64, u64)> {
+/// Which inode: its number is another's once it is gone, with another time of birth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Born {
+    /// `st_dev` of stat(2).
+    pub device: u64,
+    pub inode: u64,
+    /// Seconds and nanoseconds of its birth, which nobody can set (`stx_btime` of statx(2)); none where its file system
+    /// keeps none.
+    pub at: Option<(i64, u32)>,
+}
+
+/// Which inode a file is, as the kernel knows it without asking anybody (AT_STATX_DONT_SYNC, statx(2)).
+pub fn born(at: impl AsFd, path: &str) -> Option<Born> {
     use rustix::fs::{AtFlags, StatxFlags, makedev, statx};
     let flags = AtFlags::STATX_DONT_SYNC | AtFlags::EMPTY_PATH;
-    let found = statx(at, path, flags, StatxFlags::INO).ok()?;
-    Some((makedev(found.stx_dev_major, found.stx_dev_minor), found.stx_ino))
+    let found = statx(at, path, flags, StatxFlags::INO | StatxFlags::BTIME).ok()?;
+    let has_birth = found.stx_mask & StatxFlags::BTIME.bits() != 0;
+    Some(Born {
+        device: makedev(found.stx_dev_major, found.stx_dev_minor),
+        inode: found.stx_ino,
+        at: has_birth.then_some((found.stx_btime.tv_sec, found.stx_btime.tv_nsec)),
+    })
+}
+
+/// Device and inode of a file, as the kernel knows them without asking anybody.
+pub fn cached_stat(at: impl AsFd, path: &str) -> Option<(u64, u64)> {
+    born(at, path).map(|found| (found.device, found.inode))
 }
 
 /// The real user id of a process: the owner of its folder in /proc is the effective one.

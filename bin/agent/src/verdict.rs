@@ -4,14 +4,15 @@
 //! again, [`READS_MAX`] times in all; then fail mode decides. A file is marked clean before the
 //! answer, see [`Driver::remember_clean`].
 
-use crate::driver::{Driver, Job, Subject, count, decision};
+use crate::driver::{Ask, Driver, Job, Purpose, Subject, count, decision};
 use crate::event::HeldEvent;
 use crate::file::Look;
 use crate::hunt::{self, Hunted};
+use crate::on_demand::Judging;
 use crate::remedy::Task;
 use crate::scan;
 use crate::session::{Pending, Session};
-use crate::truth::{self, ShownPath};
+use crate::truth::{self, Born, ShownPath};
 use seawall_fanotify::{Answer, FileHandle};
 use seawall_proto::{
     Decision, ExposureReason, Notice, Operation, Outcome, Process, Remediation, Running, ToHost,
@@ -25,27 +26,46 @@ pub const READS_MAX: u8 = 3;
 
 /// Carries out one verdict. Runs on the session's thread: it must not wait, so what nobody waits for is
 /// left to another.
-pub fn take(driver: &Driver, session: &Arc<Session>, pending: Pending, verdict: Verdict) {
+pub fn take(
+    driver: &Driver,
+    session: &Arc<Session>,
+    pending: Pending,
+    verdict: Verdict,
+    judging: Judging,
+) {
     match &pending.job {
-        Some(Job { subject: Subject::Background { .. }, .. }) => {
+        Some(Job { subject: Subject::Background { .. }, ask, .. }) => {
             let is_on_demand = pending.operation() == Some(Operation::OnDemand);
-            let judging = is_on_demand.then(|| driver.on_demand.judging());
+            if is_on_demand && *ask == Ask::Hash {
+                driver.on_demand.knew(true);
+            }
             let (pending, verdict) = (Box::new(pending), Box::new(verdict));
-            let judged = Task::Judged { pending, verdict, _judging: judging };
+            let judged =
+                Task::Judged { pending, verdict, _judging: is_on_demand.then_some(judging) };
             driver.remedy(session, judged);
         }
         _ => carry_out(driver, session, pending, verdict),
     }
 }
 
+/// The host wants the content itself. Never waits.
+pub fn send_content(driver: &Driver, pending: Pending) {
+    let Some(job) = pending.job else { return };
+    let job = Job { ask: Ask::Content, ..job };
+    match &job.subject {
+        Subject::Access(_) => driver.push_job(job),
+        Subject::Background { purpose: Purpose::OnDemand, .. } => driver.on_demand.unknown(job),
+        Subject::Background { .. } => {
+            scan::abandon(driver, &job.subject, ExposureReason::HostError);
+        }
+    }
+}
+
 /// The same for a file that is closed and may be gone. May wait for a disk.
 pub fn take_later(driver: &Driver, session: &Arc<Session>, pending: Pending, verdict: Verdict) {
-    let Pending { job: Some(Job { subject, reads }), look, .. } = pending else { return };
-    let Subject::Background { handle, purpose, .. } = subject else { return };
-    let path = driver.coverage.path_on(handle.device);
-    let file = path.and_then(|path| crate::file::open_handle(&handle, &path).ok()).map(Arc::new);
-    let subject = Subject::Background { handle, file, purpose };
-    carry_out(driver, session, Pending::of(Job { subject, reads }, look), verdict);
+    let Pending { job: Some(job), look, .. } = pending else { return };
+    let Some(subject) = job.subject.clone().opened(driver) else { return };
+    carry_out(driver, session, Pending::of(Job { subject, ..job }, look), verdict);
 }
 
 fn carry_out(driver: &Driver, session: &Arc<Session>, pending: Pending, verdict: Verdict) {
@@ -135,9 +155,9 @@ fn deny(driver: &Driver, session: &Arc<Session>, job: Job, look: Look, verdict: 
     }
     tell_outcome(session, Outcome { id: verdict.id, decision: decided, process });
     if verdict.running != Running::Leave {
-        let file = job.subject.file().and_then(|file| file.try_clone().ok());
-        let (key, path) = ((look.identity.device, look.identity.inode), known_path);
-        hunt::begin(driver, key, Hunted { file, path, running: verdict.running });
+        let gone = Born { device: look.identity.device, inode: look.identity.inode, at: None };
+        let key = job.subject.file().and_then(|file| truth::born(file, "")).unwrap_or(gone);
+        hunt::begin(driver, key, Hunted { path: known_path, running: verdict.running });
     }
     if verdict.remediation == Remediation::Quarantine {
         let Job { subject, .. } = job;

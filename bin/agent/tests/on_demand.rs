@@ -6,7 +6,7 @@ mod common;
 
 use common::{Native, Reply, eventually};
 use seawall_proto::walk::{Walk, WalkOrder, WalkProgress};
-use seawall_proto::{Exclude, Mode, Operation, Policy, ScanRequest, ToGuest, ToHost};
+use seawall_proto::{ContentHash, Exclude, Mode, Operation, Policy, ScanRequest, ToGuest, ToHost};
 use serde_bytes::ByteBuf;
 use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt;
@@ -111,6 +111,41 @@ fn every_file_comes_once_and_what_is_special_has_its_place() {
     let again = done(&native, 2);
     assert_eq!(again.known, 4, "{again:?}");
     assert!(contents(&native).contains(&b"two, changed".to_vec()));
+}
+
+/// What the host knows is answered from its hash; what it does not know comes whole. Where it knows little, it is asked
+/// so now and then only.
+#[test]
+fn content_that_the_host_knows_is_not_sent() {
+    let native = start();
+    let content = |n: u32| format!("content {n} ").repeat(20_000).into_bytes();
+    for n in 0..100 {
+        native.write(&format!("f{n:02}"), &content(n));
+    }
+    let hash = |n| ContentHash(*blake3::hash(&content(n)).as_bytes());
+    native.host.seen.known.lock().unwrap().extend((0..100).filter(|n| n % 4 != 0).map(hash));
+    native.settle();
+    native.host.say(&ToGuest::Walk(walk(1, &[])));
+    let told = done(&native, 1);
+    assert_eq!((told.files, told.missed), (100, 0));
+    let asked: BTreeSet<_> =
+        native.host.seen.hashes.lock().unwrap().iter().map(|hash| hash.0).collect();
+    let sent: BTreeSet<_> = contents(&native).into_iter().collect();
+    for n in 0..100 {
+        assert_ne!(asked.contains(&hash(n).0) && n % 4 != 0, sent.contains(&content(n)), "{n}");
+    }
+    assert!(asked.len() > 80, "most by their hash: {}", asked.len());
+    // And when it knows nothing of them any more.
+    native.host.seen.known.lock().unwrap().clear();
+    native.host.seen.hashes.lock().unwrap().clear();
+    native.host.renew();
+    native.settle();
+    native.host.say(&ToGuest::Walk(walk(2, &[])));
+    assert_eq!(done(&native, 2).missed, 0);
+    let sent: BTreeSet<_> = contents(&native).into_iter().collect();
+    assert_eq!(sent.len(), 100);
+    let asked = native.host.seen.hashes.lock().unwrap().len();
+    assert!((1..60).contains(&asked), "{asked}");
 }
 
 #[test]

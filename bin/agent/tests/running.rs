@@ -143,3 +143,19 @@ fn those_who_run_it_are_stopped_though_its_name_is_gone() {
     assert_eq!((one.pid, one.end), (child.0.id(), MapperEnd::Stopped));
     assert!(eventually(|| state(&child) == 'T'));
 }
+
+/// Its file waits to be looked for once more; nothing keeps its file system busy meanwhile.
+#[test]
+fn a_file_system_can_be_unmounted_after_a_denial() {
+    let case = Case::start(Running::Report);
+    let child = case.run(&case.program);
+    case.find();
+    drop(child);
+    assert!(is_denied(&std::fs::read(&case.program)));
+    let mount = case.native.path("");
+    let unmounted = || {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        nix::mount::umount(&mount).is_ok()
+    };
+    assert!(std::iter::repeat_with(unmounted).take(10).any(|unmounted| unmounted));
+}

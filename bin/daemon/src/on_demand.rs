@@ -2,7 +2,7 @@
 
 use crate::copy::PrivateCopy;
 use crate::host::Host;
-use crate::pipeline::{Answer, Reply, Request};
+use crate::pipeline::{Answer, Archive, Reply, Request};
 use seawall_engine::host::Lane;
 use seawall_engine::{Metadata, Operation};
 use std::time::{Duration, Instant};
@@ -29,9 +29,10 @@ impl Reply for Caller {
 pub async fn judge(host: &Host, path: Vec<u8>, copy: PrivateCopy) -> Option<Answer> {
     let (size, hash) = (copy.len(), copy.hash());
     let archives = host.config().policy.archives.limits(Operation::OnDemand, &copy);
+    let archive = Archive::of(&copy, archives.is_some());
     let meta =
         Metadata { path, guest: String::new(), operation: Operation::OnDemand, size, archives };
-    let answer = match host.pipeline.lookup(hash, &meta, &None) {
+    let answer = match host.pipeline.lookup(hash, archive, &meta, &None) {
         Some(answer) => answer,
         None => {
             let (reply, answer) = oneshot::channel();

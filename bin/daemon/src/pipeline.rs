@@ -255,9 +255,34 @@ struct Named {
 /// looked into; and the generation.
 type Key = (ContentHash, Generation);
 
-/// Where the verdict on an archive is kept that was looked into.
-fn opened(closed: ContentHash) -> ContentHash {
-    ContentHash(blake3::derive_key("seawall 2026 archive with its members", &closed.0))
+/// What a content is. Verdicts on an archive with and without its members are kept apart, and neither is where that on
+/// any other content is: so a hash alone tells all that was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Archive {
+    No,
+    /// Nobody looks into it.
+    Closed,
+    Opened,
+}
+
+impl Archive {
+    /// What this is, and whether it is looked into.
+    pub fn of(copy: &PrivateCopy, is_opened: bool) -> Self {
+        match (copy.is_archive(), is_opened) {
+            (false, _) => Self::No,
+            (true, false) => Self::Closed,
+            (true, true) => Self::Opened,
+        }
+    }
+
+    fn place(self, hash: ContentHash) -> ContentHash {
+        let context = match self {
+            Self::No => return hash,
+            Self::Closed => "seawall 2026 archive without its members",
+            Self::Opened => "seawall 2026 archive with its members",
+        };
+        ContentHash(blake3::derive_key(context, &hash.0))
+    }
 }
 
 /// The hash of a content that one tenant has.
@@ -399,18 +424,30 @@ impl Pipeline {
     }
 
     /// Where the verdict on a content that this tenant calls so is kept.
-    fn place(&self, hash: ContentHash, meta: &Metadata, tenant: &Tenant) -> Place {
+    fn place(
+        &self,
+        hash: ContentHash,
+        archive: Archive,
+        meta: &Metadata,
+        tenant: &Tenant,
+    ) -> Place {
         let generation = self.generations.current();
         let by_name = self.generations.is_by_name(generation);
         let hash = tenant.as_deref().map_or(hash, |tenant| owned(hash, tenant));
-        let closed = if by_name { named(hash, meta) } else { hash };
-        let hash = if meta.archives.is_some() { opened(closed) } else { closed };
-        Place { key: (hash, generation), by_name, closed }
+        let hash = if by_name { named(hash, meta) } else { hash };
+        let closed = Archive::Closed.place(hash);
+        Place { key: (archive.place(hash), generation), by_name, closed }
     }
 
     /// The verdict, if it is known to this tenant.
-    pub fn lookup(&self, hash: ContentHash, meta: &Metadata, tenant: &Tenant) -> Option<Answer> {
-        let (hash, generation) = self.place(hash, meta, tenant).key;
+    pub fn lookup(
+        &self,
+        hash: ContentHash,
+        archive: Archive,
+        meta: &Metadata,
+        tenant: &Tenant,
+    ) -> Option<Answer> {
+        let (hash, generation) = self.place(hash, archive, meta, tenant).key;
         let answer = self.known(hash, generation)?;
         self.metrics.cache_hits.fetch_add(1, Relaxed);
         Some(answer)
@@ -428,8 +465,9 @@ impl Pipeline {
     /// asked is gone.
     pub fn scan(self: &Arc<Self>, request: Request) {
         let Request { hash, copy, mut meta, tenant, lane, until, reply } = request;
-        let Place { key, by_name, closed } = self.place(hash, &meta, &tenant);
-        let closed = meta.archives.map(|_| closed);
+        let archive = Archive::of(&copy, meta.archives.is_some());
+        let Place { key, by_name, closed } = self.place(hash, archive, &meta, &tenant);
+        let closed = (archive == Archive::Opened).then_some(closed);
         let (hash, generation) = key;
         if !by_name {
             // The verdict is remembered for the content, whatever any guest calls it: no engine may be

@@ -68,7 +68,16 @@ fn an_archive_is_looked_into_on_demand_and_what_is_found_counts_from_then_on() {
     }
     let good = archive(&[("readme", b"harmless")]);
     assert_eq!(kind(&mut web, Operation::Open, &good), VerdictKind::Unopened);
+    // A hash alone does not hide that nobody has looked into it.
+    let hash = *blake3::hash(&good).as_bytes();
+    let named = db.name(Operation::Open, hash).unwrap();
+    assert_eq!(named.kind, VerdictKind::Unopened);
+    assert!(db.name(Operation::OnDemand, hash).is_none());
     assert_eq!(kind(&mut web, Operation::OnDemand, &good), VerdictKind::Clean);
+    for operation in [Operation::OnDemand, Operation::Open] {
+        assert_eq!(db.name(operation, hash).unwrap().kind, VerdictKind::Clean);
+    }
+    assert!(db.name(Operation::OnDemand, *blake3::hash(&evil).as_bytes()).is_none());
     let event = wait_for("an event with the member", || {
         service
             .events()

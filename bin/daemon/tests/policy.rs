@@ -7,7 +7,8 @@ use common::{Engine, Service, Setup, block_on, eicar, seawall};
 use seawall_client::{ClientError, ExplainQuery, PolicyCheck};
 use seawall_proto::remedy::Remediation;
 use seawall_proto::{
-    Decision, Exclusion, Facts, FailMode, Mode, Policy, Rules, Running, ToGuest, VerdictKind,
+    Decision, Exclusion, Facts, FailMode, Mode, Operation, Policy, Rules, Running, ToGuest,
+    VerdictKind,
 };
 use std::fs;
 use std::process::Command;
@@ -443,6 +444,8 @@ fn excluded_contents_and_detections_are_let_through() {
     web.connection.hear_policy();
     assert_eq!(outcome(&mut web, &evil), excluded);
     assert_eq!(outcome(&mut web, &other), denied, "another content");
+    let named = web.name(Operation::OnDemand, *blake3::hash(&evil).as_bytes());
+    assert_eq!(named.expect("an exclusion needs no content").kind, VerdictKind::Excluded);
     assert_eq!(db.scan(&evil).decision, Some(Decision::Deny), "another guest");
     change(&format!("policy.exclude.detections = [\"{}*\"]", &name[..name.len() - 1]));
     web.connection.hear_policy();
@@ -452,7 +455,7 @@ fn excluded_contents_and_detections_are_let_through() {
     change("policy.exclude.detections = [\"Another\"]");
     web.connection.hear_policy();
     assert_eq!(outcome(&mut web, &evil), denied);
-    assert_eq!(service.status().counters.excluded, 3);
+    assert_eq!(service.status().counters.excluded, 4);
 }
 
 /// Two engines that look at everything, by what they find and how grave it is.
@@ -697,6 +700,13 @@ fn verdicts_are_shared_within_a_tenant() {
             assert_eq!(service.driver(guest).scan(content.as_bytes()).kind, expected, "{guest}");
             assert_eq!(service.status().counters.scans, before + scans, "{guest}");
         }
+    }
+    // Nor by naming what they may have.
+    service.driver("a1").scan(b"of one tenant alone");
+    let hash = *blake3::hash(b"of one tenant alone").as_bytes();
+    for (guest, is_known) in [("a2", true), ("b", false), ("none", false)] {
+        let known = service.driver(guest).name(Operation::OnDemand, hash);
+        assert_eq!(known.is_some(), is_known, "{guest}");
     }
     write(
         &service,

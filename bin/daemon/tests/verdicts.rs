@@ -88,6 +88,50 @@ fn one_content_is_scanned_once_however_many_ask() {
     assert_eq!((counters.scans, counters.cache_hits), (1, 2));
 }
 
+/// What a driver names by its hash is answered where it is known to be clean. All else is to be sent, and nothing is
+/// known by a name alone.
+#[test]
+fn a_known_content_is_answered_by_its_hash() {
+    let service = yara();
+    let (mut first, mut second) = (service.driver("g1"), service.driver("g2"));
+    let [clean, infected] = clean_and_infected(7);
+    let hash = |content: &[u8]| *blake3::hash(content).as_bytes();
+    for _ in 0..2 {
+        assert!(first.name(Operation::OnDemand, hash(&clean)).is_none(), "nobody knows it");
+    }
+    assert_eq!(first.scan(&clean).kind, VerdictKind::Clean);
+    let copied = service.status().counters.bytes_copied;
+    for (driver, operation) in [(&mut first, Operation::OnDemand), (&mut second, Operation::Open)] {
+        let verdict = driver.name(operation, hash(&clean)).expect("it is known");
+        assert_eq!((verdict.kind, verdict.decision), (VerdictKind::Clean, Some(Decision::Allow)));
+        assert_eq!(verdict.hash, hash_of(&clean));
+        assert_eq!(verdict.generation, driver.attached.generation);
+    }
+    assert_eq!(service.status().counters.bytes_copied, copied);
+    // It may have to go to quarantine.
+    assert_eq!(first.scan(&infected).kind, VerdictKind::Infected);
+    assert!(second.name(Operation::OnDemand, hash(&infected)).is_none());
+    // A hash is all that a request brings.
+    let mut request = first.request(Vec::new(), false);
+    (request.part, request.last) = (Part::Hash(ContentHash(hash(&clean))), false);
+    let id = request.id;
+    first.say(ToHost::ScanRequest(request));
+    assert_eq!(first.verdict(id).kind, VerdictKind::Error);
+    let (slots, refs) = first.fill(&clean);
+    let request = first.request(refs, false);
+    let id = request.id;
+    first.say(ToHost::ScanRequest(request));
+    let part = Part::Hash(ContentHash(hash(&clean)));
+    first.say(ToHost::Content(Content { id, part, last: true }));
+    assert_eq!(first.verdict(id).kind, VerdictKind::Error);
+    drop(slots);
+    assert_eq!(first.scan(&clean).kind, VerdictKind::Clean);
+    // More than may be under way at once: each is over when it is answered.
+    for n in 0..1500_u32 {
+        assert!(first.name(Operation::OnDemand, hash(&n.to_le_bytes())).is_none());
+    }
+}
+
 #[test]
 fn long_content_is_streamed_through_few_slots() {
     let service = yara();

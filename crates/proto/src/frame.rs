@@ -49,7 +49,7 @@ impl Message for ToHost {
 }
 
 impl Message for ToGuest {
-    const KINDS: u32 = 13;
+    const KINDS: u32 = 14;
 }
 
 /// Appends `message` as one frame.

@@ -75,6 +75,9 @@ pub enum ToGuest {
     Walk(walk::Walk),
     /// What the walk of this number shall do.
     WalkOrder(u64, walk::WalkOrder),
+    /// The host does not know the content whose hash this request named. The request is over; the driver sends
+    /// the content with another one.
+    SendContent(RequestId),
 }
 
 /// Opens a session.
@@ -180,6 +183,9 @@ pub enum Part {
     /// The bytes themselves, at most [`INLINE_MAX`](crate::INLINE_MAX), where the guest has no region.
     /// They are the host's when they arrive: no [`ToGuest::Copied`] follows.
     Inline(serde_bytes::ByteBuf),
+    /// Not the content but its digest, for a host that knows it: all that a request brings. The host answers
+    /// from what it found in such content, if it was clean, or with [`ToGuest::SendContent`].
+    Hash(ContentHash),
 }
 
 /// Bytes in the region: the first `len` of one slot.
@@ -463,6 +469,11 @@ mod tests {
         wire.clear();
         frame::encode(&content, &mut wire).expect("it is short");
         assert_eq!(wire, b"\x09\0\0\0\x02\xac\x02\x01\x03abc\0");
+        let part = Part::Hash(ContentHash([7; 32]));
+        let content = ToHost::Content(Content { id: RequestId(300), part, last: true });
+        wire.clear();
+        frame::encode(&content, &mut wire).expect("it is short");
+        assert_eq!(wire, [b"\x25\0\0\0\x02\xac\x02\x02".as_slice(), &[7; 32], &[1]].concat());
         let verdict = ToGuest::Verdict(Verdict {
             id: RequestId(300),
             kind: VerdictKind::Infected,
@@ -506,7 +517,7 @@ mod tests {
         let missed = walk::WalkMissed { id: 1, path: Default::default(), reason: String::new() };
         for (payload, kinds) in [
             (postcard::to_stdvec(&ToHost::WalkMissed(missed)), 12),
-            (postcard::to_stdvec(&ToGuest::WalkOrder(1, walk::WalkOrder::End)), 13),
+            (postcard::to_stdvec(&ToGuest::SendContent(RequestId(1))), 14),
         ] {
             assert_eq!(u32::from(payload.expect("it is short")[0]) + 1, kinds);
         }

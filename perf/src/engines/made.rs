@@ -1,5 +1,7 @@
 //! Rules and contents: made by rule from numbers, the same in each run.
 
+use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -152,6 +154,17 @@ impl Corpus {
     pub fn copy(folder: &Path, most: u64) -> anyhow::Result<Self> {
         fs::create_dir_all(folder)?;
         let mut corpus = Self { folder: folder.to_owned(), files: Vec::new(), bytes: 0 };
+        for (path, length) in Self::find(most)? {
+            let copy = folder.join(path.file_name().unwrap_or_default());
+            fs::copy(&path, &copy)?;
+            corpus.bytes += length;
+            corpus.files.push(copy);
+        }
+        Ok(corpus)
+    }
+
+    /// Which these are, no two of one name, and how long each is.
+    pub fn find(most: u64) -> anyhow::Result<Vec<(PathBuf, u64)>> {
         let mut found = Vec::new();
         for place in SYSTEM {
             for entry in fs::read_dir(place).into_iter().flatten() {
@@ -163,28 +176,28 @@ impl Corpus {
             }
         }
         // By a hash of the name: of all kinds some, whatever the limit is.
-        found.sort_by_key(|(name, ..)| {
-            name.as_encoded_bytes()
-                .iter()
-                .fold(7u64, |sum, byte| Random(sum ^ u64::from(*byte)).next())
-        });
+        found.sort_by_key(|(name, ..)| by_chance(name));
+        let (mut files, mut bytes, mut names) = (Vec::new(), 0, HashSet::new());
         for (name, path, length) in found {
-            let copy = folder.join(name);
-            if corpus.bytes + length > most || copy.exists() {
-                continue;
+            if bytes + length <= most && names.insert(name) {
+                bytes += length;
+                files.push((path, length));
             }
-            fs::copy(&path, &copy)?;
-            corpus.bytes += length;
-            corpus.files.push(copy);
         }
-        ensure!(!corpus.files.is_empty(), "no file is there to be scanned");
-        Ok(corpus)
+        ensure!(!files.is_empty(), "no file is there to be scanned");
+        Ok(files)
     }
 
     /// What the report says of it.
     pub fn describe(&self) -> String {
         format!("{} files, {} MiB", self.files.len(), self.bytes >> 20)
     }
+}
+
+/// A number that a name has in each run, for an order without a pattern.
+pub fn by_chance(name: &OsStr) -> u64 {
+    let bytes = name.as_encoded_bytes().iter();
+    bytes.fold(7, |sum, byte| Random(sum ^ u64::from(*byte)).next())
 }
 
 #[cfg(test)]

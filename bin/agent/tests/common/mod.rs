@@ -46,6 +46,10 @@ pub struct Seen {
     pub sessions: AtomicU64,
     /// Parts that came in slots, and inline.
     pub parts: [AtomicU64; 2],
+    /// What was asked for by its hash.
+    pub hashes: Mutex<Vec<ContentHash>>,
+    /// What the host knows so, as clean.
+    pub known: Mutex<Vec<ContentHash>>,
 }
 
 pub struct Host {
@@ -199,6 +203,15 @@ fn serve(
                 let policy = policy.lock().unwrap().clone();
                 policy.to_parts().into_iter().for_each(|part| send(&ToGuest::Policy(part)));
             }
+            ToHost::ScanRequest(ScanRequest { id, part: Part::Hash(hash), last: true, .. }) => {
+                seen.hashes.lock().unwrap().push(*hash);
+                if seen.known.lock().unwrap().contains(hash) {
+                    answer(Arc::clone(&writer), *id, Reply::Clean, Arc::clone(generation));
+                } else {
+                    send(&ToGuest::SendContent(*id));
+                }
+                continue;
+            }
             ToHost::ScanRequest(request) => {
                 let new = Partial { request: request.clone(), content: Vec::new(), copied: 0 };
                 partial.insert(request.id, new);
@@ -247,6 +260,7 @@ fn copy(seen: &Seen, region: &HostRegion, partial: &mut Partial, part: &Part) {
             assert!(bytes.len() <= seawall_proto::INLINE_MAX);
             partial.content.extend_from_slice(bytes);
         }
+        Part::Hash(_) => panic!("a hash where content is due"),
     }
 }
 

@@ -190,14 +190,18 @@ impl Default for Archives {
 }
 
 impl Archives {
+    /// Whether archives are looked into.
+    pub fn opens(&self, operation: Operation) -> bool {
+        match operation {
+            Operation::OnDemand => self.on_demand,
+            Operation::Open | Operation::Exec | Operation::Rescan => self.on_access,
+        }
+    }
+
     /// How far to look into this content; `None` where that is not wanted, or it is no archive.
     /// What is looked at after it was written counts as an access: it is to end with a verdict.
     pub fn limits(&self, operation: Operation, copy: &PrivateCopy) -> Option<ArchiveLimits> {
-        let wanted = match operation {
-            Operation::OnDemand => self.on_demand,
-            Operation::Open | Operation::Exec | Operation::Rescan => self.on_access,
-        };
-        (wanted && copy.is_archive()).then_some(ArchiveLimits {
+        (self.opens(operation) && copy.is_archive()).then_some(ArchiveLimits {
             depth: self.depth,
             members: self.members,
             member: self.member_mib << 20,

@@ -5,10 +5,10 @@
 
 use super::{Breach, Session};
 use crate::copy::{CopyError, HEAP_MAX, PrivateCopy};
-use crate::pipeline::{Answer, Content as Sealed, Finding, Request};
+use crate::pipeline::{Answer, Archive, Content as Sealed, Finding, Request};
 use crate::region::OpenRegion;
-use seawall_engine::Metadata;
 use seawall_engine::host::Lane;
+use seawall_engine::{ArchiveLimits, Metadata};
 use seawall_proto::{
     Content, ContentHash, FileMetadata, INLINE_MAX, Operation, Part, RequestId, ScanRequest,
     SlotRef, ToGuest,
@@ -38,7 +38,7 @@ enum Fault {
     NoRegion,
     #[error("{len} bytes came inline; the most is {INLINE_MAX}")]
     InlineTooLong { len: usize },
-    #[error("one content came partly in slots and partly inline")]
+    #[error("one content came in more than one way")]
     Mixed,
     #[error(transparent)]
     Region(#[from] HostRegionError),
@@ -56,6 +56,18 @@ pub struct Asked {
     pub size: u64,
     /// It is an archive that this scan does not look into, and a scan on demand would.
     pub unopened: bool,
+}
+
+impl Asked {
+    /// What engines hear of it, and behind whom it waits.
+    fn kind(&self) -> (seawall_engine::Operation, Lane) {
+        match self.operation {
+            Operation::Open => (seawall_engine::Operation::Open, Lane::OnAccess),
+            Operation::Exec => (seawall_engine::Operation::Exec, Lane::OnAccess),
+            Operation::Background => (seawall_engine::Operation::Rescan, Lane::OnDemand),
+            Operation::OnDemand => (seawall_engine::Operation::OnDemand, Lane::OnDemand),
+        }
+    }
 }
 
 /// A request whose content has not ended yet.
@@ -109,8 +121,57 @@ impl Requests {
             self.refuse(open, &why);
             return Ok(());
         }
-        self.take(open, &part, last);
+        match part {
+            Part::Hash(hash) if last => self.take_hash(open, hash),
+            part => self.take(open, &part, last),
+        }
         Ok(())
+    }
+
+    /// Answers from what is known of the content that the driver says it has. It may say what it likes: the verdict is
+    /// for this guest alone, which could as well have been sent content that it never opens.
+    fn take_hash(&mut self, open: Open, hash: ContentHash) {
+        let Open { mut asked, copy, .. } = open;
+        self.keep(copy.into_spare());
+        asked.size = asked.file.size;
+        let policy = self.session.guest.policy();
+        let pipeline = &self.session.host.pipeline;
+        if policy.excludes(hash) {
+            return self.session.exclude(&asked, Some(hash), pipeline.generations.current());
+        }
+        let (operation, _) = asked.kind();
+        let opens = policy.archives.opens(operation);
+        let meta = self.metadata(&asked, operation, None);
+        let tenant = policy.tenant();
+        let known = |archive| pipeline.lookup(hash, archive, &meta, &tenant);
+        // Whether it is an archive nobody says; but of one into which nobody looked that is known.
+        let answer = known(Archive::No).or_else(|| known(Archive::Opened)).or_else(|| {
+            asked.unopened = policy.archives.opens(seawall_engine::Operation::OnDemand);
+            known(Archive::Closed).filter(|_| !opens)
+        });
+        match answer.filter(|answer| answer.finding == Finding::Clean) {
+            Some(answer) => self.session.answer(&asked, Some(hash), &answer),
+            // What was found in it may want the content, as quarantine does.
+            None => {
+                self.session.outstanding.fetch_sub(1, Relaxed);
+                self.session.outbox.push(&ToGuest::SendContent(asked.id));
+            }
+        }
+    }
+
+    fn metadata(
+        &self,
+        asked: &Asked,
+        operation: seawall_engine::Operation,
+        archives: Option<ArchiveLimits>,
+    ) -> Metadata {
+        Metadata {
+            path: asked.file.path.to_vec(),
+            guest: self.session.guest.name().to_owned(),
+            operation,
+            size: asked.size,
+            archives,
+        }
     }
 
     /// On access a file has the whole-file limit; what nobody waits for may be as long as announced.
@@ -154,6 +215,7 @@ impl Requests {
         let copied = match part {
             Part::Slots(slots) => self.copy(&mut open, slots, last),
             Part::Inline(bytes) => self.copy_inline(&mut open, bytes),
+            Part::Hash(_) => Err(Fault::Mixed),
         };
         match copied {
             Err(fault) => {
@@ -229,24 +291,14 @@ impl Requests {
             self.keep(copy.into_spare());
             return;
         }
-        let (operation, lane) = match asked.operation {
-            Operation::Open => (seawall_engine::Operation::Open, Lane::OnAccess),
-            Operation::Exec => (seawall_engine::Operation::Exec, Lane::OnAccess),
-            Operation::Background => (seawall_engine::Operation::Rescan, Lane::OnDemand),
-            Operation::OnDemand => (seawall_engine::Operation::OnDemand, Lane::OnDemand),
-        };
+        let (operation, lane) = asked.kind();
         let archives = policy.archives.limits(operation, &copy);
         asked.unopened = archives.is_none()
             && policy.archives.limits(seawall_engine::Operation::OnDemand, &copy).is_some();
-        let meta = Metadata {
-            path: asked.file.path.to_vec(),
-            guest: self.session.guest.name().to_owned(),
-            operation,
-            size: asked.size,
-            archives,
-        };
+        let archive = Archive::of(&copy, archives.is_some());
+        let meta = self.metadata(&asked, operation, archives);
         let tenant = policy.tenant();
-        if let Some(mut answer) = self.session.host.pipeline.lookup(hash, &meta, &tenant) {
+        if let Some(mut answer) = self.session.host.pipeline.lookup(hash, archive, &meta, &tenant) {
             if matches!(answer.finding, Finding::Infected(_)) {
                 // It may go to quarantine; without the copy it is denied all the same.
                 answer.content = Sealed::seal(copy).ok();

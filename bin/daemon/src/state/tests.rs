@@ -2,6 +2,7 @@ use super::*;
 use crate::config::ScanOrder;
 use crate::events::store::Retention;
 use crate::generation::{Generations, Loaded};
+use crate::pipeline::Archive;
 use seawall_client::{Detection, EventKind};
 use seawall_engine::{Generation as Signatures, Metadata, Operation};
 
@@ -51,7 +52,9 @@ impl Run {
     }
 
     fn knows(&self, n: u64) -> Option<seawall_client::Verdict> {
-        self.pipeline.lookup(hash(n), &nameless(), &None).map(|answer| answer.finding.verdict())
+        self.pipeline
+            .lookup(hash(n), Archive::No, &nameless(), &None)
+            .map(|answer| answer.finding.verdict())
     }
 }
 
@@ -91,7 +94,7 @@ fn verdicts_of_the_same_signatures_are_known_after_a_restart_and_no_others() {
 
     let run = Run::with(folder.path(), 1);
     assert_eq!((run.knows(1), run.knows(2), run.knows(3)), (Some(Clean), Some(Infected), None));
-    let answer = run.pipeline.lookup(hash(2), &nameless(), &None).unwrap();
+    let answer = run.pipeline.lookup(hash(2), Archive::No, &nameless(), &None).unwrap();
     assert_eq!(answer.generation, run.pipeline.generations.current());
     let run = Run::with(folder.path(), 2);
     assert_eq!((run.knows(1), run.pipeline.cached_verdicts()), (None, 0));

@@ -5,8 +5,8 @@
 use seawall_client::{Client, Event, EventKind, Guest, ScanReport, Status};
 use seawall_proto::frame::{Decoder, Message, decode, encode};
 use seawall_proto::{
-    Attach, Attached, FileMetadata, Heartbeat, Hello, Operation, Part, Policy, PolicyParts, Proof,
-    RegionId, RequestId, ScanRequest, SlotRef, ToGuest, ToHost, Verdict,
+    Attach, Attached, ContentHash, FileMetadata, Heartbeat, Hello, Operation, Part, Policy,
+    PolicyParts, Proof, RegionId, RequestId, ScanRequest, SlotRef, ToGuest, ToHost, Verdict,
 };
 use seawall_region::{GuestRegion, Slot};
 use std::fs::File;
@@ -632,6 +632,21 @@ impl Driver {
         let verdict = self.verdict(id);
         drop(slots);
         verdict
+    }
+
+    /// Names a content by its hash alone; `None` where the service wants the content.
+    pub fn name(&mut self, operation: Operation, hash: [u8; 32]) -> Option<Verdict> {
+        let mut request = self.request(Vec::new(), true);
+        (request.operation, request.part) = (operation, Part::Hash(ContentHash(hash)));
+        let wanted = request.id;
+        self.say(ToHost::ScanRequest(request));
+        loop {
+            match self.connection.hear().expect("the session stands") {
+                ToGuest::Verdict(verdict) if verdict.id == wanted => return Some(verdict),
+                ToGuest::SendContent(id) if id == wanted => return None,
+                other => self.said.push(other),
+            }
+        }
     }
 
     /// Waits for the verdict on one request.
