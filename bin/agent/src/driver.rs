@@ -19,8 +19,8 @@ use crate::truth::{self, ShownPath};
 use seawall_fanotify::ledger::{Claim, Ledger};
 use seawall_fanotify::{Answer, FileHandle, Group, IgnoreMark, process};
 use seawall_proto::{
-    Decision, ExposureReason, FailMode, FileMetadata, Generation, Heartbeat, Mode, Notice,
-    Operation, Policy, Rules,
+    ContentHash, Decision, ExposureReason, FailMode, FileMetadata, Generation, Heartbeat, Mode,
+    Notice, Operation, Policy, Rules,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -174,17 +174,26 @@ pub struct Job {
 impl Job {
     /// One that has not begun.
     pub fn new(subject: Subject) -> Self {
-        Self { subject, reads: 0, ask: Ask::Content }
+        let ask = match &subject {
+            Subject::Access(_) | Subject::Background { purpose: Purpose::OnDemand, .. } => {
+                Ask::Known
+            }
+            // Others are tried again later where they come to nothing, which would be the same then.
+            Subject::Background { .. } => Ask::Content,
+        };
+        Self { subject, reads: 0, ask }
     }
 }
 
 /// How the host is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ask {
-    /// With the content.
-    Content,
-    /// By its hash: the host may know it.
+    /// By the content's hash where that is remembered, else with the content.
+    Known,
+    /// By its hash, which is worked out where it is not remembered: the host may know it.
     Hash,
+    /// With the content: the host does not know its hash.
+    Content,
 }
 
 /// A notice, and when it was made: milliseconds of CLOCK_MONOTONIC.
@@ -294,8 +303,10 @@ impl Driver {
         Generation(self.generation.load(Ordering::Acquire))
     }
 
-    /// A new session, policy or generation: nothing remembered counts any more.
+    /// A new session, policy or generation: nothing is known to be clean any more.
     pub fn renew(&self, policy: Option<Policy>, generation: Option<Generation>) {
+        // What a mode or an exclusion means for what is remembered nobody need say.
+        let same = policy.as_ref().is_none_or(|policy| **self.policy() == *policy);
         if let Some(policy) = policy {
             let unknown =
                 if policy.fail_open == FailMode::Open { Answer::Allow } else { Answer::Deny };
@@ -310,13 +321,17 @@ impl Driver {
         if let Some(Generation(generation)) = generation {
             self.generation.store(generation, Ordering::Release);
         }
-        self.forget_all();
+        self.forget_with(|memory| if same { memory.grow_old() } else { memory.forget_all() });
     }
 
     /// Forgets all clean files, here and in the kernel.
     pub fn forget_all(&self) {
+        self.forget_with(Memory::forget_all);
+    }
+
+    fn forget_with(&self, forget: impl FnOnce(&Memory)) {
         self.epoch.fetch_add(1, Ordering::AcqRel);
-        self.memory.forget_all();
+        forget(&self.memory);
         if let Err(error) = self.groups.permission.flush_ignored() {
             tracing::error!(%error, "clean marks cannot be flushed");
         }
@@ -330,8 +345,15 @@ impl Driver {
     /// Marks a file clean, unless it is not the same any more, or all was forgotten since `epoch`. Called
     /// before the answer, so that a change between the copy and the mark is seen: a write after the mark
     /// takes it away again, one before it has changed the file's times.
-    /// `unopened` says that it is an archive that nobody has looked into.
-    pub fn remember_clean(&self, file: impl AsFd, look: &Look, epoch: u64, unopened: bool) {
+    /// `unopened` says that it is an archive that nobody has looked into; `hash` is the content's, as the host has it.
+    pub fn remember_clean(
+        &self,
+        file: impl AsFd,
+        look: &Look,
+        epoch: u64,
+        unopened: bool,
+        hash: ContentHash,
+    ) {
         let (file, identity) = (file.as_fd(), &look.identity);
         if self.policy().mode == Mode::Strict && look.user_changeable {
             return;
@@ -347,11 +369,33 @@ impl Driver {
         }
         self.mark_clean(file);
         match Look::at(file) {
-            Ok(now) if now.identity == *identity => self.memory.remember_clean(identity, unopened),
+            Ok(now) if now.identity == *identity => {
+                self.memory.remember_clean(identity, unopened, hash);
+            }
             _ => drop(self.groups.permission.unignore(file, self.groups.ignore)),
         }
         if self.epoch() != epoch {
             self.forget(file, identity);
+        }
+    }
+
+    /// Remembers a file as clean that nobody has opened for it; the next open of it is answered from memory.
+    pub fn remember_unmarked(&self, look: &Look, epoch: u64, unopened: bool, hash: ContentHash) {
+        if self.policy().mode == Mode::Strict && look.user_changeable {
+            return;
+        }
+        let identity = &look.identity;
+        self.memory.remember_clean(identity, unopened, hash);
+        if self.epoch() != epoch {
+            self.memory.forget(identity.device, identity.inode);
+        }
+    }
+
+    /// A scan for which nobody waited has its verdict. Never waits.
+    pub fn done(&self, purpose: Purpose) {
+        match purpose {
+            Purpose::OnDemand => self.on_demand.wake(),
+            _ => self.background.done(purpose),
         }
     }
 

@@ -16,7 +16,7 @@ const TWO_TICKS: Duration = Duration::from_millis(20);
 
 /// A file's identity. As long as it stays the same, so does the content (but for the stated limit of
 /// shared writable mappings).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Identity {
     pub device: u64,
     pub inode: u64,
@@ -56,6 +56,8 @@ pub struct Look {
     pub settled: bool,
     /// Whether somebody had it open for writing when it was read; false before anybody has looked.
     pub written: bool,
+    /// Whether it was the same after its read, and nobody had it open for writing; false before anybody has looked.
+    pub steady: bool,
 }
 
 impl Look {
@@ -78,7 +80,15 @@ impl Look {
             user_changeable: stat.st_uid != 0 || stat.st_mode & 0o022 != 0,
             settled: is_settled(identity.ctime),
             written: false,
+            steady: false,
         })
+    }
+
+    /// Looks once more, after the read.
+    pub fn again(self, file: impl AsFd) -> Self {
+        let same = Self::at(&file).is_ok_and(|now| now.identity == self.identity);
+        let written = seawall_fanotify::is_open_for_writing(file.as_fd()).unwrap_or(true);
+        Self { steady: same && !written && !self.written, ..self }
     }
 }
 

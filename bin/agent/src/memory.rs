@@ -1,32 +1,24 @@
-//! What the driver remembers of files: that they are clean, or that they were looked at lately while
-//! somebody was writing them.
+//! What the driver remembers of files: that they are clean and what hash the host gave their content, or that they were
+//! looked at lately while somebody was writing them.
 //!
-//! A table of fixed size, one file to a place; a file that comes to a taken place replaces what was
-//! there. Forgetting costs a scan, nothing else. Readers take the lock for some nanoseconds; nobody
-//! does anything slow under it.
+//! Forgetting costs a scan, nothing else, so there is a bound, and at it an eighth is forgotten. What was clean for an
+//! earlier generation of signatures is clean no more; its hash is still that of its content. Files are compared by keyed
+//! 64-bit hashes of inode and identity, whose keys nobody knows. Nobody does anything slow under the lock.
 
 use crate::file::Identity;
-use std::sync::{Mutex, PoisonError};
+use hashbrown::HashTable;
+use seawall_proto::ContentHash;
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Places in the table, of 72 bytes each.
-const PLACES: usize = 3072;
+/// How many clean files are remembered, with 52 bytes each.
+const MOST: usize = 100_000;
+/// How many files with writers.
+const EXPOSED_MOST: usize = 512;
 
 /// How long a file that a writer holds open is let through after a scan, in milliseconds.
 pub const HELD_BY_WRITER_MS: u64 = 10_000;
-
-#[derive(Debug, Clone, Copy)]
-enum Note {
-    Clean {
-        identity: Identity,
-        unopened: bool,
-    },
-    /// A writer held it when it was scanned; its content may be another by now.
-    Exposed {
-        device: u64,
-        inode: u64,
-        until_ms: u64,
-    },
-}
 
 /// What is known of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,67 +32,145 @@ pub enum Known {
     Exposed,
 }
 
-#[derive(Debug)]
-pub struct Memory {
-    places: Mutex<Vec<Option<Note>>>,
+/// A clean file. In words of 32 bits, for there may be very many.
+struct Note {
+    inode: [u32; 2],
+    identity: [u32; 2],
+    hash: ContentHash,
+    /// The age in which it was clean, and in the last bit whether it is an archive that nobody has looked into.
+    age: u32,
 }
+
+const _: () = assert!(size_of::<Note>() == 52);
+
+fn words(number: u64) -> [u32; 2] {
+    [(number >> 32) as u32, number as u32]
+}
+
+fn number([high, low]: [u32; 2]) -> u64 {
+    u64::from(high) << 32 | u64::from(low)
+}
+
+#[derive(Default)]
+struct Notes {
+    table: HashTable<Note>,
+    /// Grows with each generation of signatures.
+    age: u32,
+    /// File systems that are there, each with a number of its own.
+    devices: HashMap<u64, u64>,
+    next_device: u64,
+    /// Device and inode number of files with writers, and until when that counts.
+    exposed: HashMap<(u64, u64), u64>,
+    keys: RandomState,
+}
+
+impl Notes {
+    fn inode(&self, device: u64, inode: u64) -> Option<u64> {
+        Some(self.keys.hash_one((self.devices.get(&device)?, inode)))
+    }
+
+    fn find(&self, identity: &Identity) -> Option<&Note> {
+        let inode = self.inode(identity.device, identity.inode)?;
+        let note = self.table.find(inode, |note| note.inode == words(inode))?;
+        (note.identity == words(self.keys.hash_one(identity))).then_some(note)
+    }
+
+    fn forget(&mut self, device: u64, inode: u64) {
+        self.exposed.remove(&(device, inode));
+        let Some(inode) = self.inode(device, inode) else { return };
+        if let Ok(found) = self.table.find_entry(inode, |note| note.inode == words(inode)) {
+            found.remove();
+        }
+    }
+
+    fn make_room(&mut self) {
+        if self.table.len() >= MOST {
+            let eighth = self.table.len() as u32 & 7;
+            self.table.retain(|note| note.inode[1] & 7 != eighth);
+        }
+    }
+}
+
+pub struct Memory(Mutex<Notes>);
 
 impl Memory {
     pub fn new() -> Self {
-        Self { places: Mutex::new(vec![None; PLACES]) }
+        Self(Mutex::default())
     }
 
-    fn with<T>(&self, device: u64, inode: u64, then: impl FnOnce(&mut Option<Note>) -> T) -> T {
-        let mixed = (device.rotate_left(32) ^ inode).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        let place = usize::try_from(mixed >> 32).unwrap_or(0) % PLACES;
-        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        then(&mut places[place])
+    fn lock(&self) -> MutexGuard<'_, Notes> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is known of a file that looks like this now.
     pub fn known(&self, identity: &Identity, now_ms: u64) -> Option<Known> {
-        self.with(identity.device, identity.inode, |place| match place {
-            Some(Note::Clean { identity: noted, unopened }) if noted == identity => {
-                Some(Known::Clean { unopened: *unopened })
-            }
-            Some(Note::Exposed { device, inode, until_ms })
-                if (*device, *inode) == (identity.device, identity.inode) && now_ms < *until_ms =>
-            {
-                Some(Known::Exposed)
-            }
-            _ => None,
-        })
+        let notes = self.lock();
+        let clean = notes.find(identity).filter(|note| note.age >> 1 == notes.age);
+        if let Some(note) = clean {
+            return Some(Known::Clean { unopened: note.age & 1 == 1 });
+        }
+        let until_ms = notes.exposed.get(&(identity.device, identity.inode))?;
+        (now_ms < *until_ms).then_some(Known::Exposed)
     }
 
-    pub fn remember_clean(&self, identity: &Identity, unopened: bool) {
-        let note = Note::Clean { identity: *identity, unopened };
-        self.with(identity.device, identity.inode, |place| *place = Some(note));
+    /// The hash of its content, where it was clean for earlier signatures and is unchanged.
+    pub fn hash_of(&self, identity: &Identity) -> Option<ContentHash> {
+        self.lock().find(identity).map(|note| note.hash)
+    }
+
+    pub fn remember_clean(&self, identity: &Identity, unopened: bool, hash: ContentHash) {
+        let mut notes = self.lock();
+        notes.forget(identity.device, identity.inode);
+        notes.make_room();
+        let next = notes.next_device;
+        if *notes.devices.entry(identity.device).or_insert(next) == next {
+            notes.next_device += 1;
+        }
+        let Some(inode) = notes.inode(identity.device, identity.inode) else { return };
+        let note = Note {
+            inode: words(inode),
+            identity: words(notes.keys.hash_one(identity)),
+            hash,
+            age: notes.age << 1 | u32::from(unopened),
+        };
+        notes.table.insert_unique(inode, note, |note| number(note.inode));
     }
 
     pub fn remember_exposed(&self, identity: &Identity, now_ms: u64) {
         let Identity { device, inode, .. } = *identity;
-        let until_ms = now_ms + HELD_BY_WRITER_MS;
-        self.with(device, inode, |place| *place = Some(Note::Exposed { device, inode, until_ms }));
+        let mut notes = self.lock();
+        notes.forget(device, inode);
+        if notes.exposed.len() >= EXPOSED_MOST {
+            notes.exposed.retain(|_, until_ms| now_ms < *until_ms);
+        }
+        if notes.exposed.len() < EXPOSED_MOST {
+            notes.exposed.insert((device, inode), now_ms + HELD_BY_WRITER_MS);
+        }
     }
 
     pub fn forget(&self, device: u64, inode: u64) {
-        self.with(device, inode, |place| *place = None);
+        self.lock().forget(device, inode);
     }
 
     /// A file system is gone: its device number may come to belong to another one.
     pub fn forget_device(&self, gone: u64) {
-        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_on_it = |note: &mut Note| match note {
-            Note::Clean { identity: Identity { device, .. }, .. }
-            | Note::Exposed { device, .. } => *device == gone,
-        };
-        for place in places.iter_mut() {
-            let _forgotten = place.take_if(is_on_it);
-        }
+        let mut notes = self.lock();
+        notes.devices.remove(&gone);
+        notes.exposed.retain(|(device, _), _| *device != gone);
+    }
+
+    /// There are new signatures: nothing is clean any more.
+    pub fn grow_old(&self) {
+        let mut notes = self.lock();
+        notes.age = (notes.age + 1) & (u32::MAX >> 1);
+        notes.exposed.clear();
     }
 
     pub fn forget_all(&self) {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner).fill(None);
+        let mut notes = self.lock();
+        notes.table = HashTable::new();
+        notes.devices.clear();
+        notes.exposed.clear();
     }
 }
 
@@ -110,31 +180,79 @@ mod tests {
     use crate::file::Look;
     use std::io::Write;
 
+    const HASH: ContentHash = ContentHash([7; 32]);
+
     #[test]
     fn a_changed_file_is_not_known_any_more() {
         let mut file = tempfile::tempfile().unwrap();
         let memory = Memory::new();
         let before = Look::at(&file).unwrap().identity;
         for unopened in [true, false] {
-            memory.remember_clean(&before, unopened);
+            memory.remember_clean(&before, unopened, HASH);
             assert_eq!(memory.known(&before, 0), Some(Known::Clean { unopened }));
+            assert_eq!(memory.hash_of(&before), Some(HASH));
         }
         file.write_all(b"x").unwrap();
-        assert_eq!(memory.known(&Look::at(&file).unwrap().identity, 0), None);
+        let now = Look::at(&file).unwrap().identity;
+        assert_eq!((memory.known(&now, 0), memory.hash_of(&now)), (None, None));
         memory.forget_all();
-        assert_eq!(memory.known(&before, 0), None);
+        assert_eq!((memory.known(&before, 0), memory.hash_of(&before)), (None, None));
+    }
+
+    #[test]
+    fn new_signatures_leave_a_file_its_hash_alone() {
+        let file = tempfile::tempfile().unwrap();
+        let memory = Memory::new();
+        let identity = Look::at(&file).unwrap().identity;
+        memory.remember_clean(&identity, false, HASH);
+        memory.grow_old();
+        assert_eq!((memory.known(&identity, 0), memory.hash_of(&identity)), (None, Some(HASH)));
+        memory.remember_clean(&identity, true, HASH);
+        assert_eq!(memory.known(&identity, 0), Some(Known::Clean { unopened: true }));
+        // Another file system may come to have its device number.
+        memory.forget_device(identity.device);
+        assert_eq!((memory.known(&identity, 0), memory.hash_of(&identity)), (None, None));
+        memory.remember_clean(&identity, false, HASH);
+        memory.forget(identity.device, identity.inode);
+        assert_eq!(memory.hash_of(&identity), None);
     }
 
     #[test]
     fn a_file_that_a_writer_holds_is_let_through_for_a_while_whatever_its_size() {
         let mut file = tempfile::tempfile().unwrap();
         let memory = Memory::new();
-        memory.remember_exposed(&Look::at(&file).unwrap().identity, 1000);
+        let before = Look::at(&file).unwrap().identity;
+        memory.remember_clean(&before, false, HASH);
+        memory.remember_exposed(&before, 1000);
+        assert_eq!(memory.known(&before, 1000), Some(Known::Exposed), "not as clean");
         file.write_all(b"x").unwrap();
         let now = Look::at(&file).unwrap().identity;
         assert_eq!(memory.known(&now, 1000 + HELD_BY_WRITER_MS - 1), Some(Known::Exposed));
         assert_eq!(memory.known(&now, 1000 + HELD_BY_WRITER_MS), None);
+        memory.remember_exposed(&now, 1000);
         memory.forget(now.device, now.inode);
         assert_eq!(memory.known(&now, 1000), None);
+    }
+
+    #[test]
+    fn a_hundred_thousand_files_are_remembered_and_no_more() {
+        let file = tempfile::tempfile().unwrap();
+        let memory = Memory::new();
+        let one = Look::at(&file).unwrap().identity;
+        let of = |inode| {
+            let mut other = one;
+            other.inode = inode;
+            other
+        };
+        for inode in 0..MOST as u64 {
+            memory.remember_clean(&of(inode), false, HASH);
+        }
+        assert!((0..MOST as u64).all(|inode| memory.known(&of(inode), 0).is_some()));
+        for inode in 0..3 * MOST as u64 {
+            memory.remember_clean(&of(inode), false, HASH);
+            assert!(memory.known(&of(inode), 0).is_some());
+        }
+        let left = memory.lock().table.len();
+        assert!((MOST * 3 / 4..=MOST).contains(&left), "{left}");
     }
 }

@@ -220,6 +220,11 @@ impl OnDemand {
         }
     }
 
+    /// A scan has come to its end. Never waits.
+    pub fn wake(&self) {
+        self.changed.notify_all();
+    }
+
     fn wait(&self, time: Duration) {
         let state = self.lock();
         drop(self.changed.wait_timeout(state, time).unwrap_or_else(PoisonError::into_inner));
@@ -445,7 +450,7 @@ impl<'a> Going<'a> {
         self.send_unknown(buffer)?;
         let (ask, at_once) = match self.driver.on_demand.asks_by_hash() {
             true => (Ask::Hash, ASKED_AT_ONCE),
-            false => (Ask::Content, AT_ONCE),
+            false => (Ask::Known, AT_ONCE),
         };
         self.wait_for(at_once)?;
         self.progress.bytes += identity.size;
@@ -459,7 +464,7 @@ impl<'a> Going<'a> {
     fn wait_for(&self, most: usize) -> Option<()> {
         while self.session.under_way(Operation::OnDemand) >= most {
             self.is_wanted()?;
-            self.driver.background.rest(Duration::from_millis(5));
+            self.driver.on_demand.wait(Duration::from_millis(5));
         }
         Some(())
     }
@@ -548,7 +553,7 @@ impl<'a> Going<'a> {
                 return Some(());
             }
             self.is_wanted()?;
-            self.driver.background.rest(Duration::from_millis(5));
+            self.driver.on_demand.wait(Duration::from_millis(5));
         }
     }
 

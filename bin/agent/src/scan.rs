@@ -66,7 +66,7 @@ pub fn scan(driver: &Driver, job: Job, buffer: &mut Vec<u8>) {
     if let Subject::Background { purpose, .. } = job.subject
         && (rules.mode == Mode::Off || rules.exclusion(&facts(&shown, &look)).is_some())
     {
-        return driver.background.done(purpose);
+        return driver.done(purpose);
     }
     if let Subject::Access(event) = &job.subject
         && answered_here(driver, &rules, event, &shown)
@@ -86,12 +86,20 @@ pub fn scan(driver: &Driver, job: Job, buffer: &mut Vec<u8>) {
     let Some(session) = driver.wait_session() else {
         return abandon(driver, &job.subject, ExposureReason::LinkDown);
     };
-    match job.ask {
-        Ask::Content => send(driver, &session, job, look, shown, buffer),
-        Ask::Hash => match hash_of(file, buffer) {
-            Ok(hash) => ask(driver, &session, job, look, shown, hash),
-            Err(_) => abandon(driver, &job.subject, ExposureReason::Unreadable),
-        },
+    let hash = match job.ask {
+        Ask::Content => None,
+        // It may have been clean before there were new signatures.
+        Ask::Hash => {
+            match driver.memory.hash_of(&identity).map_or_else(|| hash_of(file, buffer), Ok) {
+                Ok(hash) => Some(hash),
+                Err(_) => return abandon(driver, &job.subject, ExposureReason::Unreadable),
+            }
+        }
+        Ask::Known => driver.memory.hash_of(&identity),
+    };
+    match hash {
+        Some(hash) => ask(driver, &session, job, look, shown, hash),
+        None => send(driver, &session, job, look, shown, buffer),
     }
 }
 
@@ -121,6 +129,7 @@ fn ask(
     hash: ContentHash,
 ) {
     count(&driver.counters.requests);
+    let look = after_read(&job, look);
     let file = metadata(shown, &look.identity, job.subject.pid());
     let deadline_ms = deadline_ms(&job, &look);
     let asked = Job { subject: job.subject.clone().closed(), ..job };
@@ -128,6 +137,14 @@ fn ask(
     if session.open(opening, Filled::Hash(hash), true).is_err() {
         session.end();
         try_again(driver, job);
+    }
+}
+
+/// What can be said already of a file that is closed now, and would be opened anew for its verdict.
+fn after_read(job: &Job, look: Look) -> Look {
+    match (job.subject.operation(), job.subject.file()) {
+        (Operation::OnDemand, Some(file)) => look.again(file),
+        _ => look,
     }
 }
 
@@ -238,6 +255,7 @@ fn send(
         Err(Stop::Reason(reason)) => return abandon(driver, &subject, reason),
     };
     count(&driver.counters.requests);
+    let look = if part.last { after_read(&job, look) } else { look };
     let (mut offset, mut last) = (part.len, part.last);
     let asked = Job { subject: job.subject.clone().closed(), ..job };
     let opening = Opening { job: asked, look, file, deadline_ms };

@@ -15,8 +15,8 @@ use crate::session::{Pending, Session};
 use crate::truth::{self, Born, ShownPath};
 use seawall_fanotify::{Answer, FileHandle};
 use seawall_proto::{
-    Decision, ExposureReason, Notice, Operation, Outcome, Process, Remediation, Running, ToHost,
-    Verdict, VerdictKind,
+    ContentHash, Decision, ExposureReason, Notice, Operation, Outcome, Process, Remediation,
+    Running, ToHost, Verdict, VerdictKind,
 };
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -38,6 +38,9 @@ pub fn take(
             let is_on_demand = pending.operation() == Some(Operation::OnDemand);
             if is_on_demand && *ask == Ask::Hash {
                 driver.on_demand.knew(true);
+            }
+            if is_on_demand && verdict.decision == Some(Decision::Allow) && pending.look.steady {
+                return allow_unopened(driver, &pending.look, &verdict);
             }
             let (pending, verdict) = (Box::new(pending), Box::new(verdict));
             let judged =
@@ -95,22 +98,37 @@ fn allow(driver: &Driver, job: Job, look: &Look, verdict: &Verdict) {
     let epoch = driver.epoch();
     // Before it is remembered: what somebody writes is noted anew then.
     if let Subject::Background { purpose, .. } = &job.subject {
-        driver.background.done(*purpose);
+        driver.done(*purpose);
     }
-    let unopened = verdict.kind == VerdictKind::Unopened;
-    let clean = (verdict.kind == VerdictKind::Clean || unopened)
-        && verdict.generation == driver.generation();
-    if let Some(file) = job.subject.file().filter(|_| clean && look.settled) {
+    if let Some((file, (unopened, hash))) = job.subject.file().zip(clean(driver, look, verdict)) {
         // What was written until a moment ago is scanned after its close; that counts, not this.
         let file = file.as_fd();
         if !look.written || seawall_fanotify::is_open_for_writing(file).unwrap_or(false) {
-            driver.remember_clean(file, look, epoch, unopened);
+            driver.remember_clean(file, look, epoch, unopened, hash);
         }
     }
     if let Subject::Access(event) = &job.subject {
         driver.note_exec(event, Answer::Allow);
         driver.answer(event.claim, Answer::Allow);
     }
+}
+
+/// The same for a file that was as it was read, after the read: it need not be opened for that.
+fn allow_unopened(driver: &Driver, look: &Look, verdict: &Verdict) {
+    let epoch = driver.epoch();
+    if let Some((unopened, hash)) = clean(driver, look, verdict) {
+        driver.remember_unmarked(look, epoch, unopened, hash);
+    }
+    driver.done(Purpose::OnDemand);
+}
+
+/// Whether this verdict is one to be remembered: whether nobody looked into an archive, and the content's hash.
+fn clean(driver: &Driver, look: &Look, verdict: &Verdict) -> Option<(bool, ContentHash)> {
+    let unopened = verdict.kind == VerdictKind::Unopened;
+    let is_clean = (verdict.kind == VerdictKind::Clean || unopened)
+        && verdict.generation == driver.generation()
+        && look.settled;
+    verdict.hash.filter(|_| is_clean).map(|hash| (unopened, hash))
 }
 
 fn read_again(driver: &Driver, job: Job) {
@@ -136,7 +154,7 @@ fn deny(driver: &Driver, session: &Arc<Session>, job: Job, look: Look, verdict: 
     let decided = match &job.subject {
         Subject::Access(event) => deny_access(driver, event),
         Subject::Background { purpose, .. } => {
-            driver.background.done(*purpose);
+            driver.done(*purpose);
             None
         }
     };

@@ -428,6 +428,35 @@ fn a_file_above_the_limit_goes_on_and_is_scanned_in_the_background() {
     assert!(contents.iter().all(|(operation, _)| *operation == Operation::Background));
 }
 
+/// Unchanged since it was clean: after new signatures it is asked for by the hash that the host gave it.
+#[test]
+fn after_new_signatures_what_the_host_knows_is_not_sent_again() {
+    let native = Native::start(Policy::default(), |_, content| {
+        if content == b"changed" { Reply::Infected } else { Reply::Clean }
+    });
+    let paths = ["known", "unknown", "changes"].map(|name| native.write(name, name.as_bytes()));
+    native.settle();
+    paths.iter().for_each(|path| drop(std::fs::read(path).unwrap()));
+    let hash = |content: &[u8]| seawall_proto::ContentHash(*blake3::hash(content).as_bytes());
+    native.host.seen.known.lock().unwrap().push(hash(b"known"));
+    native.write("changes", b"changed");
+    native.settle();
+    assert!(eventually(|| is_denied(&std::fs::read(&paths[2]))));
+    let before = native.host.requests();
+    native.host.renew();
+    native.settle();
+    for _ in 0..2 {
+        assert_eq!(std::fs::read(&paths[0]).unwrap(), b"known");
+        assert_eq!(std::fs::read(&paths[1]).unwrap(), b"unknown");
+    }
+    assert!(is_denied(&std::fs::read(&paths[2])));
+    // The second one comes whole, and so does what was never clean as it is.
+    assert_eq!(native.host.requests(), before + 2);
+    let asked = native.host.seen.hashes.lock().unwrap().clone();
+    assert_eq!(asked, [hash(b"known"), hash(b"unknown")]);
+    assert_eq!(native.number("unscanned"), 0);
+}
+
 #[test]
 fn a_file_system_can_be_unmounted_while_its_files_are_scanned_in_the_background() {
     let (asked, requests) = std::sync::mpsc::channel();

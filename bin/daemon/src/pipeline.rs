@@ -143,6 +143,14 @@ pub struct Request {
     pub reply: Box<dyn Reply>,
 }
 
+/// Who would wait for a scan that is under way.
+pub struct Asker {
+    pub tenant: Tenant,
+    pub lane: Lane,
+    pub until: Instant,
+    pub reply: Box<dyn Reply>,
+}
+
 /// One configured engine, whichever process runs it.
 pub struct EngineSlot {
     pub name: String,
@@ -461,6 +469,35 @@ impl Pipeline {
         Some(Answer { cached: true, ..Answer::new(finding, generation) })
     }
 
+    /// Joins a scan of a content that is under way.
+    ///
+    /// # Errors
+    /// There is none; gives the asker back.
+    pub fn join(
+        self: &Arc<Self>,
+        hash: ContentHash,
+        archive: Archive,
+        meta: &Metadata,
+        asker: Asker,
+    ) -> Result<(), Asker> {
+        let key = self.place(hash, archive, meta, &asker.tenant).key;
+        let mut flights = self.flights();
+        let Some(flight) = flights.by_content.get_mut(&key) else { return Err(asker) };
+        let Asker { lane, until, reply, .. } = asker;
+        let hurry = self.wait_with(flight, lane, Waiter { until, reply });
+        drop(flights);
+        if let Some(scan) = hurry {
+            self.go_on(&scan);
+        }
+        Ok(())
+    }
+
+    fn wait_with(&self, flight: &mut Flight, lane: Lane, waiter: Waiter) -> Option<Arc<Scan>> {
+        self.metrics.joined.fetch_add(1, Relaxed);
+        flight.waiters.push(waiter);
+        flight.hurry(lane, self.engines().len())
+    }
+
     /// Has a content scanned, or joins a scan of it that is under way. Replies exactly once, unless whoever
     /// asked is gone.
     pub fn scan(self: &Arc<Self>, request: Request) {
@@ -480,10 +517,7 @@ impl Pipeline {
             let id = flights.next_id;
             match flights.by_content.entry(key) {
                 Entry::Occupied(mut entry) => {
-                    self.metrics.joined.fetch_add(1, Relaxed);
-                    let flight = entry.get_mut();
-                    flight.waiters.push(Waiter { until, reply });
-                    let hurry = flight.hurry(lane, self.engines().len());
+                    let hurry = self.wait_with(entry.get_mut(), lane, Waiter { until, reply });
                     drop(flights);
                     if let Some(scan) = hurry {
                         self.go_on(&scan);

@@ -287,6 +287,12 @@ impl Session {
         });
     }
 
+    /// A request that named a hash is over: nothing, or nothing good, is known of it.
+    fn want_content(&self, id: seawall_proto::RequestId) {
+        self.outstanding.fetch_sub(1, Relaxed);
+        self.outbox.push(&ToGuest::SendContent(id));
+    }
+
     fn say_verdict(&self, verdict: ProtoVerdict) {
         self.outstanding.fetch_sub(1, Relaxed);
         self.outbox.push(&ToGuest::Verdict(verdict));

@@ -132,6 +132,27 @@ fn a_known_content_is_answered_by_its_hash() {
     }
 }
 
+/// Guests that are scanned at the same time come to the same contents at the same time.
+#[test]
+fn a_content_that_is_being_scanned_is_waited_for_by_its_hash() {
+    let service = Service::start(Setup::default());
+    for (content, is_clean) in [("SEAWALL-FAULT sleep=1500", true), ("SEAWALL-FAULT keep", false)] {
+        let (mut first, mut second) = (service.driver("g1"), service.driver("g2"));
+        let (slots, refs) = first.fill(content.as_bytes());
+        let request = first.request(refs, true);
+        let id = request.id;
+        let before = service.status().counters.scans;
+        first.say(ToHost::ScanRequest(request));
+        wait_for("the scan", || (service.status().counters.scans > before).then_some(()));
+        let hash = *blake3::hash(content.as_bytes()).as_bytes();
+        let named = second.name(Operation::OnDemand, hash);
+        assert_eq!(named.map(|verdict| verdict.kind), is_clean.then_some(VerdictKind::Clean));
+        assert_eq!(first.verdict(id).kind == VerdictKind::Clean, is_clean);
+        assert_eq!(service.status().counters.scans, before + 1);
+        drop(slots);
+    }
+}
+
 #[test]
 fn long_content_is_streamed_through_few_slots() {
     let service = yara();

@@ -131,11 +131,6 @@ impl Queue {
         }
     }
 
-    /// Waits until something is done, at most for so long.
-    pub fn rest(&self, time: Duration) {
-        drop(self.added.wait_timeout(self.lock(), time).unwrap_or_else(PoisonError::into_inner));
-    }
-
     /// There may be something to do.
     pub fn wake(&self) {
         self.added.notify_all();

@@ -206,7 +206,7 @@ fn serve(
             ToHost::ScanRequest(ScanRequest { id, part: Part::Hash(hash), last: true, .. }) => {
                 seen.hashes.lock().unwrap().push(*hash);
                 if seen.known.lock().unwrap().contains(hash) {
-                    answer(Arc::clone(&writer), *id, Reply::Clean, Arc::clone(generation));
+                    answer(Arc::clone(&writer), *id, *hash, Reply::Clean, Arc::clone(generation));
                 } else {
                     send(&ToGuest::SendContent(*id));
                 }
@@ -237,8 +237,9 @@ fn serve(
             let Partial { request, content, .. } = partial.remove(&id)?;
             seen.requests.fetch_add(1, Ordering::Relaxed);
             let reply = rule(&request, &content);
+            let hash = ContentHash(*blake3::hash(&content).as_bytes());
             seen.contents.lock().unwrap().push((request.operation, content));
-            answer(Arc::clone(&writer), id, reply, Arc::clone(generation));
+            answer(Arc::clone(&writer), id, hash, reply, Arc::clone(generation));
         }
     }
 }
@@ -264,7 +265,13 @@ fn copy(seen: &Seen, region: &HostRegion, partial: &mut Partial, part: &Part) {
     }
 }
 
-fn answer(writer: Arc<Mutex<UnixStream>>, id: RequestId, reply: Reply, now: Arc<AtomicU64>) {
+fn answer(
+    writer: Arc<Mutex<UnixStream>>,
+    id: RequestId,
+    hash: ContentHash,
+    reply: Reply,
+    now: Arc<AtomicU64>,
+) {
     let remediation = match reply {
         Reply::Quarantine => Remediation::Quarantine,
         _ => Remediation::None,
@@ -280,13 +287,13 @@ fn answer(writer: Arc<Mutex<UnixStream>>, id: RequestId, reply: Reply, now: Arc<
         Reply::After(pause, reply) => {
             std::thread::spawn(move || {
                 std::thread::sleep(pause);
-                answer(writer, id, *reply, now);
+                answer(writer, id, hash, *reply, now);
             });
             return;
         }
     };
     let generation = Generation(now.load(Ordering::Relaxed));
-    let hash = Some(ContentHash([0; 32]));
+    let hash = Some(hash);
     let detail = Some("Test".into());
     let running = match reply {
         Reply::Running(running) => running,

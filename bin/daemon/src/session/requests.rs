@@ -5,7 +5,7 @@
 
 use super::{Breach, Session};
 use crate::copy::{CopyError, HEAP_MAX, PrivateCopy};
-use crate::pipeline::{Answer, Archive, Content as Sealed, Finding, Request};
+use crate::pipeline::{Answer, Archive, Asker, Content as Sealed, Finding, Request};
 use crate::region::OpenRegion;
 use seawall_engine::host::Lane;
 use seawall_engine::{ArchiveLimits, Metadata};
@@ -131,7 +131,7 @@ impl Requests {
     /// Answers from what is known of the content that the driver says it has. It may say what it likes: the verdict is
     /// for this guest alone, which could as well have been sent content that it never opens.
     fn take_hash(&mut self, open: Open, hash: ContentHash) {
-        let Open { mut asked, copy, .. } = open;
+        let Open { mut asked, until, copy, .. } = open;
         self.keep(copy.into_spare());
         asked.size = asked.file.size;
         let policy = self.session.guest.policy();
@@ -139,23 +139,33 @@ impl Requests {
         if policy.excludes(hash) {
             return self.session.exclude(&asked, Some(hash), pipeline.generations.current());
         }
-        let (operation, _) = asked.kind();
+        let (operation, lane) = asked.kind();
         let opens = policy.archives.opens(operation);
         let meta = self.metadata(&asked, operation, None);
         let tenant = policy.tenant();
         let known = |archive| pipeline.lookup(hash, archive, &meta, &tenant);
         // Whether it is an archive nobody says; but of one into which nobody looked that is known.
-        let answer = known(Archive::No).or_else(|| known(Archive::Opened)).or_else(|| {
-            asked.unopened = policy.archives.opens(seawall_engine::Operation::OnDemand);
-            known(Archive::Closed).filter(|_| !opens)
-        });
-        match answer.filter(|answer| answer.finding == Finding::Clean) {
-            Some(answer) => self.session.answer(&asked, Some(hash), &answer),
-            // What was found in it may want the content, as quarantine does.
-            None => {
-                self.session.outstanding.fetch_sub(1, Relaxed);
-                self.session.outbox.push(&ToGuest::SendContent(asked.id));
-            }
+        let mut answer = known(Archive::No).or_else(|| known(Archive::Opened));
+        if answer.is_none() && !opens {
+            answer = known(Archive::Closed);
+            asked.unopened =
+                answer.is_some() && policy.archives.opens(seawall_engine::Operation::OnDemand);
+        }
+        // What was found in it may want the content, as quarantine does.
+        let (session, id) = (Arc::clone(&self.session), asked.id);
+        let reply = move |answer: Answer| match answer.finding {
+            Finding::Clean => session.answer(&asked, Some(hash), &answer),
+            _ => session.want_content(asked.id),
+        };
+        if let Some(answer) = answer {
+            return reply(answer);
+        }
+        // Another guest may just have sent it.
+        let asker = Asker { tenant, lane, until, reply: Box::new(reply) };
+        let joined = pipeline.join(hash, Archive::No, &meta, asker);
+        let joined = joined.or_else(|asker| pipeline.join(hash, Archive::Opened, &meta, asker));
+        if joined.is_err() {
+            self.session.want_content(id);
         }
     }
 
