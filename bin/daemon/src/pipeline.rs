@@ -19,7 +19,10 @@
 //! never block, and a thread of its own ends the wait of those whose time is over and cancels scans that
 //! nobody waits for any more.
 
+mod place;
 mod progress;
+
+pub use place::Archive;
 
 use crate::config::{EngineConfig, ScanOrder};
 use crate::copy::{Charge, PrivateCopy};
@@ -27,6 +30,7 @@ use crate::engines::{Refused, Running};
 use crate::generation::{Generations, Loaded};
 use crate::metrics::Metrics;
 use crate::state::State;
+use place::{Key, Place};
 use progress::{Ended, Progress, Reported, Step};
 use quick_cache::OptionsBuilder;
 use quick_cache::sync::Cache;
@@ -259,68 +263,6 @@ struct Named {
     closed: Option<ContentHash>,
 }
 
-/// Where a verdict is kept: the content's hash, also together with a tenant or a name, or as that of an archive that was
-/// looked into; and the generation.
-type Key = (ContentHash, Generation);
-
-/// What a content is. Verdicts on an archive with and without its members are kept apart, and neither is where that on
-/// any other content is: so a hash alone tells all that was found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Archive {
-    No,
-    /// Nobody looks into it.
-    Closed,
-    Opened,
-}
-
-impl Archive {
-    /// What this is, and whether it is looked into.
-    pub fn of(copy: &PrivateCopy, is_opened: bool) -> Self {
-        match (copy.is_archive(), is_opened) {
-            (false, _) => Self::No,
-            (true, false) => Self::Closed,
-            (true, true) => Self::Opened,
-        }
-    }
-
-    fn place(self, hash: ContentHash) -> ContentHash {
-        let context = match self {
-            Self::No => return hash,
-            Self::Closed => "seawall 2026 archive without its members",
-            Self::Opened => "seawall 2026 archive with its members",
-        };
-        ContentHash(blake3::derive_key(context, &hash.0))
-    }
-}
-
-/// The hash of a content that one tenant has.
-fn owned(hash: ContentHash, tenant: &str) -> ContentHash {
-    let mut hasher = blake3::Hasher::new_derive_key("seawall 2026 content of a tenant");
-    hasher.update(&hash.0);
-    hasher.update(tenant.as_bytes());
-    ContentHash(*hasher.finalize().as_bytes())
-}
-
-/// The hash of a content together with what rules may ask of its file.
-fn named(hash: ContentHash, meta: &Metadata) -> ContentHash {
-    let mut hasher = blake3::Hasher::new_derive_key("seawall 2026 content with path and guest");
-    hasher.update(&hash.0);
-    for part in [meta.guest.as_bytes(), &meta.path] {
-        hasher.update(&(part.len() as u64).to_le_bytes());
-        hasher.update(part);
-    }
-    ContentHash(*hasher.finalize().as_bytes())
-}
-
-/// See [`Pipeline::place`].
-struct Place {
-    key: Key,
-    /// Whether the name is part of it.
-    by_name: bool,
-    /// Where the verdict on an archive is kept into which nobody looked.
-    closed: ContentHash,
-}
-
 impl Drop for Given {
     fn drop(&mut self) {
         self.content.charge.share().scans.fetch_sub(1, Relaxed);
@@ -431,22 +373,6 @@ impl Pipeline {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where the verdict on a content that this tenant calls so is kept.
-    fn place(
-        &self,
-        hash: ContentHash,
-        archive: Archive,
-        meta: &Metadata,
-        tenant: &Tenant,
-    ) -> Place {
-        let generation = self.generations.current();
-        let by_name = self.generations.is_by_name(generation);
-        let hash = tenant.as_deref().map_or(hash, |tenant| owned(hash, tenant));
-        let hash = if by_name { named(hash, meta) } else { hash };
-        let closed = Archive::Closed.place(hash);
-        Place { key: (archive.place(hash), generation), by_name, closed }
-    }
-
     /// The verdict, if it is known to this tenant.
     pub fn lookup(
         &self,
@@ -455,7 +381,7 @@ impl Pipeline {
         meta: &Metadata,
         tenant: &Tenant,
     ) -> Option<Answer> {
-        let (hash, generation) = self.place(hash, archive, meta, tenant).key;
+        let (hash, generation) = Place::of(&self.generations, hash, archive, meta, tenant).key;
         let answer = self.known(hash, generation)?;
         self.metrics.cache_hits.fetch_add(1, Relaxed);
         Some(answer)
@@ -480,7 +406,7 @@ impl Pipeline {
         meta: &Metadata,
         asker: Asker,
     ) -> Result<(), Asker> {
-        let key = self.place(hash, archive, meta, &asker.tenant).key;
+        let key = Place::of(&self.generations, hash, archive, meta, &asker.tenant).key;
         let mut flights = self.flights();
         let Some(flight) = flights.by_content.get_mut(&key) else { return Err(asker) };
         let Asker { lane, until, reply, .. } = asker;
@@ -503,7 +429,8 @@ impl Pipeline {
     pub fn scan(self: &Arc<Self>, request: Request) {
         let Request { hash, copy, mut meta, tenant, lane, until, reply } = request;
         let archive = Archive::of(&copy, meta.archives.is_some());
-        let Place { key, by_name, closed } = self.place(hash, archive, &meta, &tenant);
+        let Place { key, by_name, closed } =
+            Place::of(&self.generations, hash, archive, &meta, &tenant);
         let closed = (archive == Archive::Opened).then_some(closed);
         let (hash, generation) = key;
         if !by_name {
