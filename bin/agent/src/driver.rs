@@ -305,7 +305,7 @@ impl Driver {
 
     /// A new session, policy or generation: nothing is known to be clean any more.
     pub fn renew(&self, policy: Option<Policy>, generation: Option<Generation>) {
-        // What a mode or an exclusion means for what is remembered nobody need say.
+        // Under another policy not even a hash is remembered.
         let same = policy.as_ref().is_none_or(|policy| **self.policy() == *policy);
         if let Some(policy) = policy {
             let unknown =

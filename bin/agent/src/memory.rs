@@ -3,7 +3,8 @@
 //!
 //! Forgetting costs a scan, nothing else, so there is a bound, and at it an eighth is forgotten. What was clean for an
 //! earlier generation of signatures is clean no more; its hash is still that of its content. Files are compared by keyed
-//! 64-bit hashes of inode and identity, whose keys nobody knows. Nobody does anything slow under the lock.
+//! 64-bit hashes of inode and identity, whose keys nobody knows. What is done under the lock is short, but for making room
+//! and for growing: a millisecond or two, once in thousands of files.
 
 use crate::file::Identity;
 use hashbrown::HashTable;
@@ -56,6 +57,8 @@ struct Notes {
     table: HashTable<Note>,
     /// Grows with each generation of signatures.
     age: u32,
+    /// How often room was made.
+    rounds: u32,
     /// File systems that are there, each with a number of its own.
     devices: HashMap<u64, u64>,
     next_device: u64,
@@ -85,8 +88,17 @@ impl Notes {
 
     fn make_room(&mut self) {
         if self.table.len() >= MOST {
-            let eighth = self.table.len() as u32 & 7;
-            self.table.retain(|note| note.inode[1] & 7 != eighth);
+            // Another one each time, or there would soon be nothing left of it.
+            let eighth = self.rounds & 7;
+            self.rounds = self.rounds.wrapping_add(1);
+            // Into a new table: one that much was taken out of would grow at the next entry.
+            let mut left = HashTable::with_capacity(MOST);
+            for note in std::mem::take(&mut self.table) {
+                if note.inode[1] & 7 != eighth {
+                    left.insert_unique(number(note.inode), note, |note| number(note.inode));
+                }
+            }
+            self.table = left;
         }
     }
 }
@@ -252,7 +264,12 @@ mod tests {
             memory.remember_clean(&of(inode), false, HASH);
             assert!(memory.known(&of(inode), 0).is_some());
         }
-        let left = memory.lock().table.len();
+        let notes = memory.lock();
+        let left = notes.table.len();
         assert!((MOST * 3 / 4..=MOST).contains(&left), "{left}");
+        // Each time there is room for thousands.
+        assert!((1..60).contains(&notes.rounds), "{}", notes.rounds);
+        let bytes = notes.table.allocation_size();
+        assert!(bytes < 8 << 20, "{bytes}");
     }
 }
