@@ -92,7 +92,7 @@ fn more_bytes_in_one_message_than_may_be() {
 
 #[test]
 fn slots_first_and_then_bytes() {
-    ends_the_request("partly in slots and partly inline", |driver| {
+    ends_the_request("one content came in more than one way", |driver| {
         let (_slots, refs) = driver.fill(b"in a slot");
         let id = begin(driver, Part::Slots(refs), false);
         go_on(driver, id, inline(b"and inline"), true);
@@ -102,7 +102,7 @@ fn slots_first_and_then_bytes() {
 
 #[test]
 fn bytes_first_and_then_slots() {
-    ends_the_request("partly in slots and partly inline", |driver| {
+    ends_the_request("one content came in more than one way", |driver| {
         let (_slots, refs) = driver.fill(b"in a slot");
         let id = begin(driver, inline(b"inline"), false);
         go_on(driver, id, Part::Slots(refs), true);
