@@ -506,6 +506,13 @@ impl Guest {
         qemu::stop(&self.store, &self.name)
     }
 
+    /// Resets the running guest, as its reset button would: QEMU, its devices and the region's file stay. The caller
+    /// waits.
+    pub fn reset(&self) -> anyhow::Result<()> {
+        self.qmp("set-action", json!({ "reboot": "reset" }))?;
+        self.qmp("system_reset", json!({})).map(drop)
+    }
+
     /// Starts a guest that is off, with its disks as they are and a new region. The caller waits.
     pub fn boot(&self) -> anyhow::Result<()> {
         self.cut_power()?;

@@ -95,6 +95,17 @@ fn story(kernel: Kernel, link: Link) {
     checks.that("it stands still", still.files == paused.files, (still.files, paused.files));
     order(&lab, "resume", two);
     checks.soon("it goes on", SOON, || show(&lab, two).files > paused.files);
+    // The guest is reset, without a word to anybody; what its disk has not is lost.
+    let boot = || g2.read("/proc/sys/kernel/random/boot_id").ok();
+    run(&g2, "sync");
+    let before = (boot(), show(&lab, two));
+    g2.reset().unwrap();
+    checks.that("in the midst of it", before.1.state == GuestScanState::Running, &before.1);
+    checks.soon("the guest starts anew", SOON, || boot().is_some_and(|new| before.0 != Some(new)));
+    checks.soon("its scan goes on where it was", SOON, || {
+        let now = show(&lab, two);
+        now.state == GuestScanState::Running && now.files > before.1.files
+    });
     lab.kill_daemon().unwrap();
     lab.start_daemon().unwrap();
     checks.soon("the service knows where it was", SOON, || {

@@ -387,3 +387,55 @@ fn a_schedule_has_its_guests_scanned_within_its_window() {
     let refused = seawall(&service, &["schedule", "run", "nightly"]);
     assert_eq!(refused.status.code(), Some(4));
 }
+
+/// Two schedules that are due at the same time, with a guest that both name: each scans it, one after the other.
+#[test]
+fn two_schedules_at_once() {
+    let more = "[[schedule]]\nname = \"one\"\ncron = \"0 2 * * *\"\nguests = [\"web\", \"db\"]\n\
+                [[schedule]]\nname = \"two\"\ncron = \"0 2 * * *\"\nguests = [\"web\"]\nquick = true\n";
+    let mut service = Service::start(setup(&format!("guests_at_once = 2\n{more}")));
+    let all = |service: &Service| block_on(service.client().scans()).unwrap();
+    let known = |service: &Service| block_on(service.client().schedules()).unwrap();
+    wait_for("the schedules are known", || {
+        service.path("state/scans/schedules").exists().then_some(())
+    });
+    assert_eq!(all(&service).len(), 0);
+    // As if their time had come while the service was not there.
+    service.restart_after("TERM", |service| {
+        let path = service.path("state/scans/schedules");
+        let mut kept: serde_json::Value =
+            serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        for one in kept.as_object_mut().unwrap().values_mut() {
+            one["handled"] = (one["handled"].as_i64().unwrap() - 2 * 24 * 3600).into();
+        }
+        fs::write(&path, kept.to_string()).unwrap();
+    });
+    let scans = wait_for("both begin", || Some(all(&service)).filter(|scans| scans.len() == 3));
+    let of = |guest: &str, schedule: &str| {
+        let is_it =
+            |scan: &&GuestScan| scan.guest == guest && scan.schedule.as_deref() == Some(schedule);
+        scans.iter().find(is_it).unwrap().id
+    };
+    let (first, second, other) = (of("web", "one"), of("web", "two"), of("db", "one"));
+    assert!(known(&service).iter().all(|schedule| schedule.last.is_some()));
+    let [mut web, mut db] = ["web", "db"].map(|guest| service.driver(guest));
+    let walk = hear_walk(&mut web);
+    assert!(!walk.quick, "the first one's turn");
+    let of_db = hear_walk(&mut db);
+    wait_for("why the second one waits", || {
+        (show(&service, second).reason == "another scan of this guest is under way").then_some(())
+    });
+    // Run by hand while they are under way, neither begins again.
+    for (name, id) in [("one", first), ("two", second)] {
+        assert_eq!(block_on(service.client().run_schedule(name)).unwrap()[0].id, id);
+    }
+    assert_eq!(order(&service, first, "cancel").state, GuestScanState::Cancelled);
+    let walk = hear_walk(&mut web);
+    assert!(walk.quick, "the second one's turn");
+    tell(&mut web, WalkProgress { done: true, ..at(walk.id, b"", 5) });
+    tell(&mut db, WalkProgress { done: true, ..at(of_db.id, b"", 7) });
+    assert_eq!(until(&service, second, GuestScanState::Done).files, 5);
+    assert_eq!(until(&service, other, GuestScanState::Done).files, 7);
+    assert_eq!(show(&service, first).state, GuestScanState::Cancelled);
+    assert_eq!(all(&service).len(), 3);
+}

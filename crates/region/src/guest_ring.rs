@@ -1,0 +1,92 @@
+//! The driver's side of the ring.
+
+#![allow(unsafe_code)] // Words of the mapped region; see the SAFETY comment.
+
+use crate::guest::GuestRegion;
+use crate::ring::{self, ENTRY_LEN, Filled, Query, Reply};
+use seawall_proto::RingKey;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+const LOOKS: u8 = 1;
+const LOOKS_AWAY: u8 = 0;
+
+/// A session's ring, as the driver has it. Nothing here waits. Where the region is gone nobody looks and no reply comes;
+/// that it is there is said by a reply.
+#[derive(Debug)]
+pub struct GuestRing {
+    region: GuestRegion,
+    key: RingKey,
+}
+
+impl GuestRing {
+    /// The ring in this region, with the key that the host gave the session.
+    #[must_use]
+    pub fn new(region: GuestRegion, key: RingKey) -> Self {
+        Self { region, key }
+    }
+
+    /// The region, whose slots are the content's.
+    #[must_use]
+    pub fn region(&self) -> &GuestRegion {
+        &self.region
+    }
+
+    fn word(&self, at: u64) -> &AtomicU64 {
+        let address = self.region.address(at);
+        // SAFETY: a word of the region's beginning, which is mapped and guarded as long as the region lives
+        // (`GuestRegion::address`), at a multiple of eight bytes. Others change it too, so it is only touched as an atomic.
+        unsafe { AtomicU64::from_ptr(address.cast()) }
+    }
+
+    /// Asks. Queries are to be asked in the order of their numbers, one behind the other; the reply to query `number` - 64
+    /// is no longer of interest. The driver looks for the reply, as far as the host knows.
+    pub fn ask(&self, number: u64, query: &Query, filled: Filled) {
+        self.word(ring::watched_at(number)).store(ring::word(number, LOOKS), Ordering::Relaxed);
+        self.word(ring::filled_at(number)).store(filled.to_word(number), Ordering::Relaxed);
+        let bytes = query.to_bytes(&self.key, number);
+        for (at, word) in (ring::query_at(number)..).step_by(8).zip(bytes.chunks_exact(8)) {
+            let word = u64::from_le_bytes(word.try_into().expect("eight bytes"));
+            self.word(at).store(word, Ordering::Relaxed);
+        }
+        self.region.publish();
+    }
+
+    /// Says how much of the content is there now.
+    pub fn fill(&self, number: u64, filled: Filled) {
+        self.region.publish();
+        self.word(ring::filled_at(number)).store(filled.to_word(number), Ordering::Relaxed);
+        self.region.publish();
+    }
+
+    /// Whether the host will see a query that was asked before this; else it is to be told on the link.
+    #[must_use]
+    pub fn host_looks(&self) -> bool {
+        self.word(ring::HOST_LOOKS_AT).load(Ordering::Relaxed) == ring::looks(&self.key)
+    }
+
+    /// The reply, if it is there.
+    #[must_use]
+    pub fn reply(&self, number: u64) -> Option<Reply> {
+        let at = ring::reply_at(number);
+        if self.word(at).load(Ordering::Relaxed) != number {
+            return None;
+        }
+        let mut bytes = [0; ENTRY_LEN];
+        for (at, word) in (at..).step_by(8).zip(bytes.chunks_exact_mut(8)) {
+            word.copy_from_slice(&self.word(at).load(Ordering::Relaxed).to_le_bytes());
+        }
+        Reply::of_bytes(&bytes, &self.key, number)
+    }
+
+    /// Looks for this reply no longer. It may have come just before; if not it comes on the link.
+    pub fn look_away(&self, number: u64) {
+        let word = ring::word(number, LOOKS_AWAY);
+        self.word(ring::watched_at(number)).store(word, Ordering::Relaxed);
+        self.region.publish();
+    }
+}
+
+/// Whether the driver looks for reply `number`.
+pub(crate) fn is_watched(word: u64, number: u64) -> bool {
+    ring::says(word, number) == Some(LOOKS)
+}
