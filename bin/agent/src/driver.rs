@@ -7,20 +7,23 @@
 use crate::background::Queue;
 use crate::coverage::Coverage;
 use crate::event::HeldEvent;
-use crate::file::{Identity, Look, fails_open, mode_from_number, mode_number, open_handle};
+use crate::file::{
+    Identity, Look, fails_open, metadata, mode_from_number, mode_number, open_handle,
+};
 use crate::hunt::Hunts;
 use crate::journal::Exposed;
 use crate::memory::{Known, Memory};
 use crate::on_demand::OnDemand;
 use crate::region::Region;
 use crate::remedy::Task;
+use crate::ring::Patience;
 use crate::session::Session;
-use crate::truth::{self, ShownPath};
+use crate::truth;
 use seawall_fanotify::ledger::{Claim, Ledger};
 use seawall_fanotify::{Answer, FileHandle, Group, IgnoreMark, process};
 use seawall_proto::{
-    ContentHash, Decision, ExposureReason, FailMode, FileMetadata, Generation, Heartbeat, Mode,
-    Notice, Operation, Policy, Rules,
+    ContentHash, Decision, ExposureReason, FailMode, Generation, Heartbeat, Mode, Notice,
+    Operation, Policy, Rules,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -151,17 +154,6 @@ impl Subject {
     }
 }
 
-/// What the host is told of a file.
-pub fn metadata(shown: ShownPath, identity: &Identity, pid: u32) -> FileMetadata {
-    FileMetadata {
-        path: serde_bytes::ByteBuf::from(shown.path),
-        path_is_true: shown.is_true,
-        inode: (identity.device, identity.inode),
-        size: identity.size,
-        pid,
-    }
-}
-
 /// A scan to be done.
 #[derive(Debug, Clone)]
 pub struct Job {
@@ -229,7 +221,10 @@ pub struct Driver {
     pub background: Queue,
     pub on_demand: OnDemand,
     pub hunts: Hunts,
+    pub patience: Patience,
     pub counters: Counters,
+    /// This process.
+    pub worker: u32,
     pub supervisor: u32,
     pub region: Region,
     policy: RwLock<Arc<Rules>>,
@@ -270,7 +265,9 @@ impl Driver {
             background: Queue::default(),
             on_demand: OnDemand::default(),
             hunts: Hunts::default(),
+            patience: Patience::default(),
             counters: Counters::default(),
+            worker: std::process::id(),
             supervisor,
             region,
             policy: RwLock::default(),

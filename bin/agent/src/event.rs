@@ -1,17 +1,18 @@
 //! Reading permission events.
 //!
-//! A reader does nothing but read, answer what needs no scan, enter the rest in the ledger and queue
-//! it. It opens no file, resolves no path, writes no log and takes no lock under which anything slow
-//! happens. There are two, because reading an event of an overlay can raise another one that only
+//! A reader does nothing but read, answer what needs no scan, enter the rest in the ledger, and ask for it in
+//! the ring or queue it. It opens no file, resolves no path, writes no log, waits for no disk and takes no lock
+//! under which anything slow happens. There are two, because reading an event of an overlay can raise another one that only
 //! the other reader can take.
 
-use crate::driver::{Driver, Job, OUTSTANDING_MAX, Subject, count};
+use crate::driver::{Driver, OUTSTANDING_MAX, count};
 use crate::file::{Look, fails_open};
 use crate::memory::Known;
+use crate::ring;
 use crate::truth;
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags, epoll};
 use seawall_fanotify::ledger::{Claim, Held, HeldFile};
-use seawall_fanotify::{Answer, Event, EventKind, FileHandle, process};
+use seawall_fanotify::{Answer, Event, EventKind, FileHandle, Group, process};
 use seawall_proto::{ExposureReason, Operation, Policy, Process};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -81,20 +82,48 @@ impl Drop for HeldEvent {
     }
 }
 
+/// Wakes one reader for one event, where poll(2) would wake all of them.
+struct Queue(OwnedFd);
+
+impl Queue {
+    fn of(group: &Group) -> rustix::io::Result<Self> {
+        let queue = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::EXCLUSIVE;
+        epoll::add(&queue, group, epoll::EventData::new_u64(0), flags)?;
+        Ok(Self(queue))
+    }
+
+    /// Waits for an event, or a second.
+    fn wait(&self) {
+        let second = rustix::event::Timespec { tv_sec: 1, tv_nsec: 0 };
+        let mut ready = [epoll::Event {
+            flags: epoll::EventFlags::empty(),
+            data: epoll::EventData::new_u64(0),
+        }];
+        let _or_not = epoll::wait(&self.0, &mut ready[..], Some(&second));
+    }
+}
+
 /// Reads events for ever. Reader `number` says at each turn that it is not stuck.
 pub fn read_events(driver: &Driver, number: usize) {
     let group = &driver.groups.permission;
+    let queue = Queue::of(group).ok();
+    let (mut held, mut asking) = (Vec::with_capacity(BATCH), Vec::with_capacity(BATCH));
     loop {
         driver.ledger.beat_reader(number, process::now_ms());
-        match group.read(BATCH, |event| take(driver, event)) {
+        match group.read(BATCH, |event| held.extend(take(driver, event))) {
             Ok(_) => (),
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                let _or_not = wait_readable(group);
-            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => match &queue {
+                Some(queue) => queue.wait(),
+                None => drop(wait_readable(group)),
+            },
             // The kernel has denied what it could not hand out. Out of descriptors is bounded away;
             // should it happen all the same, a pause lets others close theirs.
             Err(_) => std::thread::sleep(Duration::from_millis(1)),
         }
+        // All are asked for before the first reply is looked for.
+        asking.extend(held.drain(..).filter_map(|event| ring::ask(driver, event)));
+        asking.drain(..).for_each(|asking| ring::look(driver, asking));
     }
 }
 
@@ -105,8 +134,9 @@ pub fn wait_readable(file: impl AsFd) -> bool {
     rustix::event::poll(&mut fds, Some(&second)).is_ok_and(|ready| ready > 0)
 }
 
-fn take(driver: &Driver, event: Event) {
-    let Some(fd) = event.fd else { return };
+/// Answers an event, or gives it back where it is held.
+fn take(driver: &Driver, event: Event) -> Option<Arc<HeldEvent>> {
+    let fd = event.fd?;
     let operation = if event.kind == EventKind::Exec { Operation::Exec } else { Operation::Open };
     count(&driver.counters.events);
     if is_own(driver, event.pid) {
@@ -124,34 +154,43 @@ fn take(driver: &Driver, event: Event) {
     {
         return pass_known(driver, &fd, &look, known);
     }
-    hold(driver, fd, operation, event.pid, look, now_ms);
+    hold(driver, fd, operation, event.pid, look, now_ms)
 }
 
 /// Our own processes must not wait for themselves. The number of a supervisor that died may belong to
 /// anybody by now.
 fn is_own(driver: &Driver, pid: u32) -> bool {
-    pid == std::process::id() || (pid == driver.supervisor && driver.is_supervised())
+    pid == driver.worker || (pid == driver.supervisor && driver.is_supervised())
 }
 
-fn answer_now(driver: &Driver, fd: &OwnedFd, answer: Answer) {
+fn answer_now(driver: &Driver, fd: &OwnedFd, answer: Answer) -> Option<Arc<HeldEvent>> {
     let _gone = driver.groups.permission.answer(fd.as_raw_fd(), answer);
+    None
 }
 
-fn pass(driver: &Driver, fd: &OwnedFd) {
+fn pass(driver: &Driver, fd: &OwnedFd) -> Option<Arc<HeldEvent>> {
     count(&driver.counters.passed);
-    answer_now(driver, fd, Answer::Allow);
+    answer_now(driver, fd, Answer::Allow)
 }
 
-fn pass_known(driver: &Driver, fd: &OwnedFd, look: &Look, known: Known) {
+fn pass_known(driver: &Driver, fd: &OwnedFd, look: &Look, known: Known) -> Option<Arc<HeldEvent>> {
     count(&driver.counters.remembered);
     if matches!(known, Known::Clean { .. }) {
         // The kernel adds nothing while a writer holds the file.
         driver.mark_again(fd, &look.identity);
     }
-    answer_now(driver, fd, Answer::Allow);
+    answer_now(driver, fd, Answer::Allow)
 }
 
-fn hold(driver: &Driver, fd: OwnedFd, operation: Operation, pid: u32, look: Look, now_ms: u64) {
+/// Enters an access in the ledger; gives it back unless it was answered.
+fn hold(
+    driver: &Driver,
+    fd: OwnedFd,
+    operation: Operation,
+    pid: u32,
+    look: Look,
+    now_ms: u64,
+) -> Option<Arc<HeldEvent>> {
     let policy = driver.policy();
     // Until the marks fit the mode.
     let is_held = match operation {
@@ -179,7 +218,7 @@ fn hold(driver: &Driver, fd: OwnedFd, operation: Operation, pid: u32, look: Look
     if LIVE.load(Ordering::Relaxed) >= LIVE_MAX {
         count(&driver.counters.overloaded);
         driver.answer_unscanned(file.claim(), ExposureReason::Overload);
-        return;
+        return None;
     }
     // Both readers may pick the same one: then one of them looks again.
     while driver.ledger.outstanding() > OUTSTANDING_MAX
@@ -191,7 +230,7 @@ fn hold(driver: &Driver, fd: OwnedFd, operation: Operation, pid: u32, look: Look
     }
     let event = HeldEvent::new(file, operation, pid, look, now_ms, deadline_ms);
     driver.expect_exec(&event);
-    driver.push_job(Job::new(Subject::Access(event)));
+    Some(event)
 }
 
 /// How long an access to a file of `size` bytes is held at most, in milliseconds.

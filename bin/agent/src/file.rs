@@ -1,9 +1,10 @@
 //! What the driver knows of a file: its identity, and whether it is old enough to be remembered.
 
+use crate::truth::ShownPath;
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 use seawall_fanotify::FileHandle;
-use seawall_proto::FailMode;
 use seawall_proto::remedy::FileIdentity;
+use seawall_proto::{FailMode, FileMetadata};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -114,6 +115,17 @@ fn is_settled(ctime: (i64, u64)) -> bool {
     let nanos = |seconds: i64, nanos: i128| i128::from(seconds) * 1_000_000_000 + nanos;
     let age = nanos(now.tv_sec, now.tv_nsec.into()) - nanos(ctime.0, ctime.1.into());
     age > i128::try_from(TWO_TICKS.as_nanos()).unwrap_or(i128::MAX)
+}
+
+/// What the host is told of a file.
+pub fn metadata(shown: ShownPath, identity: &Identity, pid: u32) -> FileMetadata {
+    FileMetadata {
+        path: serde_bytes::ByteBuf::from(shown.path),
+        path_is_true: shown.is_true,
+        inode: (identity.device, identity.inode),
+        size: identity.size,
+        pid,
+    }
 }
 
 /// Opens what is mounted at `mount_point` if it is the file system of `device` (`st_dev`). What it is

@@ -3,6 +3,7 @@
 use crate::driver::{Driver, Subject, Waiting};
 use crate::link::LinkError;
 use crate::region;
+use crate::ring;
 use crate::scan;
 use seawall_fanotify::process;
 use seawall_proto::{ExposureReason, Notice, ToHost};
@@ -91,6 +92,7 @@ fn purge(driver: &Driver) {
         driver.note_lost(&event);
     }
     let Some(session) = driver.session() else { return };
+    ring::give_up_late(driver, &session);
     for id in session.stale(driver, process::now_ms()) {
         match session.withdraw(id).map(|job| job.subject) {
             Some(Subject::Access(event)) => driver.note_lost(&event),

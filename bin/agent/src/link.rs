@@ -3,11 +3,13 @@
 //! the region's key, and a channel, which has no connections, carries it in records.
 
 use crate::serial::SerialPort;
+use rustix::event::{PollFd, PollFlags};
 use seawall_proto::noise::{self, Initiator, Opener, Sealer};
 use seawall_proto::serial::{self, Record, Token};
 use seawall_proto::{Hello, Key, Preface, RegionId, ToGuest, ToHost, frame};
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream, ToSocketAddrs};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -172,6 +174,14 @@ enum Incoming {
     Records(serial::Decoder),
 }
 
+/// Whether this file takes a few bytes without waiting.
+pub fn takes_now(file: impl AsFd) -> bool {
+    let mut fds = [PollFd::new(&file, PollFlags::OUT)];
+    let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+    let ready = rustix::event::poll(&mut fds, Some(&now)).unwrap_or(0);
+    ready > 0 && fds[0].revents() == PollFlags::OUT
+}
+
 /// The sending half. A write that takes too long ends the link.
 pub struct Sender {
     stream: Arc<Stream>,
@@ -181,6 +191,16 @@ pub struct Sender {
 }
 
 impl Sender {
+    /// Whether a short message goes out at once.
+    pub fn takes_now(&self) -> bool {
+        match &*self.stream {
+            Stream::Vsock(stream) => takes_now(stream),
+            Stream::Tcp(stream) => takes_now(stream),
+            Stream::Serial(port) => port.takes_now(),
+            Stream::Unix(stream) => takes_now(stream),
+        }
+    }
+
     /// Sends one message.
     pub fn send(&mut self, message: &ToHost) -> Result<(), LinkError> {
         self.plain.clear();

@@ -22,6 +22,7 @@ mod mounts;
 mod on_demand;
 mod region;
 mod remedy;
+mod ring;
 mod running;
 mod scan;
 mod serial;

@@ -10,6 +10,7 @@
 //! old one may still be read by the host, so the new mapping's slots are not theirs.
 
 use crate::driver::Driver;
+use crate::ring;
 use crate::session::Session;
 use seawall_proto::RegionId;
 use seawall_region::layout::ENCODED_HEADER_LEN;
@@ -191,6 +192,7 @@ fn read_key(path: &Path) -> io::Result<[u8; ENCODED_HEADER_LEN]> {
 /// The session's region is gone: it goes on without.
 pub fn lose(driver: &Driver, session: &Session) {
     driver.region.lose();
+    ring::end(driver, session);
     if session.lose_region() {
         tracing::warn!("the region is gone; content travels on the link until it is back");
     }

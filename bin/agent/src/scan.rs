@@ -14,9 +14,9 @@
 //! still the same is looked at before an allow ([`crate::verdict`]).
 
 use crate::coverage;
-use crate::driver::{Ask, Driver, Job, Purpose, Subject, count, metadata, word};
+use crate::driver::{Ask, Driver, Job, Purpose, Subject, count, word};
 use crate::event::HeldEvent;
-use crate::file::Look;
+use crate::file::{Look, metadata};
 use crate::memory::Known;
 use crate::region;
 use crate::session::{Filled, Opening, Session};

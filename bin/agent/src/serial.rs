@@ -6,6 +6,7 @@
 //! closes it while other threads still hold the stream. A host that leaves shows as POLLHUP and as a
 //! read of nothing.
 
+use crate::link;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::{Mode, OFlags};
 use std::io::{self, Read, Write};
@@ -53,6 +54,11 @@ impl SerialPort {
             read_ms: AtomicU64::new(FOR_EVER),
             write_ms: AtomicU64::new(FOR_EVER),
         })
+    }
+
+    /// Whether the host takes a few bytes without a wait.
+    pub fn takes_now(&self) -> bool {
+        self.port().is_ok_and(|port| link::takes_now(&*port))
     }
 
     /// As of a socket.

@@ -13,18 +13,19 @@ use crate::file::Look;
 use crate::link::{self, Address, LinkError, Sender, Shutter};
 use crate::region::{Credentials, NoKey};
 use crate::remedy::Task;
+use crate::ring::{self, Ring};
 use crate::scan;
 use crate::verdict;
 use seawall_fanotify::{FileHandle, process};
 use seawall_proto::{
     Attach, Attached, Content, ContentHash, ExposureReason, FileMetadata, Operation, Part,
-    PolicyError, PolicyParts, Proof, Refusal, RegionId, RequestId, ScanRequest, SlotRef, ToGuest,
-    ToHost,
+    PolicyError, PolicyParts, Proof, Refusal, RegionId, RequestId, RingKey, ScanRequest, SlotRef,
+    ToGuest, ToHost,
 };
 use seawall_region::{GuestRegion, Slot};
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// Pauses between attempts to connect.
@@ -138,6 +139,7 @@ pub struct Session {
     pending: Mutex<HashMap<RequestId, Pending>>,
     next: AtomicU64,
     received_ms: AtomicU64,
+    ring: OnceLock<Ring>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -215,6 +217,28 @@ impl Session {
     /// From here on content goes inline. `false`: it does already.
     pub fn lose_region(&self) -> bool {
         lock(&self.region).take().is_some()
+    }
+
+    /// The ring, while it can be used.
+    pub fn ring(&self) -> Option<&Ring> {
+        self.ring.get().filter(|ring| !ring.is_over())
+    }
+
+    /// The ring, also when it is used no longer.
+    pub fn ring_even_over(&self) -> Option<&Ring> {
+        self.ring.get()
+    }
+
+    fn begin_ring(&self, key: RingKey) {
+        if let Some(region) = self.region() {
+            let _once = self.ring.set(Ring::new(region, key));
+        }
+    }
+
+    /// Tells the host to look at the ring. `false` where that would have to wait.
+    pub fn ring_doorbell(&self) -> bool {
+        let Ok(mut sender) = self.sender.try_lock() else { return false };
+        sender.takes_now() && sender.send(&ToHost::Doorbell).is_ok()
     }
 
     /// How content travels, in words.
@@ -382,6 +406,7 @@ fn attach(
         pending: Mutex::default(),
         next: AtomicU64::new(1),
         received_ms: AtomicU64::new(process::now_ms()),
+        ring: OnceLock::new(),
     });
     driver.renew(Some(policy), Some(generation));
     driver.set_session(Arc::clone(&session));
@@ -423,6 +448,8 @@ fn receive(driver: &Driver, session: &Arc<Session>, mut receiver: link::Receiver
                     verdict::send_content(driver, pending);
                 }
             }
+            ToGuest::Ring(key) => session.begin_ring(key),
+            ToGuest::Answered { number, clean } => ring::answered(driver, session, number, clean),
             ToGuest::Copied { id, slots } => session.copied(id, slots),
             ToGuest::Policy(part) => match parts.add(&part) {
                 Ok(Some(policy)) if **driver.policy() != policy => {
@@ -451,6 +478,7 @@ fn receive(driver: &Driver, session: &Arc<Session>, mut receiver: link::Receiver
 /// Accesses that wait still get their chance with the next session; exposures are found again in the
 /// journal.
 fn requeue(driver: &Driver, session: &Session) {
+    ring::end(driver, session);
     let all: Vec<Pending> = lock(&session.pending).drain().map(|(_, pending)| pending).collect();
     for job in all.into_iter().filter_map(|pending| pending.job) {
         match job.subject {

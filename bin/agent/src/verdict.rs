@@ -15,8 +15,8 @@ use crate::session::{Pending, Session};
 use crate::truth::{self, Born, ShownPath};
 use seawall_fanotify::{Answer, FileHandle};
 use seawall_proto::{
-    ContentHash, Decision, ExposureReason, Notice, Operation, Outcome, Process, Remediation,
-    Running, ToHost, Verdict, VerdictKind,
+    Clean, Decision, ExposureReason, Notice, Operation, Outcome, Process, Remediation, Running,
+    ToHost, Verdict, VerdictKind,
 };
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -74,7 +74,7 @@ pub fn take_later(driver: &Driver, session: &Arc<Session>, pending: Pending, ver
 fn carry_out(driver: &Driver, session: &Arc<Session>, pending: Pending, verdict: Verdict) {
     let Pending { job: Some(job), look, .. } = pending else { return };
     match verdict.decision {
-        Some(Decision::Allow) => allow(driver, job, &look, &verdict),
+        Some(Decision::Allow) => allow(driver, job, &look, clean(&verdict)),
         Some(Decision::Deny) => deny(driver, session, job, look, &verdict),
         None => {
             let late = verdict.kind == VerdictKind::TimedOut;
@@ -87,7 +87,8 @@ fn carry_out(driver: &Driver, session: &Arc<Session>, pending: Pending, verdict:
     }
 }
 
-fn allow(driver: &Driver, job: Job, look: &Look, verdict: &Verdict) {
+/// Lets an access go on whose content is clean, or allowed all the same.
+pub fn allow(driver: &Driver, job: Job, look: &Look, clean: Option<Clean>) {
     let now = job.subject.file().map(Look::at);
     match now {
         Some(Ok(now)) if now.identity == look.identity => (),
@@ -100,11 +101,11 @@ fn allow(driver: &Driver, job: Job, look: &Look, verdict: &Verdict) {
     if let Subject::Background { purpose, .. } = &job.subject {
         driver.done(*purpose);
     }
-    if let Some((file, (unopened, hash))) = job.subject.file().zip(clean(driver, look, verdict)) {
+    if let Some((file, clean)) = job.subject.file().zip(remembered(driver, look, clean)) {
         // What was written until a moment ago is scanned after its close; that counts, not this.
         let file = file.as_fd();
         if !look.written || seawall_fanotify::is_open_for_writing(file).unwrap_or(false) {
-            driver.remember_clean(file, look, epoch, unopened, hash);
+            driver.remember_clean(file, look, epoch, clean.unopened, clean.hash);
         }
     }
     if let Subject::Access(event) = &job.subject {
@@ -116,19 +117,23 @@ fn allow(driver: &Driver, job: Job, look: &Look, verdict: &Verdict) {
 /// The same for a file that was as it was read, after the read: it need not be opened for that.
 fn allow_unopened(driver: &Driver, look: &Look, verdict: &Verdict) {
     let epoch = driver.epoch();
-    if let Some((unopened, hash)) = clean(driver, look, verdict) {
-        driver.remember_unmarked(look, epoch, unopened, hash);
+    if let Some(clean) = remembered(driver, look, clean(verdict)) {
+        driver.remember_unmarked(look, epoch, clean.unopened, clean.hash);
     }
     driver.done(Purpose::OnDemand);
 }
 
-/// Whether this verdict is one to be remembered: whether nobody looked into an archive, and the content's hash.
-fn clean(driver: &Driver, look: &Look, verdict: &Verdict) -> Option<(bool, ContentHash)> {
+/// What a verdict says of a content that it found clean.
+fn clean(verdict: &Verdict) -> Option<Clean> {
     let unopened = verdict.kind == VerdictKind::Unopened;
-    let is_clean = (verdict.kind == VerdictKind::Clean || unopened)
-        && verdict.generation == driver.generation()
-        && look.settled;
-    verdict.hash.filter(|_| is_clean).map(|hash| (unopened, hash))
+    let is_clean = unopened || verdict.kind == VerdictKind::Clean;
+    let hash = verdict.hash.filter(|_| is_clean)?;
+    Some(Clean { unopened, generation: verdict.generation, hash })
+}
+
+/// Whether that is to be remembered of a file that looked so.
+fn remembered(driver: &Driver, look: &Look, clean: Option<Clean>) -> Option<Clean> {
+    clean.filter(|clean| clean.generation == driver.generation() && look.settled)
 }
 
 fn read_again(driver: &Driver, job: Job) {

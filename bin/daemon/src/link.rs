@@ -62,8 +62,12 @@ impl Socket {
 
     /// Waits for bytes; 0 when the peer has ended the connection.
     pub fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.receive_with(buffer, RecvFlags::empty())
+    }
+
+    fn receive_with(&self, buffer: &mut [u8], flags: RecvFlags) -> io::Result<usize> {
         loop {
-            match recv(&*self.fd, &mut *buffer, RecvFlags::empty()) {
+            match recv(&*self.fd, &mut *buffer, flags) {
                 Ok((_, len)) => return Ok(len),
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
@@ -158,12 +162,20 @@ impl LinkReader {
 
     /// Waits for bytes, at most as long as the socket's patience, and gives them to `deliver`.
     /// `false` when none came in that time.
-    pub fn read(&mut self, mut deliver: impl FnMut(&[u8])) -> Result<bool, ReadError> {
+    pub fn read(&mut self, deliver: impl FnMut(&[u8])) -> Result<bool, ReadError> {
+        self.read_with(RecvFlags::empty(), deliver)
+    }
+
+    fn read_with(
+        &mut self,
+        flags: RecvFlags,
+        mut deliver: impl FnMut(&[u8]),
+    ) -> Result<bool, ReadError> {
         // What came behind a beginning in the same read.
         if self.take_records(&mut deliver)? {
             return Ok(true);
         }
-        let len = match self.socket.receive(&mut self.buffer) {
+        let len = match self.socket.receive_with(&mut self.buffer, flags) {
             Ok(0) => return Err(ReadError::Ended),
             Ok(len) => len,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
@@ -179,6 +191,11 @@ impl LinkReader {
             }
         }
         Ok(true)
+    }
+
+    /// The same with what is there already.
+    pub fn read_now(&mut self, deliver: impl FnMut(&[u8])) -> Result<bool, ReadError> {
+        self.read_with(RecvFlags::DONTWAIT, deliver)
     }
 
     /// Gives the pieces that are whole. `false` when there is none.

@@ -7,6 +7,7 @@
 mod notices;
 mod remedies;
 mod requests;
+mod ring;
 
 use crate::config::{Action, PolicyConfig};
 use crate::guest::Guest;
@@ -19,6 +20,7 @@ use crate::region::OpenRegion;
 use notices::Waiting;
 use remedies::{Remedy, Wanted};
 use requests::{Asked, Requests};
+use ring::Ring;
 use seawall_client::text::escape_short;
 use seawall_client::{
     Coverage, Driver, DriverCounters, EngineReport, Event, EventKind, FoundFile, LinkKind, Verdict,
@@ -309,14 +311,23 @@ impl Session {
     ) -> Option<(LinkReader, Token)> {
         self.alive();
         self.host.quarantine.attached(self);
+        let mut ring = Ring::begin(self, &region);
         let mut requests = Requests::new(Arc::clone(self), region);
         let breach = loop {
-            if let Err(breach) = self.handle_all(&mut decoder, &mut requests) {
+            if let Err(breach) = self.handle_all(&mut decoder, &mut requests, ring.as_mut()) {
                 break breach;
+            }
+            match ring.as_mut().map_or(Ok(false), |ring| ring.turn(&mut reader, &mut decoder)) {
+                Ok(true) => continue,
+                Ok(false) => {}
+                Err(error) => break error.into(),
             }
             match reader.read(|bytes| decoder.extend(bytes)) {
                 Ok(true) => {}
-                Ok(false) => requests.rest(),
+                Ok(false) => {
+                    requests.rest();
+                    ring.iter_mut().for_each(Ring::rest);
+                }
                 Err(error) => break error.into(),
             }
         };
@@ -343,6 +354,7 @@ impl Session {
         self: &Arc<Self>,
         decoder: &mut Decoder,
         requests: &mut Requests,
+        mut ring: Option<&mut Ring>,
     ) -> Result<(), Breach> {
         while let Some(payload) = decoder.next_payload()? {
             // A message of a later version is skipped.
@@ -352,6 +364,7 @@ impl Session {
                 ToHost::ScanRequest(request) => requests.begin(request)?,
                 ToHost::Content(content) => requests.go_on(content)?,
                 ToHost::Cancel(id) => requests.cancel(id),
+                ToHost::Doorbell => ring.iter_mut().for_each(|ring| ring.rung()),
                 ToHost::Heartbeat(beat) => self.heartbeat(&beat),
                 ToHost::Notice(notice) => self.notice(notice),
                 ToHost::Offer(offer) => self.offered(offer),

@@ -7,11 +7,9 @@ mod common;
 
 use common::{Connection, PATIENCE, Service, Setup, wait_for};
 use seawall_client::{EventKind, LinkKind};
-use seawall_proto::frame::Decoder;
 use seawall_proto::serial::{self, Record, Token};
 use seawall_proto::{
-    FileMetadata, Heartbeat, Operation, Part, Policy, RequestId, ScanRequest, ToGuest, ToHost,
-    VerdictKind,
+    FileMetadata, Heartbeat, Operation, Part, RequestId, ScanRequest, ToGuest, ToHost, VerdictKind,
 };
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -92,7 +90,7 @@ fn begin(stream: &UnixStream, token: Token) -> Connection {
         decoder.extend(&byte);
     }
     let records = Records { stream, decoder, pending: Vec::new() };
-    Connection { stream: Box::new(records), decoder: Decoder::new(), policy: Policy::default() }
+    Connection::new(records)
 }
 
 fn attach(service: &Service, stream: &UnixStream, token: Token) -> Connection {

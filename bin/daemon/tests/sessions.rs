@@ -4,7 +4,6 @@ mod common;
 
 use common::{Connection, PATIENCE, Service, Setup, seawall, wait_for};
 use seawall_client::{EventKind, GuestState};
-use seawall_proto::frame::Decoder;
 use seawall_proto::noise::{HANDSHAKE_LEN, Initiator, Opener, Sealer};
 use seawall_proto::{FailMode, Key, Preface, Refusal, RegionId, ToGuest, VerdictKind};
 use std::io::{self, Read, Write};
@@ -284,11 +283,7 @@ fn connect_tcp(service: &Service, region: RegionId, key: &Key) -> Option<Connect
     }
     let (sealer, opener) = initiator.finish(&reply).expect("the service has the key");
     let sealed = Sealed { stream, sealer, opener, plain: Vec::new() };
-    Some(Connection {
-        stream: Box::new(sealed),
-        decoder: Decoder::new(),
-        policy: Default::default(),
-    })
+    Some(Connection::new(sealed))
 }
 
 #[test]

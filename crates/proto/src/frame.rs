@@ -45,11 +45,11 @@ pub trait Message: Serialize + DeserializeOwned {
 }
 
 impl Message for ToHost {
-    const KINDS: u32 = 12;
+    const KINDS: u32 = 13;
 }
 
 impl Message for ToGuest {
-    const KINDS: u32 = 14;
+    const KINDS: u32 = 16;
 }
 
 /// Appends `message` as one frame.

@@ -28,6 +28,16 @@ impl fmt::Debug for Key {
     }
 }
 
+/// Keys the digests in the ring of one session: tells its entries from those of other sessions, and from what is torn.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RingKey(pub [u8; 32]);
+
+impl fmt::Debug for RingKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RingKey(..)")
+    }
+}
+
 /// Shows that its maker knows the region's key, for this one connection.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct Proof([u8; 32]);

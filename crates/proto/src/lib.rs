@@ -32,9 +32,9 @@ mod types;
 pub mod walk;
 
 pub use hello::{Hello, HelloError, PREFACE_LEN, Preface};
-pub use identity::{Key, Proof, RegionId};
+pub use identity::{Key, Proof, RegionId, RingKey};
 pub use message::{
-    Attach, Attached, Content, Coverage, ExposureReason, FileMetadata, Heartbeat, Mapper,
+    Attach, Attached, Clean, Content, Coverage, ExposureReason, FileMetadata, Heartbeat, Mapper,
     MapperEnd, Notice, Operation, Outcome, Part, Process, Refusal, ScanRequest, SlotRef, ToGuest,
     ToHost, Uncovered, Verdict,
 };

@@ -6,7 +6,7 @@
 use crate::policy::PolicyPart;
 use crate::remedy::{self, Remediation, Running, Ticket};
 use crate::walk;
-use crate::{ContentHash, Decision, Generation, Proof, RegionId, RequestId, VerdictKind};
+use crate::{ContentHash, Decision, Generation, Proof, RegionId, RequestId, RingKey, VerdictKind};
 use serde::{Deserialize, Serialize};
 
 /// What the driver says to the host.
@@ -37,6 +37,8 @@ pub enum ToHost {
     WalkProgress(walk::WalkProgress),
     /// What a walk left out.
     WalkMissed(walk::WalkMissed),
+    /// Something was asked in the ring while the host did not look at it.
+    Doorbell,
 }
 
 /// What the host says to the driver.
@@ -78,6 +80,26 @@ pub enum ToGuest {
     /// The host does not know the content whose hash this request named. The request is over; the driver sends
     /// the content with another one.
     SendContent(RequestId),
+    /// The driver may ask in the ring of the session's region; this is the key of its digests.
+    Ring(RingKey),
+    /// A reply that the driver did not look for in the ring.
+    Answered {
+        /// The query's number.
+        number: u64,
+        /// That the content is clean; `None` where that is not known.
+        clean: Option<Clean>,
+    },
+}
+
+/// A content is known to be clean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Clean {
+    /// It is an archive that nobody has looked into.
+    pub unopened: bool,
+    /// The generation whose engines looked.
+    pub generation: Generation,
+    /// Its digest, as the host has it.
+    pub hash: ContentHash,
 }
 
 /// Opens a session.
@@ -514,10 +536,9 @@ mod tests {
 
     #[test]
     fn the_last_kinds_are_known() {
-        let missed = walk::WalkMissed { id: 1, path: Default::default(), reason: String::new() };
         for (payload, kinds) in [
-            (postcard::to_stdvec(&ToHost::WalkMissed(missed)), 12),
-            (postcard::to_stdvec(&ToGuest::SendContent(RequestId(1))), 14),
+            (postcard::to_stdvec(&ToHost::Doorbell), 13),
+            (postcard::to_stdvec(&ToGuest::Answered { number: 1, clean: None }), 16),
         ] {
             assert_eq!(u32::from(payload.expect("it is short")[0]) + 1, kinds);
         }

@@ -165,6 +165,14 @@ impl Rules {
         !self.policy.exclude.processes.is_empty()
     }
 
+    /// Whether it matters which file is opened, beyond its content and size.
+    #[must_use]
+    pub fn asks_which_file(&self) -> bool {
+        let Exclude { paths, extensions, owners, .. } = &self.policy.exclude;
+        let by_file = !paths.is_empty() || !extensions.is_empty() || !owners.is_empty();
+        by_file || self.ask_who_opens() || !self.policy.fail_paths.is_empty()
+    }
+
     /// How many patterns are compared with a path at most: those filed under one word, and those that have none.
     #[must_use]
     pub fn most_compared(&self) -> usize {

@@ -6,12 +6,14 @@
 //! microsecond per eight bytes).
 //!
 //! The device may be unplugged at any time. A mapping of what is gone kills the program that touches
-//! it (SIGBUS), or reads as ones and swallows what is written. So only the kernel touches it, on the
-//! program's behalf: a system call that meets nothing fails with EFAULT. And whether writes arrived is
-//! asked of the header's magic ([`GuestRegion::is_there`]) before the host is told of them.
+//! it (SIGBUS), or reads as ones and swallows what is written. So only the kernel touches slots and header, on
+//! the program's behalf: a system call that meets nothing fails with EFAULT. And whether writes arrived is
+//! asked of the header's magic ([`GuestRegion::is_there`]) before the host is told of them. The words of the
+//! [ring](crate::ring) the program touches itself, under a [guard](crate::guard).
 
 #![allow(unsafe_code)] // Mapping device memory and reading into it; see the SAFETY comments.
 
+use crate::guard::Guard;
 use crate::layout::{
     ENCODED_HEADER_LEN, Geometry, HEADER_LEN, Header, LayoutError, MAGIC, SLOT_LEN,
 };
@@ -73,6 +75,8 @@ struct Probe {
 struct Mapping {
     start: NonNull<u8>,
     len: usize,
+    /// Of the bytes before the slots.
+    guard: Option<Guard>,
 }
 
 // SAFETY: the mapping is plain memory that lives until drop; all access goes through raw pointers
@@ -83,14 +87,23 @@ unsafe impl Sync for Mapping {}
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        // Before the addresses can be another mapping's.
+        self.guard = None;
         // SAFETY: `start` and `len` are those of the mmap that made this mapping, unmapped nowhere else.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
     }
 }
 
 #[derive(Debug)]
+struct Free {
+    slots: Vec<u16>,
+    /// Threads that wait for one. Who wakes nobody need not ask the kernel.
+    waiting: u32,
+}
+
+#[derive(Debug)]
 struct Pool {
-    free: Mutex<Vec<u16>>,
+    free: Mutex<Free>,
     returned: Condvar,
 }
 
@@ -152,10 +165,16 @@ impl GuestRegion {
         if start == libc::MAP_FAILED {
             return Err(error("mapped")(io::Error::last_os_error()));
         }
-        let start = NonNull::new(start.cast()).expect("mmap never returns null on success");
-        let free = (0..geometry.slots()).rev().collect();
+        let start = NonNull::new(start.cast::<u8>()).expect("mmap never returns null on success");
+        let header = usize::try_from(HEADER_LEN).expect("it is short");
+        let Some(guard) = Guard::new(start.as_ptr().addr(), header) else {
+            // SAFETY: this mapping was just made, and nobody else has it.
+            unsafe { libc::munmap(start.as_ptr().cast(), len) };
+            return Err(error("mapped")(io::ErrorKind::ResourceBusy.into()));
+        };
+        let free = Free { slots: (0..geometry.slots()).rev().collect(), waiting: 0 };
         Ok(Self {
-            mapping: Arc::new(Mapping { start, len }),
+            mapping: Arc::new(Mapping { start, len, guard: Some(guard) }),
             probe: Arc::new(Mutex::new(probe)),
             pool: Arc::new(Pool { free: Mutex::new(free), returned: Condvar::new() }),
             geometry,
@@ -202,6 +221,17 @@ impl GuestRegion {
         Ok(())
     }
 
+    /// Where a word before the slots is mapped, under guard as long as this region lives.
+    ///
+    /// # Panics
+    /// When it is no word there.
+    pub(crate) fn address(&self, at: u64) -> *mut u8 {
+        assert!(at < HEADER_LEN && at.is_multiple_of(8), "a word of the region's beginning");
+        let at = usize::try_from(at).expect("it is short");
+        // SAFETY: within the mapping, which is longer than HEADER_LEN (Geometry::of).
+        unsafe { self.mapping.start.as_ptr().add(at) }
+    }
+
     /// How many slots there are.
     #[must_use]
     pub fn geometry(&self) -> Geometry {
@@ -211,7 +241,7 @@ impl GuestRegion {
     /// A free slot, if there is one now.
     #[must_use]
     pub fn take_slot(&self) -> Option<Slot> {
-        let index = lock(&self.pool.free).pop()?;
+        let index = lock(&self.pool.free).slots.pop()?;
         Some(self.slot(index))
     }
 
@@ -220,18 +250,16 @@ impl GuestRegion {
     pub fn wait_slot(&self, until: Instant) -> Option<Slot> {
         let mut free = lock(&self.pool.free);
         loop {
-            if let Some(index) = free.pop() {
+            if let Some(index) = free.slots.pop() {
                 return Some(self.slot(index));
             }
             let left = until.checked_duration_since(Instant::now()).filter(|t| !t.is_zero())?;
             // Looks again now and then, so that a wake that goes missing costs time and not a guest.
             let wait = left.min(Duration::from_millis(100));
-            free = self
-                .pool
-                .returned
-                .wait_timeout(free, wait)
-                .unwrap_or_else(std::sync::PoisonError::into_inner)
-                .0;
+            free.waiting += 1;
+            let waited = self.pool.returned.wait_timeout(free, wait);
+            free = waited.unwrap_or_else(std::sync::PoisonError::into_inner).0;
+            free.waiting -= 1;
         }
     }
 
@@ -252,7 +280,7 @@ impl GuestRegion {
     }
 }
 
-fn lock(free: &Mutex<Vec<u16>>) -> std::sync::MutexGuard<'_, Vec<u16>> {
+fn lock(free: &Mutex<Free>) -> std::sync::MutexGuard<'_, Free> {
     free.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
@@ -306,12 +334,56 @@ impl Slot {
         }
         Ok(done)
     }
+
+    /// Reads `len` bytes to `at` in the slot where the kernel has them in memory (RWF_NOWAIT, preadv2(2)). `false` where
+    /// they are not all there, or there is no telling: nothing was waited for.
+    ///
+    /// # Errors
+    /// As [`Self::fill`].
+    ///
+    /// # Panics
+    /// When they are not within the slot.
+    pub fn fill_now(
+        &mut self,
+        at: u32,
+        file: &File,
+        offset: u64,
+        len: u32,
+    ) -> Result<bool, FillError> {
+        assert!(at <= SLOT_LEN && len <= SLOT_LEN - at, "no more than a slot holds");
+        let slot = SlotRef { index: self.index, len: SLOT_LEN };
+        let start = self.region.geometry.offset(slot).expect("pool slots are in range");
+        let start =
+            usize::try_from(start + u64::from(at)).expect("a region fits the address space");
+        let offset =
+            i64::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EOVERFLOW))?;
+        // SAFETY: as in `fill`; `len` bytes from `start` on are this slot's.
+        let read = unsafe {
+            let target = self.region.mapping.start.as_ptr().add(start);
+            let piece = libc::iovec { iov_base: target.cast(), iov_len: len as usize };
+            libc::preadv2(file.as_raw_fd(), &raw const piece, 1, offset, libc::RWF_NOWAIT)
+        };
+        if read >= 0 {
+            return Ok(u32::try_from(read) == Ok(len));
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            Some(libc::EFAULT) => Err(FillError::Gone),
+            Some(libc::EAGAIN | libc::EOPNOTSUPP | libc::EINTR) => Ok(false),
+            _ => Err(error.into()),
+        }
+    }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        lock(&self.region.pool.free).push(self.index);
-        self.region.pool.returned.notify_one();
+        let mut free = lock(&self.region.pool.free);
+        free.slots.push(self.index);
+        let is_waited_for = free.waiting > 0;
+        drop(free);
+        if is_waited_for {
+            self.region.pool.returned.notify_one();
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 //! Owns the open file and the geometry it had when it was opened. It never maps the file, never
 //! reads the header, and hands out nothing but bytes that were copied once.
 
-use crate::layout::{Geometry, Header, LayoutError};
+use crate::layout::{Geometry, HEADER_LEN, Header, LayoutError};
 use seawall_proto::SlotRef;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -94,6 +94,28 @@ impl HostRegion {
         assert_eq!(copy.len(), slot.len as usize, "the caller sizes the copy by the slot");
         let offset = self.geometry.offset(slot)?;
         self.file.read_exact_at(copy, offset).map_err(io_error("read"))
+    }
+
+    /// Copies bytes of a slot from `at` on, once.
+    ///
+    /// # Errors
+    /// As [`Self::copy_slot`].
+    pub fn copy_piece(&self, index: u16, at: u32, copy: &mut [u8]) -> Result<(), HostRegionError> {
+        let len = u32::try_from(copy.len()).unwrap_or(u32::MAX).saturating_add(at);
+        let offset = self.geometry.offset(SlotRef { index, len })? + u64::from(at);
+        self.file.read_exact_at(copy, offset).map_err(io_error("read"))
+    }
+
+    /// Copies bytes from before the slots.
+    pub(crate) fn peek(&self, bytes: &mut [u8], at: u64) -> Result<(), HostRegionError> {
+        debug_assert!(at + bytes.len() as u64 <= HEADER_LEN);
+        self.file.read_exact_at(bytes, at).map_err(io_error("read"))
+    }
+
+    /// Writes bytes there.
+    pub(crate) fn poke(&self, bytes: &[u8], at: u64) -> Result<(), HostRegionError> {
+        debug_assert!(at + bytes.len() as u64 <= HEADER_LEN);
+        self.file.write_all_at(bytes, at).map_err(io_error("written"))
     }
 }
 

@@ -8,6 +8,7 @@
 //! | 16 | 16 | the region's public name | host |
 //! | 32 | 32 | key | host |
 //! | 64 | 32 | BLAKE3 of bytes 0..64, so that a half-written header is not taken for one | host |
+//! | 8,192 | 16,392 | the [`ring`](crate::ring) | both |
 //! | 65,536 | 65,536 each | slots of content, to the region's end | driver |
 //!
 //! Where the guest cannot map a region, the first 96 bytes reach it as a file instead (QEMU's fw_cfg),

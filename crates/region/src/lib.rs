@@ -4,7 +4,8 @@
 //! the host copies out. [`layout`] says where everything is. [`HostRegion`] is the host's side, by
 //! pread and pwrite on the file behind the BAR: no mapping, so a file that somebody truncates gives
 //! an error and not a SIGBUS. [`GuestRegion`] is the driver's side: the BAR mapped write-combining,
-//! with a pool of [`Slot`]s that are filled straight from a file and never read back.
+//! with a pool of [`Slot`]s that are filled straight from a file and never read back. Between header and slots is the
+//! [`ring`].
 //!
 //! ```
 //! use seawall_proto::{Key, RegionId, SlotRef};
@@ -29,10 +30,16 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod guard;
 mod guest;
+mod guest_ring;
 mod host;
+mod host_ring;
 pub mod layout;
+pub mod ring;
 
 pub use guest::{FillError, GuestRegion, GuestRegionError, Slot};
+pub use guest_ring::GuestRing;
 pub use host::{HostRegion, HostRegionError};
 pub use layout::{Geometry, Header, LayoutError};
+pub use ring::{Filled, Query, Reply};

@@ -14,12 +14,16 @@
 //! look no longer says so, then looks once more, and whoever has written looks who looks afterwards, each with a full fence
 //! between: one of the two sees the other's word (the pattern of Dekker's algorithm).
 
+use crate::layout::SLOT_LEN;
 use seawall_proto::{ContentHash, Generation, RingKey};
 
 /// How many queries may be under way.
 pub const PLACES: u64 = 64;
 /// Of how many slots the content of a query may be.
 pub const QUERY_SLOTS: usize = 16;
+/// How much of a content is filled in and read at a time, in bytes: what a CPU's first cache holds, and as much as
+/// BLAKE3 hashes at once. Slots are whole pieces, but for the last one.
+pub const PIECE_LEN: u32 = 16 * 1024;
 
 const QUERIES_AT: u64 = 8 * 1024;
 const QUERY_STRIDE: u64 = 128;
@@ -31,6 +35,7 @@ pub(crate) const HOST_LOOKS_AT: u64 = 24 * 1024;
 pub(crate) const ENTRY_LEN: usize = 64;
 const DIGEST_AT: usize = 56;
 
+const _: () = assert!(QUERY_SLOTS as u32 * SLOT_LEN / PIECE_LEN < u8::MAX as u32);
 const _: () = assert!(QUERIES_AT + PLACES * QUERY_STRIDE <= REPLIES_AT);
 const _: () = assert!(REPLIES_AT + PLACES * ENTRY_LEN as u64 <= HOST_LOOKS_AT);
 
@@ -73,8 +78,8 @@ pub(crate) fn looks(key: &RingKey) -> u64 {
 /// How much of a content is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Filled {
-    /// So many slots.
-    Slots(u8),
+    /// So many pieces of [`PIECE_LEN`] bytes.
+    Pieces(u8),
     /// There will be no more.
     GivenUp,
 }
@@ -84,7 +89,7 @@ impl Filled {
 
     pub(crate) fn to_word(self, number: u64) -> u64 {
         let says = match self {
-            Self::Slots(slots) => slots,
+            Self::Pieces(pieces) => pieces,
             Self::GivenUp => Self::GIVEN_UP,
         };
         word(number, says)
@@ -93,8 +98,8 @@ impl Filled {
     pub(crate) fn of_word(word: u64, number: u64) -> Self {
         match says(word, number) {
             Some(Self::GIVEN_UP) => Self::GivenUp,
-            Some(slots) => Self::Slots(slots),
-            None => Self::Slots(0),
+            Some(pieces) => Self::Pieces(pieces),
+            None => Self::Pieces(0),
         }
     }
 }
@@ -216,8 +221,7 @@ mod tests {
 
     fn queries() -> impl Strategy<Value = Query> {
         let slots = prop::collection::vec(any::<u16>(), 0..=QUERY_SLOTS);
-        let content =
-            (any::<u32>(), slots).prop_map(|(len, slots)| Query::Content { len, slots });
+        let content = (any::<u32>(), slots).prop_map(|(len, slots)| Query::Content { len, slots });
         prop_oneof![content, any::<[u8; 32]>().prop_map(|hash| Query::Hash(ContentHash(hash)))]
     }
 
@@ -263,10 +267,10 @@ mod tests {
         }
 
         #[test]
-        fn a_word_speaks_of_one_query(number in 0..u64::MAX >> 8, slots in 0..=16_u8, other: u64) {
-            let filled = Filled::Slots(slots).to_word(number);
-            prop_assert_eq!(Filled::of_word(filled, number), Filled::Slots(slots));
-            prop_assert_eq!(Filled::of_word(filled, number + 1), Filled::Slots(0));
+        fn a_word_speaks_of_one_query(number in 0..u64::MAX >> 8, pieces in 0..=64_u8, other: u64) {
+            let filled = Filled::Pieces(pieces).to_word(number);
+            prop_assert_eq!(Filled::of_word(filled, number), Filled::Pieces(pieces));
+            prop_assert_eq!(Filled::of_word(filled, number + 1), Filled::Pieces(0));
             prop_assert_eq!(Filled::of_word(Filled::GivenUp.to_word(number), number), Filled::GivenUp);
             prop_assert!(other >> 8 == number || says(other, number).is_none());
         }

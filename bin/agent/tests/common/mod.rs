@@ -4,10 +4,12 @@
 #![allow(dead_code)] // Each test file uses a part.
 
 use seawall_proto::{
-    Attached, ContentHash, Decision, Generation, Hello, Part, Policy, Proof, RegionId, Remediation,
-    RequestId, Running, ScanRequest, ToGuest, ToHost, Verdict, VerdictKind, frame,
+    Attached, Clean, ContentHash, Decision, Generation, Hello, Part, Policy, Proof, RegionId,
+    Remediation, RequestId, RingKey, Running, ScanRequest, ToGuest, ToHost, Verdict, VerdictKind,
+    frame,
 };
-use seawall_region::{Header, HostRegion};
+use seawall_region::ring::PIECE_LEN;
+use seawall_region::{Filled, Header, HostRegion, Query, Reply as Replied};
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -35,6 +37,21 @@ pub enum Reply {
     After(Duration, &'static Reply),
 }
 
+/// What the host makes of the ring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RingMode {
+    /// It offers none.
+    Off,
+    /// It looks all the time, and answers from what it knows.
+    Looks,
+    /// The same when its doorbell has rung.
+    Sleeps,
+    /// It answers nothing.
+    Silent,
+    /// It answers on the link, after a while.
+    Late(Duration),
+}
+
 type Rule = dyn Fn(&ScanRequest, &[u8]) -> Reply + Send + Sync;
 
 /// What the host has seen.
@@ -50,6 +67,11 @@ pub struct Seen {
     pub hashes: Mutex<Vec<ContentHash>>,
     /// What the host knows so, as clean.
     pub known: Mutex<Vec<ContentHash>>,
+    /// What was asked in the ring.
+    pub asked: Mutex<Vec<Query>>,
+    pub doorbells: AtomicU64,
+    /// It hears no doorbell.
+    pub deaf: AtomicBool,
 }
 
 pub struct Host {
@@ -60,12 +82,13 @@ pub struct Host {
     policy: Arc<Mutex<Policy>>,
 }
 
+const RING_KEY: RingKey = RingKey([4; 32]);
 const KEY: seawall_proto::Key = seawall_proto::Key([5; 32]);
 /// The region's, and the key file's.
 pub const HEADER: Header = Header { region: RegionId([6; 16]), key: KEY };
 
 impl Host {
-    fn start(folder: &Path, policy: Policy, rule: Arc<Rule>) -> Self {
+    fn start(folder: &Path, ring: RingMode, policy: Policy, rule: Arc<Rule>) -> Self {
         let region = Arc::new(HostRegion::open(&folder.join("region")).unwrap());
         region.write_header(&HEADER).unwrap();
         std::fs::write(folder.join("key"), HEADER.to_bytes()).unwrap();
@@ -94,7 +117,7 @@ impl Host {
                     (Arc::clone(&seen), Arc::clone(&region), Arc::clone(&rule));
                 let (policy, generation) = (Arc::clone(&policy), Arc::clone(&generation));
                 std::thread::spawn(move || {
-                    serve(stream, &seen, &region, &*rule, &policy, &generation)
+                    serve(stream, ring, &seen, &region, &*rule, &policy, &generation)
                 });
             }
         });
@@ -162,8 +185,9 @@ struct Partial {
 
 fn serve(
     mut stream: UnixStream,
-    seen: &Seen,
-    region: &HostRegion,
+    ring: RingMode,
+    seen: &Arc<Seen>,
+    region: &Arc<HostRegion>,
     rule: &Rule,
     policy: &Mutex<Policy>,
     generation: &Arc<AtomicU64>,
@@ -178,6 +202,8 @@ fn serve(
         frame::encode(message, &mut wire).unwrap();
         let _gone = writer.lock().unwrap().write_all(&wire);
     };
+    let ended = Arc::new(AtomicBool::new(false));
+    let _ends = Ends(Arc::clone(&ended));
     let mut decoder = frame::Decoder::new();
     let mut partial: HashMap<RequestId, Partial> = HashMap::new();
     let mut buffer = [0; 65536];
@@ -202,7 +228,22 @@ fn serve(
                 }));
                 let policy = policy.lock().unwrap().clone();
                 policy.to_parts().into_iter().for_each(|part| send(&ToGuest::Policy(part)));
+                if ring != RingMode::Off {
+                    send(&ToGuest::Ring(RING_KEY));
+                    let looks = ring != RingMode::Sleeps;
+                    region.look(&RING_KEY, looks).unwrap();
+                    let ring = InRing {
+                        mode: ring,
+                        seen: Arc::clone(seen),
+                        region: Arc::clone(region),
+                        generation: Arc::clone(generation),
+                        writer: Arc::clone(&writer),
+                        ended: Arc::clone(&ended),
+                    };
+                    std::thread::spawn(move || ring.answer());
+                }
             }
+            ToHost::Doorbell => drop(seen.doorbells.fetch_add(1, Ordering::Relaxed)),
             ToHost::ScanRequest(ScanRequest { id, part: Part::Hash(hash), last: true, .. }) => {
                 seen.hashes.lock().unwrap().push(*hash);
                 if seen.known.lock().unwrap().contains(hash) {
@@ -240,6 +281,91 @@ fn serve(
             let hash = ContentHash(*blake3::hash(&content).as_bytes());
             seen.contents.lock().unwrap().push((request.operation, content));
             answer(Arc::clone(&writer), id, hash, reply, Arc::clone(generation));
+        }
+    }
+}
+
+struct Ends(Arc<AtomicBool>);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Answers in the ring of one session.
+struct InRing {
+    mode: RingMode,
+    seen: Arc<Seen>,
+    region: Arc<HostRegion>,
+    generation: Arc<AtomicU64>,
+    writer: Arc<Mutex<UnixStream>>,
+    ended: Arc<AtomicBool>,
+}
+
+impl InRing {
+    fn answer(&self) {
+        let (mut number, mut rung) = (0, 0);
+        while !self.ended.load(Ordering::Relaxed) {
+            let rings = self.seen.doorbells.load(Ordering::Relaxed);
+            let deaf = self.seen.deaf.load(Ordering::Relaxed);
+            if self.mode == RingMode::Sleeps && (deaf || rings == rung) {
+                std::thread::sleep(Duration::from_micros(100));
+                continue;
+            }
+            // The region may be unplugged for a while.
+            let mut is_filling = false;
+            while let Some(query) = self.region.query(&RING_KEY, number).ok().flatten() {
+                let Some(hash) = self.hash(number, &query) else {
+                    is_filling = true;
+                    break;
+                };
+                self.seen.asked.lock().unwrap().push(query);
+                let known = self.seen.known.lock().unwrap().contains(&hash);
+                let generation = Generation(self.generation.load(Ordering::Relaxed));
+                let clean = known.then_some(Clean { unopened: false, generation, hash });
+                self.reply(number, clean);
+                number += 1;
+            }
+            rung = if is_filling { rung } else { rings };
+            std::thread::sleep(Duration::from_micros(50));
+        }
+    }
+
+    /// Its content's, once that is there.
+    fn hash(&self, number: u64, query: &Query) -> Option<ContentHash> {
+        let (len, slots) = match query {
+            Query::Hash(hash) => return Some(*hash),
+            Query::Content { len, slots } => (*len as usize, slots),
+        };
+        let pieces = len.div_ceil(PIECE_LEN as usize);
+        match self.region.filled(number).ok()? {
+            Filled::GivenUp => return Some(ContentHash([0; 32])),
+            Filled::Pieces(filled) if usize::from(filled) < pieces => return None,
+            Filled::Pieces(_) => (),
+        }
+        let mut content = vec![0; len];
+        for (index, part) in slots.iter().zip(content.chunks_mut(65_536)) {
+            self.region.copy_piece(*index, 0, part).ok()?;
+        }
+        Some(ContentHash(*blake3::hash(&content).as_bytes()))
+    }
+
+    fn reply(&self, number: u64, clean: Option<Clean>) {
+        let late = match self.mode {
+            RingMode::Silent => return,
+            RingMode::Late(late) => Some(late),
+            _ => {
+                let reply = clean.map_or(Replied::Unknown, Replied::Clean);
+                let looks = self.region.reply(&RING_KEY, number, reply).unwrap_or(true);
+                (!looks).then_some(Duration::ZERO)
+            }
+        };
+        if let Some(late) = late {
+            std::thread::sleep(late);
+            let mut wire = Vec::new();
+            frame::encode(&ToGuest::Answered { number, clean }, &mut wire).unwrap();
+            let _gone = self.writer.lock().unwrap().write_all(&wire);
         }
     }
 }
@@ -331,7 +457,25 @@ impl Native {
             let done = Command::new("mount").args(["-o", "loop"]).arg(image).arg(mount).status();
             assert!(done.unwrap().success());
         };
-        Self::start_mounted(mount, &[], policy, rule)
+        Self::start_mounted(mount, RingMode::Off, &[], policy, rule)
+    }
+
+    /// The same on a new one, with a host that offers a ring.
+    pub fn start_in_ring(
+        ring: RingMode,
+        policy: Policy,
+        rule: impl Fn(&ScanRequest, &[u8]) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let image = folder.path().join("image");
+        std::fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
+        let made = Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image).status();
+        assert!(made.unwrap().success());
+        let mount = |mount: &Path| {
+            let done = Command::new("mount").args(["-o", "loop"]).arg(&image).arg(mount).status();
+            assert!(done.unwrap().success());
+        };
+        Self::start_mounted(mount, ring, &[], policy, rule)
     }
 
     /// The same with further options of `seawall-agent run`.
@@ -344,11 +488,12 @@ impl Native {
             let flags = nix::mount::MsFlags::empty();
             nix::mount::mount(Some("none"), mount, Some("tmpfs"), flags, None::<&str>).unwrap();
         };
-        Self::start_mounted(mount, options, policy, rule)
+        Self::start_mounted(mount, RingMode::Off, options, policy, rule)
     }
 
     fn start_mounted(
         mount_at: impl FnOnce(&Path),
+        ring: RingMode,
         options: &'static [&'static str],
         policy: Policy,
         rule: impl Fn(&ScanRequest, &[u8]) -> Reply + Send + Sync + 'static,
@@ -364,7 +509,7 @@ impl Native {
         mount_at(&mount);
         let region = std::fs::File::create(folder.path().join("region")).unwrap();
         region.set_len(1 << 20).unwrap();
-        let host = Host::start(folder.path(), policy, Arc::new(rule));
+        let host = Host::start(folder.path(), ring, policy, Arc::new(rule));
         let agent = spawn_agent(folder.path(), options);
         let native = Self { folder, agent, host };
         native.wait_protected();

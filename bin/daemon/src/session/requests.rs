@@ -90,6 +90,34 @@ pub struct Requests {
     scratch: Vec<u8>,
 }
 
+impl Session {
+    /// What is known of a content to this guest's tenant, and whether it is an archive that this scan does not look into
+    /// and a scan on demand would. Whether it is an archive at all need not be known.
+    pub(super) fn known(
+        &self,
+        hash: ContentHash,
+        is_archive: Option<bool>,
+        meta: &Metadata,
+    ) -> Option<(Answer, bool)> {
+        let policy = self.guest.policy();
+        let tenant = policy.tenant();
+        let look = |archive| self.host.pipeline.lookup(hash, archive, meta, &tenant);
+        let opens = policy.archives.opens(meta.operation);
+        let unopened = policy.archives.opens(seawall_engine::Operation::OnDemand);
+        let closed = || look(Archive::Closed).map(|answer| (answer, unopened));
+        let opened = || look(Archive::Opened).map(|answer| (answer, false));
+        let none = || look(Archive::No).map(|answer| (answer, false));
+        match (is_archive, opens) {
+            (Some(false), _) => none(),
+            (Some(true), true) => opened(),
+            (Some(true), false) => closed(),
+            // Of one into which nobody looked that is known.
+            (None, true) => none().or_else(opened),
+            (None, false) => none().or_else(opened).or_else(closed),
+        }
+    }
+}
+
 impl Requests {
     pub fn new(session: Arc<Session>, region: Arc<OpenRegion>) -> Self {
         let (open, spare, scratch) = Default::default();
@@ -140,27 +168,20 @@ impl Requests {
             return self.session.exclude(&asked, Some(hash), pipeline.generations.current());
         }
         let (operation, lane) = asked.kind();
-        let opens = policy.archives.opens(operation);
         let meta = self.metadata(&asked, operation, None);
-        let tenant = policy.tenant();
-        let known = |archive| pipeline.lookup(hash, archive, &meta, &tenant);
-        // Whether it is an archive nobody says; but of one into which nobody looked that is known.
-        let mut answer = known(Archive::No).or_else(|| known(Archive::Opened));
-        if answer.is_none() && !opens {
-            answer = known(Archive::Closed);
-            asked.unopened =
-                answer.is_some() && policy.archives.opens(seawall_engine::Operation::OnDemand);
-        }
+        let known = self.session.known(hash, None, &meta);
+        asked.unopened = known.as_ref().is_some_and(|(_, unopened)| *unopened);
         // What was found in it may want the content, as quarantine does.
         let (session, id) = (Arc::clone(&self.session), asked.id);
         let reply = move |answer: Answer| match answer.finding {
             Finding::Clean => session.answer(&asked, Some(hash), &answer),
             _ => session.want_content(asked.id),
         };
-        if let Some(answer) = answer {
+        if let Some((answer, _)) = known {
             return reply(answer);
         }
         // Another guest may just have sent it.
+        let tenant = policy.tenant();
         let asker = Asker { tenant, lane, until, reply: Box::new(reply) };
         let joined = pipeline.join(hash, Archive::No, &meta, asker);
         let joined = joined.or_else(|asker| pipeline.join(hash, Archive::Opened, &meta, asker));

@@ -6,9 +6,10 @@ use seawall_client::{Client, Event, EventKind, Guest, ScanReport, Status};
 use seawall_proto::frame::{Decoder, Message, decode, encode};
 use seawall_proto::{
     Attach, Attached, ContentHash, FileMetadata, Heartbeat, Hello, Operation, Part, Policy,
-    PolicyParts, Proof, RegionId, RequestId, ScanRequest, SlotRef, ToGuest, ToHost, Verdict,
+    PolicyParts, Proof, RegionId, RequestId, RingKey, ScanRequest, SlotRef, ToGuest, ToHost,
+    Verdict,
 };
-use seawall_region::{GuestRegion, Slot};
+use seawall_region::{GuestRegion, GuestRing, Slot};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -342,7 +343,7 @@ impl Service {
         let path = self.path(&format!("{guest}.sock"));
         let stream = wait_for("the guest's socket", || UnixStream::connect(&path).ok());
         stream.set_read_timeout(Some(PATIENCE)).expect("it is open");
-        Connection { stream: Box::new(stream), decoder: Decoder::new(), policy: Policy::default() }
+        Connection::new(stream)
     }
 }
 
@@ -482,9 +483,16 @@ pub struct Connection {
     pub decoder: Decoder,
     /// What the service last said of it.
     pub policy: Policy,
+    /// The key of its ring, once the service has told it.
+    pub ring: Option<RingKey>,
 }
 
 impl Connection {
+    pub fn new(stream: impl Stream + 'static) -> Self {
+        let (decoder, policy, ring) = Default::default();
+        Self { stream: Box::new(stream), decoder, policy, ring }
+    }
+
     /// Exchanges hellos and sends an attach message that proves `key`.
     pub fn attach(&mut self, key: &[u8; 32], region: RegionId) -> ToGuest {
         let peer = self.hello(&Hello::new([7; 32]));
@@ -541,7 +549,11 @@ impl Connection {
     pub fn hear(&mut self) -> Option<ToGuest> {
         loop {
             if let Some(payload) = self.decoder.next_payload().expect("frames") {
-                return Some(decode(payload).expect("a message").expect("one of this version"));
+                match decode(payload).expect("a message").expect("one of this version") {
+                    ToGuest::Ring(key) => self.ring = Some(key),
+                    message => return Some(message),
+                }
+                continue;
             }
             let mut bytes = [0; 4096];
             match self.stream.read(&mut bytes) {
@@ -658,6 +670,14 @@ impl Driver {
                 other => self.said.push(other),
             }
         }
+    }
+
+    /// The session's ring.
+    pub fn ring(&mut self) -> GuestRing {
+        self.heartbeat();
+        while !matches!(self.connection.hear().expect("the session stands"), ToGuest::Alive) {}
+        let key = self.connection.ring.clone().expect("it is told at the beginning");
+        GuestRing::new(self.region.clone(), key)
     }
 
     pub fn heartbeat(&mut self) {

@@ -1,0 +1,378 @@
+//! The short way: whether the host knows a content to be clean, asked and answered in the region.
+//!
+//! ```text
+//!   reader: held ──► content is in the page cache? ──► slots, query ──► host looks? else its doorbell rings
+//!                        │ no, or it does not fit          │
+//!                        ▼                                 ▼ looks for the reply, for a moment
+//!                    the long way ◄── unknown, late ── clean ──► marked, remembered, answered
+//! ```
+//!
+//! A reader asks itself, and hands nothing to anybody: that is what makes it short. So it does nothing here that may
+//! wait: content comes from the page cache or not at all (RWF_NOWAIT, preadv2(2)), and the doorbell rings only where the
+//! link takes it at once. It only ever lets through. Whatever the host does not know to be clean, is not asked in time or
+//! has no answer in time is queued as if it had never been asked.
+//!
+//! Slots of a query that was given up are free at once. The host may still read them, and hash what another request has in
+//! them by then; but nobody listens to what it says of that query any more.
+
+use crate::driver::{Ask, Driver, Job, Subject, count};
+use crate::event::HeldEvent;
+use crate::file::Look;
+use crate::session::Session;
+use crate::verdict;
+use seawall_fanotify::process;
+use seawall_proto::{Clean, Operation, RingKey};
+use seawall_region::layout::SLOT_LEN;
+use seawall_region::ring::{PIECE_LEN, PLACES, QUERY_SLOTS};
+use seawall_region::{Filled, GuestRegion, GuestRing, Query, Reply, Slot};
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// The largest content that is asked for so.
+const LEN_MAX: u64 = QUERY_SLOTS as u64 * SLOT_LEN as u64;
+/// How long a reader looks for its reply; one that comes later comes on the link.
+const LOOK: Duration = Duration::from_micros(150);
+/// How long a reply may take, in milliseconds. It is looked for now and then.
+const LATE_MS: u64 = 200;
+/// So many queries without a reply, one after the other, and the session's ring is used no longer.
+const UNANSWERED_MAX: u32 = 8;
+
+/// How often something came to nothing lately.
+#[derive(Debug, Default)]
+struct InVain(AtomicU32);
+
+impl InVain {
+    /// After so many times in a row it is tried now and then only.
+    const MOST: u32 = 4;
+    const TRY_EVERY: u32 = 8;
+
+    fn is_worth_it(&self) -> bool {
+        let times = self.0.load(Ordering::Relaxed);
+        if times < Self::MOST {
+            return true;
+        }
+        self.0.store(times.wrapping_add(1).max(Self::MOST), Ordering::Relaxed);
+        times.is_multiple_of(Self::TRY_EVERY)
+    }
+
+    fn was(&self, in_vain: bool) {
+        let times = self.0.load(Ordering::Relaxed);
+        match (in_vain, times) {
+            (false, 0) => (),
+            (false, _) => self.0.store(0, Ordering::Relaxed),
+            (true, ..Self::MOST) => self.0.store(times + 1, Ordering::Relaxed),
+            (true, _) => (),
+        }
+    }
+}
+
+/// Whether asking and looking pay.
+#[derive(Debug, Default)]
+pub struct Patience {
+    asked: InVain,
+    looked: InVain,
+}
+
+/// What was asked, and for whom.
+#[derive(Debug)]
+struct Asked {
+    event: Arc<HeldEvent>,
+    look: Look,
+    /// Given back with the reply.
+    slots: Vec<Slot>,
+    since_ms: u64,
+}
+
+/// What a reader looks for.
+pub struct Asking {
+    session: Arc<Session>,
+    number: u64,
+    asked: Asked,
+    since: Instant,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    next: u64,
+    /// A bit for each place that is in use.
+    used: u64,
+    /// Queries for whose reply no reader looks.
+    away: HashMap<u64, Asked>,
+    unanswered: u32,
+    over: bool,
+}
+
+const _: () = assert!(PLACES == u64::BITS as u64);
+
+impl State {
+    fn take_number(&mut self) -> Option<u64> {
+        let bit = 1 << (self.next % PLACES);
+        if self.over || self.used & bit != 0 {
+            return None;
+        }
+        self.used |= bit;
+        self.next += 1;
+        Some(self.next - 1)
+    }
+
+    fn give_back(&mut self, number: u64) {
+        self.used &= !(1 << (number % PLACES));
+    }
+
+    fn take_away(&mut self, number: u64) -> Option<Asked> {
+        let asked = self.away.remove(&number)?;
+        self.give_back(number);
+        Some(asked)
+    }
+}
+
+/// A session's ring.
+#[derive(Debug)]
+pub struct Ring {
+    desk: GuestRing,
+    state: Mutex<State>,
+}
+
+impl Ring {
+    pub fn new(region: GuestRegion, key: RingKey) -> Self {
+        Self { desk: GuestRing::new(region, key), state: Mutex::default() }
+    }
+
+    /// Whether it is used no longer.
+    pub fn is_over(&self) -> bool {
+        self.state().over
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Asks for an access, or queues it.
+pub fn ask(driver: &Driver, event: Arc<HeldEvent>) -> Option<Asking> {
+    let asking = try_ask(driver, &event);
+    if asking.is_none() {
+        driver.push_job(Job::new(Subject::Access(event)));
+    }
+    asking
+}
+
+fn try_ask(driver: &Driver, event: &Arc<HeldEvent>) -> Option<Asking> {
+    let size = event.look.identity.size;
+    if event.operation != Operation::Open || size > LEN_MAX {
+        return None;
+    }
+    let rules = driver.policy();
+    if rules.asks_which_file() || size > rules.whole_file_limit {
+        return None;
+    }
+    let session = driver.session()?;
+    let ring = session.ring()?;
+    // What is written through a mapping that exists already need not change the times.
+    if !driver.patience.asked.is_worth_it()
+        || seawall_fanotify::is_open_for_writing(event.file.as_fd()).unwrap_or(true)
+    {
+        return None;
+    }
+    let since_ms = process::now_ms();
+    let (number, slots) = match driver.memory.hash_of(&event.look.identity) {
+        Some(hash) => (ring.put(&session, &Query::Hash(hash), Filled::Pieces(0))?, Vec::new()),
+        None => ring.put_content(&session, &event.file, size)?,
+    };
+    let asked = Asked { event: Arc::clone(event), look: event.look, slots, since_ms };
+    Some(Asking { session: Arc::clone(&session), number, asked, since: Instant::now() })
+}
+
+impl Ring {
+    /// Asks, and has the host look.
+    fn put(&self, session: &Session, query: &Query, filled: Filled) -> Option<u64> {
+        let number = {
+            let mut state = self.state();
+            let number = state.take_number()?;
+            // In the order of their numbers.
+            self.desk.ask(number, query, filled);
+            number
+        };
+        if self.desk.host_looks() || session.ring_doorbell() {
+            return Some(number);
+        }
+        self.give_up(number);
+        None
+    }
+
+    fn put_content(&self, session: &Session, file: &File, size: u64) -> Option<(u64, Vec<Slot>)> {
+        let len = u32::try_from(size).ok()?;
+        let take = |_| self.desk.region().take_slot();
+        let mut slots = (0..len.div_ceil(SLOT_LEN)).map(take).collect::<Option<Vec<_>>>()?;
+        let query = Query::Content { len, slots: slots.iter().map(Slot::index).collect() };
+        let mut fill = |start: u32| {
+            let (slot, at) = (&mut slots[(start / SLOT_LEN) as usize], start % SLOT_LEN);
+            slot.fill_now(at, file, start.into(), (len - start).min(PIECE_LEN)).unwrap_or(false)
+        };
+        if !fill(0) {
+            return None;
+        }
+        let number = self.put(session, &query, Filled::Pieces(1))?;
+        for (before, start) in (1..).zip((PIECE_LEN..len).step_by(PIECE_LEN as usize)) {
+            if !fill(start) {
+                self.give_up(number);
+                return None;
+            }
+            self.desk.fill(number, Filled::Pieces(before + 1));
+        }
+        Some((number, slots))
+    }
+
+    fn look_until(&self, number: u64, until: Instant) -> Option<Reply> {
+        loop {
+            let reply = self.desk.reply(number);
+            if reply.is_some() || Instant::now() >= until {
+                return reply;
+            }
+            std::hint::spin_loop();
+        }
+    }
+
+    fn has_answered(&self, number: u64) {
+        let mut state = self.state();
+        state.give_back(number);
+        state.unanswered = 0;
+    }
+
+    /// Nobody wants to know any more.
+    fn give_up(&self, number: u64) {
+        self.desk.fill(number, Filled::GivenUp);
+        self.desk.look_away(number);
+        self.state().give_back(number);
+    }
+}
+
+/// Looks for the reply for a moment. What comes later is [`answered`].
+pub fn look(driver: &Driver, asking: Asking) {
+    let Asking { session, number, asked, since } = asking;
+    let Some(ring) = session.ring_even_over() else { return lost(driver, asked) };
+    if driver.patience.looked.is_worth_it() {
+        let reply = ring.look_until(number, since + LOOK);
+        driver.patience.looked.was(reply.is_none());
+        if let Some(reply) = reply {
+            ring.has_answered(number);
+            return settle(driver, asked, reply);
+        }
+    }
+    let mut state = ring.state();
+    if state.over {
+        drop(state);
+        return lost(driver, asked);
+    }
+    state.away.insert(number, asked);
+    ring.desk.look_away(number);
+    if let Some(reply) = ring.desk.reply(number)
+        && let Some(asked) = state.take_away(number)
+    {
+        drop(state);
+        settle(driver, asked, reply);
+    }
+}
+
+/// The host has answered on the link.
+pub fn answered(driver: &Driver, session: &Session, number: u64, clean: Option<Clean>) {
+    let Some(ring) = session.ring_even_over() else { return };
+    let mut state = ring.state();
+    let Some(asked) = state.take_away(number) else { return };
+    state.unanswered = 0;
+    drop(state);
+    settle(driver, asked, clean.map_or(Reply::Unknown, Reply::Clean));
+}
+
+/// Queues what has had no answer for too long.
+pub fn give_up_late(driver: &Driver, session: &Session) {
+    let Some(ring) = session.ring_even_over() else { return };
+    let now_ms = process::now_ms();
+    let mut late = Vec::new();
+    {
+        let mut state = ring.state();
+        let is_late = |asked: &Asked| asked.since_ms + LATE_MS <= now_ms;
+        let numbers = state.away.iter().filter(|(_, asked)| is_late(asked));
+        for number in numbers.map(|(number, _)| *number).collect::<Vec<_>>() {
+            ring.desk.fill(number, Filled::GivenUp);
+            late.extend(state.take_away(number));
+            state.unanswered += 1;
+        }
+        if state.unanswered >= UNANSWERED_MAX && !state.over {
+            state.over = true;
+            tracing::warn!("the host does not answer in the ring; it is asked on the link alone");
+        }
+    }
+    late.into_iter().for_each(|asked| lost(driver, asked));
+}
+
+/// The session or its region is gone: what was asked is queued.
+pub fn end(driver: &Driver, session: &Session) {
+    let Some(ring) = session.ring_even_over() else { return };
+    let mut state = ring.state();
+    state.over = true;
+    let all: Vec<_> = state.away.drain().map(|(_, asked)| asked).collect();
+    drop(state);
+    all.into_iter().for_each(|asked| lost(driver, asked));
+}
+
+fn lost(driver: &Driver, asked: Asked) {
+    driver.push_job(Job::new(Subject::Access(asked.event)));
+}
+
+fn settle(driver: &Driver, asked: Asked, reply: Reply) {
+    let Asked { event, look, slots, .. } = asked;
+    drop(slots);
+    let job = Job::new(Subject::Access(event));
+    driver.patience.asked.was(reply == Reply::Unknown);
+    match reply {
+        Reply::Clean(clean) => {
+            count(&driver.counters.requests);
+            verdict::allow(driver, job, &look, Some(clean));
+        }
+        Reply::Unknown => driver.push_job(Job { ask: Ask::Content, ..job }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_always_in_vain_is_tried_now_and_then() {
+        let asked = InVain::default();
+        for _ in 0..InVain::MOST {
+            assert!(asked.is_worth_it());
+            asked.was(true);
+        }
+        let mut tried = 0;
+        for _ in 0..80 {
+            if asked.is_worth_it() {
+                tried += 1;
+                asked.was(true);
+            }
+        }
+        assert_eq!(tried, 10);
+        asked.was(false);
+        assert!((0..80).all(|_| asked.is_worth_it()));
+    }
+
+    #[test]
+    fn a_place_is_taken_by_one_query_at_a_time() {
+        let mut state = State::default();
+        let all: Vec<_> = std::iter::from_fn(|| state.take_number()).collect();
+        assert_eq!(all, (0..PLACES).collect::<Vec<_>>());
+        state.give_back(1);
+        // Its turn comes after that of place 0.
+        assert_eq!(state.take_number(), None);
+        state.give_back(0);
+        assert_eq!((state.take_number(), state.take_number()), (Some(64), Some(65)));
+        state.over = true;
+        state.used = 0;
+        assert_eq!(state.take_number(), None);
+    }
+}
