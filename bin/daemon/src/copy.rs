@@ -69,8 +69,10 @@ impl Budget {
     }
 
     fn share_of(self: &Arc<Self>, limit: u64) -> Arc<Share> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let client = NEXT.fetch_add(1, Relaxed);
         let (used, spooled, scans) = Default::default();
-        Arc::new(Share { budget: Arc::clone(self), limit, used, spooled, scans })
+        Arc::new(Share { budget: Arc::clone(self), client, limit, used, spooled, scans })
     }
 }
 
@@ -78,6 +80,8 @@ impl Budget {
 #[derive(Debug)]
 pub struct Share {
     budget: Arc<Budget>,
+    /// Whose scans these are, for engines that share their time.
+    pub client: u64,
     limit: u64,
     used: AtomicU64,
     spooled: AtomicU64,

@@ -36,7 +36,7 @@ use quick_cache::OptionsBuilder;
 use quick_cache::sync::Cache;
 use seawall_client::{Detection, EngineReport, Verdict};
 use seawall_engine::content::SharedContent;
-use seawall_engine::host::{Lane, ScanError, ScanId, ScanReport};
+use seawall_engine::host::{Lane, ScanError, ScanId, ScanReport, Turn};
 use seawall_engine::{Metadata, Outcome};
 use seawall_proto::{ContentHash, Generation};
 use std::collections::HashMap;
@@ -539,7 +539,7 @@ impl Pipeline {
         let id = given.engines[number].handle.scan(
             given.content.bytes.clone(),
             given.named.meta.clone(),
-            scan.lane,
+            Turn { lane: scan.lane, client: given.content.charge.share().client },
             engine.scan_timeout,
             reply,
         );

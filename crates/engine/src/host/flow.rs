@@ -21,8 +21,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::fair::{Costs, Fair};
 use super::process::{Link, ProcessId};
-use super::{EngineConfig, Lane, Metadata, Reply, ScanError, ScanReport, SharedContent};
+use super::{EngineConfig, Lane, Metadata, Reply, ScanError, ScanReport, SharedContent, Turn};
 use crate::protocol::{Answer, Scan, ToEngine, encode_to_engine};
 use crate::report::Generation;
 
@@ -33,7 +34,7 @@ const MOST_SENDS: u8 = 8;
 /// A process with a free worker that does not take a waiting scan for this long has hung.
 pub(super) const STALL: Duration = Duration::from_secs(10);
 
-/// For how long after an access more are expected.
+/// For how long after an access more are expected, of its client and at all.
 const BUSY: Duration = Duration::from_secs(10);
 
 /// How soon a send is tried again that failed for want of memory or descriptors.
@@ -62,6 +63,11 @@ impl Workers {
         2 * self.all() as usize
     }
 
+    /// How many of one client's accesses a process may have while others have some too.
+    fn of_one(self) -> usize {
+        (self.all().saturating_sub(1)).max(1) as usize
+    }
+
     /// How many of them may be on demand. The kept threads stay free at all times: a scan may take long. While
     /// accesses come, so do half of the others, for the sake of the CPUs.
     fn on_demand(self, accesses_come: bool) -> usize {
@@ -80,6 +86,7 @@ pub(super) struct Job {
     content: SharedContent,
     metadata: Metadata,
     lane: Lane,
+    client: u64,
     timeout: Duration,
     reply: Reply,
     submitted: Instant,
@@ -88,20 +95,32 @@ pub(super) struct Job {
     cancelled: bool,
 }
 
+impl Costs for Job {
+    fn client(&self) -> u64 {
+        self.client
+    }
+
+    fn bytes(&self) -> u64 {
+        self.content.len()
+    }
+}
+
 impl Job {
     pub(super) fn new(
         content: SharedContent,
         metadata: Metadata,
-        lane: Lane,
+        turn: Turn,
         timeout: Duration,
         reply: Reply,
     ) -> Self {
         let submitted = Instant::now();
+        let Turn { lane, client } = turn;
         Self {
             id: 0,
             content,
             metadata,
             lane,
+            client,
             timeout,
             reply,
             submitted,
@@ -203,11 +222,12 @@ pub(super) struct Flow {
     workers: Workers,
     queue_limit: usize,
     next_id: u64,
-    on_access: VecDeque<Job>,
-    on_demand: VecDeque<Job>,
+    on_access: Fair<Job>,
+    on_demand: Fair<Job>,
     /// Were in work when a process died; fed again one at a time, before the others.
     suspects: VecDeque<Job>,
-    last_access: Option<Instant>,
+    /// When a client last had an access, for those that had one lately.
+    accesses: HashMap<u64, Instant>,
     flights: HashMap<u64, Flight>,
     current: Option<Current>,
     /// Scans are refused with this instead of being queued.
@@ -224,10 +244,10 @@ impl Flow {
             workers,
             queue_limit,
             next_id: 1,
-            on_access: VecDeque::new(),
-            on_demand: VecDeque::new(),
+            on_access: Fair::default(),
+            on_demand: Fair::default(),
             suspects: VecDeque::new(),
-            last_access: None,
+            accesses: HashMap::new(),
             flights: HashMap::new(),
             current: None,
             closed: None,
@@ -254,7 +274,10 @@ impl Flow {
         job.id = id;
         self.next_id += 1;
         if job.lane == Lane::OnAccess {
-            self.last_access = Some(job.submitted);
+            let now = job.submitted;
+            if self.accesses.insert(job.client, now).is_none() {
+                self.accesses.retain(|_, at| *at + BUSY > now);
+            }
         }
         self.lane(job.lane).push_back(job);
         Ok(id)
@@ -268,16 +291,16 @@ impl Flow {
             flight.link.cancel(id);
             return None;
         }
-        for queue in [&mut self.on_access, &mut self.on_demand, &mut self.suspects] {
-            let at = queue.iter().position(|job| job.id == id);
-            if let Some(job) = at.and_then(|at| queue.remove(at)) {
-                return Some(job.refuse(ScanError::Cancelled));
-            }
-        }
-        None
+        let is_it = |job: &Job| job.id == id;
+        let at = self.suspects.iter().position(is_it);
+        let job = at
+            .and_then(|at| self.suspects.remove(at))
+            .or_else(|| self.on_access.remove(is_it))
+            .or_else(|| self.on_demand.remove(is_it))?;
+        Some(job.refuse(ScanError::Cancelled))
     }
 
-    fn lane(&mut self, lane: Lane) -> &mut VecDeque<Job> {
+    fn lane(&mut self, lane: Lane) -> &mut Fair<Job> {
         match lane {
             Lane::OnAccess => &mut self.on_access,
             Lane::OnDemand => &mut self.on_demand,
@@ -294,13 +317,16 @@ impl Flow {
         let (process, by_descriptor) = (current.process, current.by_descriptor);
         let link = Arc::clone(&current.link);
         let on_demand = |flight: &&Flight| flight.job.lane == Lane::OnDemand;
-        let accesses_come = self.last_access.is_some_and(|at| at.elapsed() < BUSY);
-        let most_on_demand = self.workers.on_demand(accesses_come);
+        let lately = self.accesses.iter().filter(|(_, at)| at.elapsed() < BUSY);
+        let lately: Vec<u64> = lately.map(|(client, _)| *client).collect();
+        let most_on_demand = self.workers.on_demand(!lately.is_empty());
         let mut here = self.of(process).count();
         let mut here_on_demand = self.of(process).filter(on_demand).count();
         while here < self.workers.in_hand() {
             let room_on_demand = here_on_demand < most_on_demand;
-            let Some((job, suspect)) = self.next(room_on_demand) else { return false };
+            let Some((job, suspect)) = self.next(process, room_on_demand, &lately) else {
+                return false;
+            };
             match send(&link, &job, by_descriptor) {
                 Ok(()) => {
                     here += 1;
@@ -322,8 +348,9 @@ impl Flow {
         false
     }
 
-    /// The next scan to send, and whether it is a suspect. `on_demand`: whether there is room for such a one.
-    fn next(&mut self, on_demand: bool) -> Option<(Job, bool)> {
+    /// The next scan to send, and whether it is a suspect. `on_demand`: whether there is room for such a one; `lately`:
+    /// whose accesses came lately.
+    fn next(&mut self, process: ProcessId, on_demand: bool, lately: &[u64]) -> Option<(Job, bool)> {
         if !self.flights.values().any(|flight| flight.suspect) {
             let is_access = |job: &Job| job.lane == Lane::OnAccess;
             let first = self.suspects.iter().position(is_access).or(on_demand.then_some(0));
@@ -331,8 +358,19 @@ impl Flow {
                 return Some((job, true));
             }
         }
-        let on_demand = if on_demand { Some(&mut self.on_demand) } else { None };
-        let job = self.on_access.pop_front().or_else(|| on_demand?.pop_front())?;
+        // Where others come too, nobody has all workers: whoever has an access finds one free.
+        let most = self.workers.of_one();
+        let flights = &self.flights;
+        let may = |client: u64| {
+            let is_its = |flight: &&Flight| {
+                let job = &flight.job;
+                flight.process == process && job.client == client && job.lane == Lane::OnAccess
+            };
+            let alone = lately.iter().all(|other| *other == client);
+            alone || flights.values().filter(is_its).count() < most
+        };
+        let job = self.on_access.pop(may);
+        let job = job.or_else(|| if on_demand { self.on_demand.pop(|_| true) } else { None })?;
         Some((job, false))
     }
 
@@ -374,8 +412,8 @@ impl Flow {
         self.closed = Some(error.clone());
         let suspects = self.suspects.drain(..);
         suspects
-            .chain(self.on_access.drain(..))
-            .chain(self.on_demand.drain(..))
+            .chain(self.on_access.take_all())
+            .chain(self.on_demand.take_all())
             .map(|job| job.refuse(error.clone()))
             .collect()
     }

@@ -9,6 +9,7 @@
 //! A scan costs two thread switches: [`EngineHandle::scan`] sends to the engine from the caller's
 //! thread, and the supervisor's thread takes the report and calls `reply`.
 
+mod fair;
 mod flow;
 mod process;
 mod supervisor;
@@ -83,6 +84,22 @@ pub enum Lane {
     OnAccess,
     /// Nobody waits in a system call.
     OnDemand,
+}
+
+/// When a scan has its turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Turn {
+    /// Before or behind others.
+    pub lane: Lane,
+    /// Whose it is: clients share an engine fairly, by bytes and scans.
+    pub client: u64,
+}
+
+impl From<Lane> for Turn {
+    /// That of a caller that is alone.
+    fn from(lane: Lane) -> Self {
+        Self { lane, client: 0 }
+    }
 }
 
 /// The end of a scan.
@@ -273,7 +290,7 @@ impl EngineHandle {
         &self,
         content: SharedContent,
         metadata: Metadata,
-        lane: Lane,
+        turn: impl Into<Turn>,
         timeout: Duration,
         reply: impl FnOnce(ScanReport) + Send + 'static,
     ) -> Option<ScanId> {
@@ -281,7 +298,7 @@ impl EngineHandle {
             // Here, where nobody waits for it. Should it fail, it is tried again when it is sent.
             let _made = content.descriptor();
         }
-        let job = Job::new(content, metadata, lane, timeout, Box::new(reply));
+        let job = Job::new(content, metadata, turn.into(), timeout, Box::new(reply));
         let mut flow = lock(&self.shared.flow);
         let submitted = flow.submit(job);
         let wake = flow.pump();
