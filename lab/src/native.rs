@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -49,7 +50,9 @@ impl Native {
     pub fn start(options: &NativeOptions) -> anyhow::Result<Self> {
         let mount = check_mount(&options.mount)?;
         let binaries = ensure_binaries(Need::ALL)?;
-        let folder = Path::new("/dev/shm").join(format!("seawall-native-{}", std::process::id()));
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        let (process, number) = (std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let folder = Path::new("/dev/shm").join(format!("seawall-native-{process}-{number}"));
         fs::create_dir_all(&folder)?;
         let mut native = Self {
             api_socket: folder.join("api.sock"),

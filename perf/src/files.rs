@@ -39,7 +39,7 @@ impl Files {
             let paths = contents.iter().enumerate().map(write).collect::<anyhow::Result<_>>()?;
             all.again.push((size, paths));
             let cases = Case::all().into_iter().enumerate().filter(|(_, case)| {
-                case.setup == setup && case.size == size && case.what != What::Repeat
+                case.setup == setup && case.size == size && case.what.needs_new_files()
             });
             for (number, case) in cases {
                 let mut rounds = Vec::new();
@@ -64,7 +64,7 @@ impl Files {
 
     /// The files that one case opens in one round.
     pub fn of(&self, case: &Case, round: u32) -> &[CString] {
-        if case.what == What::Repeat {
+        if !case.what.needs_new_files() {
             return self.again(case.size);
         }
         let found = self.once.iter().find(|(once, _)| once == case);

@@ -12,8 +12,8 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::cpu::{self, Cpus};
-use crate::plan::{Case, Pace, What};
-use crate::sample::time_opens;
+use crate::plan::{Case, Pace, Setup, What};
+use crate::sample::{Use, time_opens};
 use crate::stage::text_of;
 
 /// How long it may take until all files to be repeated are marked.
@@ -55,9 +55,10 @@ pub struct Memory {
 
 impl Ours {
     /// Starts both. The calling thread is on the host's CPU then.
-    pub fn start(mount: &Path, cpus: Cpus) -> anyhow::Result<Self> {
+    pub fn start(mount: &Path, cpus: Cpus, config: &str) -> anyhow::Result<Self> {
         cpu::pin_self(cpus.host)?;
-        let options = NativeOptions { mount: mount.to_owned(), ..NativeOptions::default() };
+        let (mount, config) = (mount.to_owned(), config.to_owned());
+        let options = NativeOptions { mount, config, ..NativeOptions::default() };
         let native = Native::start(&options)?;
         let ours = Self { native, binaries: Binaries::locate(), cpus };
         cpu::pin_tree(ours.agent()?, cpus.guest)?;
@@ -80,20 +81,52 @@ impl Ours {
         cpu::check_tree(self.daemon()?, self.cpus.host)
     }
 
-    /// Lets the host learn the contents of these files, and the kernel that they are clean.
-    pub fn teach<'a>(&self, sizes: impl Iterator<Item = &'a [CString]>) -> anyhow::Result<()> {
+    /// Lets the host learn the contents of these files, the driver that they are clean and, where they are `marked`, the
+    /// kernel too.
+    pub fn teach<'a>(
+        &self,
+        sizes: impl Iterator<Item = &'a [CString]>,
+        marked: bool,
+    ) -> anyhow::Result<()> {
         let all: Vec<CString> = sizes.flatten().cloned().collect();
         let count = u32::try_from(all.len())?;
         let until = Instant::now() + MARKED_MAX;
         loop {
             let before = self.counts()?;
-            time_opens(&all, count, Pace::BackToBack)?;
-            if self.counts()?.events == before.events {
+            time_opens(&all, count, Pace::BackToBack, Use::Nothing)?;
+            let after = self.counts()?;
+            let is_learned = if marked {
+                after.events == before.events
+            } else {
+                after.requests == before.requests
+            };
+            if is_learned {
                 return Ok(());
             }
-            ensure!(Instant::now() < until, "files that were opened again still raise events");
+            ensure!(Instant::now() < until, "files that were opened again are still asked for");
             thread::sleep(Duration::from_millis(100));
         }
+    }
+
+    /// Gives the service new signatures, and lets it learn that these contents are clean for them too.
+    pub fn renew(&self, contents: &[CString]) -> anyhow::Result<()> {
+        let rules = self.native.folder.join("rules");
+        let number = std::fs::read_dir(&rules)?.count();
+        let rule =
+            format!("rule Never{number} {{ strings: $a = \"zq-never-{number}\" condition: $a }}\n");
+        std::fs::write(rules.join(format!("never-{number}.yar")), rule)?;
+        self.seawall(&["reload"])?;
+        for content in contents {
+            let path = content.to_str().context("the benchmark's own paths are text")?;
+            self.seawall(&["scan", path])?;
+        }
+        Ok(())
+    }
+
+    fn seawall(&self, arguments: &[&str]) -> anyhow::Result<()> {
+        let mut command = Command::new("timeout");
+        command.arg("60").arg(&self.binaries.cli).arg("--socket").arg(&self.native.api_socket);
+        text_of(command.args(arguments)).map(drop)
     }
 
     /// Asks both what they have counted.
@@ -148,8 +181,11 @@ pub fn astray(case: &Case, opens: u32, before: Counts, after: Counts) -> u64 {
     let opens = u64::from(opens);
     let requests = after.requests - before.requests;
     match case.what {
-        What::Repeat => after.events - before.events,
-        What::KnownContent => {
+        What::Repeat | What::Read if case.setup == Setup::Unmarked => {
+            opens.abs_diff(after.events - before.events).max(requests)
+        }
+        What::Repeat | What::Read => after.events - before.events,
+        What::KnownContent | What::NewSignatures => {
             opens.abs_diff(requests).max(opens.abs_diff(after.cache_hits - before.cache_hits))
         }
         What::NewContent => {
@@ -161,7 +197,6 @@ pub fn astray(case: &Case, opens: u32, before: Counts, after: Counts) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::Setup;
 
     #[test]
     fn opens_that_went_another_way_are_counted() {

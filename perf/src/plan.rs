@@ -10,10 +10,13 @@ pub enum Setup {
     Listener,
     MarksOnly,
     Ours,
+    /// Ours, and no file is marked: each open raises an event, which the driver answers from what it remembers.
+    Unmarked,
 }
 
 impl Setup {
-    pub const ALL: [Self; 4] = [Self::Unprotected, Self::Listener, Self::MarksOnly, Self::Ours];
+    pub const ALL: [Self; 5] =
+        [Self::Unprotected, Self::Listener, Self::MarksOnly, Self::Ours, Self::Unmarked];
 
     /// For people.
     pub fn name(self) -> &'static str {
@@ -22,6 +25,7 @@ impl Setup {
             Self::Listener => "listener",
             Self::MarksOnly => "marks only",
             Self::Ours => "ours",
+            Self::Unmarked => "ours, unmarked",
         }
     }
 
@@ -32,6 +36,7 @@ impl Setup {
             Self::Listener => "b",
             Self::MarksOnly => "m",
             Self::Ours => "o",
+            Self::Unmarked => "u",
         }
     }
 }
@@ -42,6 +47,10 @@ impl Setup {
 pub enum What {
     /// One that was opened before and has not changed.
     Repeat,
+    /// The same, and it is read to its end.
+    Read,
+    /// One that was clean before there were new signatures, and has a content that the host knows to be clean since.
+    NewSignatures,
     /// One that was never opened, with a content that the host knows.
     KnownContent,
     /// One that was never opened, with a content that was never seen.
@@ -49,10 +58,17 @@ pub enum What {
 }
 
 impl What {
+    /// Whether each open is of a file that was not opened before.
+    pub fn needs_new_files(self) -> bool {
+        matches!(self, Self::KnownContent | Self::NewContent)
+    }
+
     /// For people.
     pub fn name(self) -> &'static str {
         match self {
             Self::Repeat => "repeat open",
+            Self::Read => "repeat open and read",
+            Self::NewSignatures => "after new signatures",
             Self::KnownContent => "new file, known content",
             Self::NewContent => "new file, new content",
         }
@@ -82,6 +98,9 @@ impl Pace {
 /// The contents' sizes in bytes.
 pub const SIZES: [u32; 3] = [4 << 10, 64 << 10, 1 << 20];
 
+/// The size of the files that are read.
+const READ_SIZE: u32 = 64 << 10;
+
 /// A size for people.
 pub fn size_name(size: u32) -> String {
     if size >= 1 << 20 { format!("{} MiB", size >> 20) } else { format!("{} KiB", size >> 10) }
@@ -100,19 +119,27 @@ impl Case {
     /// All cases in the order in which they are reported.
     pub fn all() -> Vec<Self> {
         use Pace::{BackToBack, OnePerMs};
-        use What::{KnownContent, NewContent, Repeat};
+        use What::{KnownContent, NewContent, NewSignatures, Read, Repeat};
         let kinds = [
             (Setup::Unprotected, Repeat, BackToBack),
             (Setup::Listener, Repeat, BackToBack),
             (Setup::Listener, Repeat, OnePerMs),
             (Setup::MarksOnly, Repeat, BackToBack),
             (Setup::Ours, Repeat, BackToBack),
+            (Setup::Unprotected, Read, BackToBack),
+            (Setup::Listener, Read, BackToBack),
+            (Setup::MarksOnly, Read, BackToBack),
+            (Setup::Ours, Read, BackToBack),
+            (Setup::Unmarked, Repeat, BackToBack),
+            (Setup::Unmarked, Repeat, OnePerMs),
+            (Setup::Ours, NewSignatures, BackToBack),
             (Setup::Ours, KnownContent, BackToBack),
             (Setup::Ours, KnownContent, OnePerMs),
             (Setup::Ours, NewContent, BackToBack),
         ];
         let of = |(setup, what, pace)| SIZES.map(|size| Self { setup, what, pace, size });
-        kinds.into_iter().flat_map(of).collect()
+        let is_one = |case: &Self| case.what != Read || case.size == READ_SIZE;
+        kinds.into_iter().flat_map(of).filter(is_one).collect()
     }
 
     /// Its name in the report and in raw results.
@@ -121,16 +148,40 @@ impl Case {
         format!("{}, {}, {}, {}", setup.name(), what.name(), size_name(*size), pace.name())
     }
 
+    /// Whether the same files are opened again and again.
+    fn is_repeat(&self) -> bool {
+        matches!(self.what, What::Repeat | What::Read)
+    }
+
+    /// What is aimed at: at most so many times the other setup.
+    pub fn goals(&self) -> Vec<(Setup, f64)> {
+        let by_size = |goals: [f64; 3]| {
+            let at = SIZES.iter().position(|size| *size == self.size);
+            at.map(|at| (Setup::Listener, goals[at])).into_iter().collect()
+        };
+        match (self.setup, self.what, self.pace) {
+            (Setup::Ours, What::Repeat | What::Read, Pace::BackToBack) => {
+                vec![(Setup::MarksOnly, 1.03), (Setup::Listener, 0.35)]
+            }
+            (Setup::Unmarked, ..) => vec![(Setup::Listener, 1.1)],
+            (Setup::Ours, What::NewSignatures, _) => vec![(Setup::Listener, 1.2)],
+            (Setup::Ours, What::KnownContent, Pace::BackToBack) => by_size([1.4, 2.8, 20.0]),
+            (Setup::Ours, What::KnownContent, Pace::OnePerMs) => by_size([4.5, 6.0, 22.0]),
+            _ => Vec::new(),
+        }
+    }
+
     /// The case of another setup that it is compared with, where there is one.
     pub fn peer(&self, setup: Setup) -> Option<Self> {
-        let peer = Self { setup, what: What::Repeat, ..*self };
+        let what = if self.what == What::Read { What::Read } else { What::Repeat };
+        let peer = Self { setup, what, ..*self };
         // A marked file raises no event, so it is compared with what raises none; everything else
         // only with a listener, which also gets one event for each open.
         let fits = match setup {
             Setup::Listener => true,
-            Setup::MarksOnly => self.setup == Setup::Ours && self.what == What::Repeat,
-            Setup::Unprotected => self.what == What::Repeat,
-            Setup::Ours => false,
+            Setup::MarksOnly => self.setup == Setup::Ours && self.is_repeat(),
+            Setup::Unprotected => self.is_repeat(),
+            Setup::Ours | Setup::Unmarked => false,
         };
         (fits && peer != *self && Self::all().contains(&peer)).then_some(peer)
     }
@@ -168,8 +219,9 @@ impl Amounts {
     pub fn opens(&self, case: &Case) -> u32 {
         let large = usize::from(case.size >= 1 << 20);
         let counted = match (case.what, case.pace) {
-            (What::Repeat, Pace::BackToBack) => self.repeats,
-            (What::Repeat, Pace::OnePerMs) => self.paced,
+            (What::NewSignatures, _) => return crate::files::CONTENTS,
+            (What::Repeat | What::Read, Pace::BackToBack) => self.repeats,
+            (What::Repeat | What::Read, Pace::OnePerMs) => self.paced,
             (What::KnownContent, _) => self.known[large],
             (What::NewContent, _) => self.new[large],
         };
@@ -179,7 +231,7 @@ impl Amounts {
     /// Bytes of content that all cases of a setup need.
     pub fn bytes(&self, setup: Setup) -> u64 {
         let again = SIZES.map(|size| u64::from(size) * u64::from(crate::files::CONTENTS));
-        let once = Case::all().into_iter().filter(|case| case.what != What::Repeat);
+        let once = Case::all().into_iter().filter(|case| case.what.needs_new_files());
         let once = once.filter(|case| case.setup == setup);
         let once = once.map(|case| u64::from(case.size) * u64::from(self.opens(&case)));
         again.iter().sum::<u64>() + once.sum::<u64>() * u64::from(self.rounds)

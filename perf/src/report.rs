@@ -31,7 +31,9 @@ pub struct Results {
     pub guest_cpu: usize,
     pub host_cpu: usize,
     pub rounds: u32,
-    pub rows: Vec<Row>,
+    /// What is aimed at, and what became of it.
+    pub rows: Vec<Figure>,
+    pub cases: Vec<Row>,
     pub memory: Option<Memory>,
     pub notes: Vec<String>,
     pub failed: Vec<Failure>,
@@ -42,6 +44,40 @@ pub struct Results {
 pub struct Failure {
     pub name: String,
     pub reason: String,
+}
+
+/// A figure that has a goal: the most that it may be.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Figure {
+    pub name: String,
+    pub value: f64,
+    pub unit: &'static str,
+    pub goal: f64,
+    pub met: bool,
+    /// Between what the rounds' own values lie.
+    pub spread: [f64; 2],
+}
+
+impl Figure {
+    fn new(name: String, value: Median, unit: &'static str, goal: f64) -> Self {
+        let Median { median, spread } = value;
+        Self { name, value: median, unit, goal, met: median <= goal, spread }
+    }
+
+    /// What the goals of a case came to.
+    pub fn of(case: &Case, row: &Row) -> Vec<Self> {
+        let figure = |(against, goal): (Setup, f64)| {
+            let name = format!("{}, times {}", row.name, against.name());
+            Some(Self::new(name, *row.ratios.get(&against)?, "x", goal))
+        };
+        case.goals().into_iter().filter_map(figure).collect()
+    }
+
+    /// Of memory, at most so many MiB.
+    pub fn of_memory(name: &str, kib: u64, goal_mib: f64) -> Self {
+        let mib = (kib as f64 / 1024.0 * 1e3).round() / 1e3;
+        Self::new(name.into(), Median { median: mib, spread: [mib, mib] }, "MiB", goal_mib)
+    }
 }
 
 /// One case. All times in microseconds; each is the median of what the rounds gave.
@@ -117,12 +153,17 @@ impl Results {
     /// With one line for each row, so that two runs can be compared by eye.
     pub fn to_json(&self) -> anyhow::Result<String> {
         let mut value = serde_json::to_value(self)?;
-        let rows = value.get_mut("rows").map(Value::take).unwrap_or_default();
-        let rows: Vec<String> =
-            rows.as_array().into_iter().flatten().map(Value::to_string).collect();
-        let placeholder = "\"rows\": null";
-        let rows = format!("\"rows\": [\n    {}\n  ]", rows.join(",\n    "));
-        Ok(serde_json::to_string_pretty(&value)?.replacen(placeholder, &rows, 1) + "\n")
+        let lists = ["rows", "cases"].map(|name| {
+            let list = value.get_mut(name).map(Value::take).unwrap_or_default();
+            let lines = list.as_array().into_iter().flatten().map(Value::to_string);
+            let lines: Vec<String> = lines.collect();
+            (name, format!("\"{name}\": [\n    {}\n  ]", lines.join(",\n    ")))
+        });
+        let mut text = serde_json::to_string_pretty(&value)?;
+        for (name, list) in lists {
+            text = text.replacen(&format!("\"{name}\": null"), &list, 1);
+        }
+        Ok(text + "\n")
     }
 
     /// For people.
@@ -148,7 +189,7 @@ impl Results {
         if self.quick {
             writeln!(out, "quick     shows that the benchmark works; no figures to go by")?;
         }
-        writeln!(out, "\n{}", table(&self.rows))?;
+        writeln!(out, "\n{}\n\n{}", table(&self.cases), goals(&self.rows))?;
         if let Some(Memory { driver_kib, service_kib, engine_kib }) = &self.memory {
             writeln!(
                 out,
@@ -202,6 +243,24 @@ fn table(rows: &[Row]) -> Table {
         let right = |text: String| Cell::new(text).set_alignment(CellAlignment::Right);
         let cells = text.into_iter().map(Cell::new).chain(numbers.into_iter().map(right));
         table.add_row(cells.chain([Cell::new(cpu.join(", "))]));
+    }
+    table
+}
+
+fn goals(figures: &[Figure]) -> Table {
+    let mut table = Table::new();
+    table.load_style(comfy_table::presets::NOTHING);
+    table.set_header(["GOAL", "AT MOST", "IS", "ROUNDS", "MET"]);
+    for figure in figures {
+        let right = |text: String| Cell::new(text).set_alignment(CellAlignment::Right);
+        let [low, high] = figure.spread;
+        table.add_row([
+            Cell::new(&figure.name),
+            right(format!("{} {}", figure.goal, figure.unit)),
+            right(number(figure.value)),
+            right(format!("{}–{}", number(low), number(high))),
+            Cell::new(if figure.met { "yes" } else { "no" }),
+        ]);
     }
     table
 }

@@ -1,6 +1,7 @@
 //! One run: prepare, measure in rounds, report.
 
 use std::collections::BTreeMap;
+use std::ffi::CString;
 use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
@@ -14,10 +15,10 @@ use crate::cpu::{self, Cpus};
 use crate::files::Files;
 use crate::listener::Listener;
 use crate::machine::{self, Machine};
-use crate::ours::{Ours, astray};
-use crate::plan::{Amounts, Case, Random, SIZES, Setup};
-use crate::report::{Failure, Results, Row};
-use crate::sample::{Times, time_opens};
+use crate::ours::{Memory, Ours, astray};
+use crate::plan::{Amounts, Case, Random, SIZES, Setup, What};
+use crate::report::{Failure, Figure, Results, Row};
+use crate::sample::{Times, Use, time_opens};
 use crate::stage::{self, Stage};
 use crate::watchdog::{clear, start as start_watchdog, step};
 
@@ -138,10 +139,9 @@ impl Bench {
             notes: Vec::new(),
             _stages: stages,
         };
-        let mut without_ours = without_ours;
         for ((setup, files), stage) in files.into_iter().zip(&bench._stages) {
             step(format!("starting `{}`", setup.name()));
-            let without = without_ours.take_if(|_| setup == Setup::Ours);
+            let without = without_ours.clone().filter(|_| is_ours(setup));
             match start(setup, &files, &stage.folder, cpus, without) {
                 Ok(watcher) => drop(bench.ready.insert(setup, Ready { files, watcher })),
                 Err(error) => drop(bench.failed.insert(setup.name().into(), format!("{error:#}"))),
@@ -153,7 +153,12 @@ impl Bench {
 
     fn measure(&mut self, case: &Case, round: u32) {
         let Some(ready) = self.ready.get(&case.setup) else { return };
-        match measure(ready, case, round, self.amounts.opens(case), &mut self.notes) {
+        let contents = self
+            .ready
+            .get(&Setup::Unprotected)
+            .map_or(&[][..], |ready| ready.files.again(case.size));
+        let opens = self.amounts.opens(case);
+        match measure(ready, case, contents, round, opens, &mut self.notes) {
             Ok(measured) => self.rounds.entry(*case).or_default().push(measured),
             Err(error) => {
                 let why = format!("round {}: {error:#}", round + 1);
@@ -170,7 +175,13 @@ impl Bench {
             let failed = failed.map(|error| ("ours, at the end".into(), format!("{error:#}")));
             self.failed.extend(failed);
         }
-        let rows = Case::all().iter().filter_map(|case| Row::of(case, &self.rounds)).collect();
+        let row = |case: &Case| Some((*case, Row::of(case, &self.rounds)?));
+        let cases: Vec<(Case, Row)> = Case::all().iter().filter_map(row).collect();
+        let mut rows: Vec<Figure> = cases.iter().flat_map(|(c, row)| Figure::of(c, row)).collect();
+        rows.extend(memory.as_ref().map(|memory: &Memory| {
+            Figure::of_memory("memory of driver and supervisor", memory.driver_kib, 2.0)
+        }));
+        let cases = cases.into_iter().map(|(_, row)| row).collect();
         let failed = self.failed.into_iter().map(|(name, reason)| Failure { name, reason });
         Results {
             date: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
@@ -184,11 +195,16 @@ impl Bench {
             host_cpu: self.cpus.host,
             rounds: self.amounts.rounds,
             rows,
+            cases,
             memory,
             notes: self.notes,
             failed: failed.collect(),
         }
     }
+}
+
+fn is_ours(setup: Setup) -> bool {
+    matches!(setup, Setup::Ours | Setup::Unmarked)
 }
 
 fn start(
@@ -203,13 +219,16 @@ fn start(
         Setup::Unprotected => Watcher::Nobody,
         Setup::Listener => Watcher::Listener(Listener::start(folder, false)?),
         Setup::MarksOnly => Watcher::Listener(Listener::start(folder, true)?),
-        Setup::Ours => {
+        Setup::Ours | Setup::Unmarked => {
             if let Some(why) = without {
                 bail!("{why}");
             }
-            let ours = Ours::start(folder, cpus)?;
+            let marked = setup == Setup::Ours;
+            // A strict policy marks no file.
+            let config = if marked { "" } else { "[policy]\nmode = \"strict\"\n" };
+            let ours = Ours::start(folder, cpus, config)?;
             cpu::pin_self(cpus.guest)?;
-            ours.teach(SIZES.iter().map(|size| files.again(*size)))?;
+            ours.teach(SIZES.iter().map(|size| files.again(*size)), marked)?;
             Watcher::Ours(Box::new(ours))
         }
     })
@@ -218,6 +237,7 @@ fn start(
 fn measure(
     ready: &Ready,
     case: &Case,
+    contents: &[CString],
     round: u32,
     opens: u32,
     notes: &mut Vec<String>,
@@ -234,13 +254,17 @@ fn measure(
         Watcher::Ours(ours) => ours.counts().map(Some),
         _ => Ok(None),
     };
+    if let (What::NewSignatures, Watcher::Ours(ours)) = (case.what, &ready.watcher) {
+        ours.renew(contents)?;
+    }
     let before = counts()?;
     thread::sleep(REST);
     let used = |parts: &[(&'static str, Vec<Process>)]| -> Vec<Option<u64>> {
         parts.iter().map(|(_, processes)| cpu::used_ns(processes)).collect()
     };
     let used_before = used(&parts);
-    let times = time_opens(ready.files.of(case, round), opens, case.pace)?;
+    let with = if case.what == What::Read { Use::Read } else { Use::Nothing };
+    let times = time_opens(ready.files.of(case, round), opens, case.pace, with)?;
     let used_after = used(&parts);
     if let (Some(before), Some(after)) = (before, counts()?) {
         let astray = astray(case, opens, before, after);
@@ -252,6 +276,10 @@ fn measure(
             let (name, round) = (case.name(), round + 1);
             notes.push(format!("{name}: in round {round} {astray} of {opens} went another way"));
         }
+    }
+    if let (What::NewSignatures, Watcher::Ours(ours)) = (case.what, &ready.watcher) {
+        // The next case finds all as it was.
+        ours.teach(SIZES.iter().map(|size| ready.files.again(*size)), true)?;
     }
     let each = parts.iter().zip(used_before).zip(used_after);
     let cpu_us = each.filter_map(|(((part, _), before), after)| {

@@ -10,10 +10,24 @@ use serde::Serialize;
 
 use crate::plan::{Pace, WARM_UP};
 
+/// What is done with an open file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    Nothing,
+    /// It is read to its end.
+    Read,
+}
+
 /// Opens and closes `count` files, beginning again with the first where there are fewer. Gives the
 /// times in microseconds, without those of the warm-up.
-pub fn time_opens(paths: &[CString], count: u32, pace: Pace) -> anyhow::Result<Vec<f64>> {
+pub fn time_opens(
+    paths: &[CString],
+    count: u32,
+    pace: Pace,
+    with: Use,
+) -> anyhow::Result<Vec<f64>> {
     let mut times = Vec::with_capacity(count as usize);
+    let mut buffer = vec![0; 64 << 10];
     let begin = Instant::now();
     for (n, path) in (0..count).zip(paths.iter().cycle()) {
         if pace == Pace::OnePerMs {
@@ -23,6 +37,7 @@ pub fn time_opens(paths: &[CString], count: u32, pace: Pace) -> anyhow::Result<V
         let start = Instant::now();
         let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
             .with_context(|| format!("{path:?} cannot be opened"))?;
+        while with == Use::Read && rustix::io::read(&file, &mut buffer)? > 0 {}
         drop(file);
         let took = start.elapsed();
         if n >= WARM_UP {
