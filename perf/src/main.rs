@@ -25,6 +25,8 @@
 mod cpu;
 mod engines;
 mod files;
+mod fleet;
+mod guests;
 mod listener;
 mod machine;
 mod ours;
@@ -89,9 +91,9 @@ enum Role {
         /// Why driver and service cannot run
         #[arg(long)]
         without_ours: Option<String>,
-        /// Measure full scans of many guests
-        #[arg(long)]
-        storm: bool,
+        /// What to measure
+        #[arg(long, value_enum, default_value = "open")]
+        scenario: Scenario,
         /// They have the files of this image of a Debian
         #[arg(long)]
         debian: Option<PathBuf>,
@@ -120,11 +122,13 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match arguments.role {
         None => measure(&arguments.scenarios, &arguments.options),
-        Some(Role::Inside { storm: true, debian, options, .. }) => {
-            storm::run(options.quick, options.json.as_deref(), debian.as_deref())
-        }
-        Some(Role::Inside { without_ours, options, .. }) => {
-            run::run(options.amounts(), options.quick, options.json.as_deref(), without_ours)
+        Some(Role::Inside { scenario, without_ours, debian, options }) => {
+            let (quick, json) = (options.quick, options.json.as_deref());
+            match scenario {
+                Scenario::Storm => storm::run(quick, json, debian.as_deref()),
+                Scenario::Guests => guests::run(quick, json),
+                _ => run::run(options.amounts(), quick, json, without_ours),
+            }
         }
         Some(Role::Listener { mount, marks }) => listener::listen(&mount, marks),
         Some(Role::NullEngine) => Ok(engines::null::engine()),
@@ -140,21 +144,21 @@ fn main() -> ExitCode {
 }
 
 fn measure(scenarios: &[Scenario], options: &Options) -> anyhow::Result<ExitCode> {
-    let storm = scenarios.contains(&Scenario::Storm);
-    let open = scenarios.is_empty() || scenarios.contains(&Scenario::Open);
-    if !open && !storm {
+    let alone = scenarios.iter().copied().find(|scenario| scenario.is_alone());
+    let alone = if scenarios.is_empty() { Some(Scenario::Open) } else { alone };
+    let Some(alone) = alone else {
         let json = options.json.as_deref();
         return engines::run(scenarios, options.rounds, options.quick, json);
-    }
+    };
     ensure!(
         scenarios.len() < 2,
-        "open and storm are measured alone: they need the machine for themselves"
+        "open, guests and storm are measured alone: they need the machine for themselves"
     );
-    outside(options, storm)
+    outside(options, alone)
 }
 
 /// Builds what is measured, then starts this program again inside new namespaces.
-fn outside(options: &Options, storm: bool) -> anyhow::Result<ExitCode> {
+fn outside(options: &Options, scenario: Scenario) -> anyhow::Result<ExitCode> {
     ensure!(rustix::process::geteuid().is_root(), "fanotify and mounts need root");
     let json = options.json.as_deref().map(std::path::absolute).transpose()?;
     // The first process inside lays a file system of its own over this folder.
@@ -163,12 +167,9 @@ fn outside(options: &Options, storm: bool) -> anyhow::Result<ExitCode> {
     let without_ours = ensure_binaries(Need::ALL).err().map(|error| format!("{error:#}"));
 
     let mut inside = Command::new(std::env::current_exe()?);
-    inside.arg("inside");
-    if storm {
-        inside.arg("--storm");
-        if !options.quick {
-            inside.arg("--debian").arg(ensure_debian_image()?);
-        }
+    inside.args(["inside", "--scenario", scenario.name()]);
+    if scenario == Scenario::Storm && !options.quick {
+        inside.arg("--debian").arg(ensure_debian_image()?);
     }
     if let Some(rounds) = options.rounds {
         inside.args(["--rounds", &rounds.to_string()]);

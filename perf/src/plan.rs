@@ -83,6 +83,8 @@ pub enum Pace {
     BackToBack,
     /// One each millisecond: whoever answers sleeps in between.
     OnePerMs,
+    /// Four threads open, each one after the other. The time is that of all, by the number of opens.
+    FourAtOnce,
 }
 
 impl Pace {
@@ -91,6 +93,7 @@ impl Pace {
         match self {
             Self::BackToBack => "back to back",
             Self::OnePerMs => "one per ms",
+            Self::FourAtOnce => "four at once",
         }
     }
 }
@@ -118,12 +121,13 @@ pub struct Case {
 impl Case {
     /// All cases in the order in which they are reported.
     pub fn all() -> Vec<Self> {
-        use Pace::{BackToBack, OnePerMs};
+        use Pace::{BackToBack, FourAtOnce, OnePerMs};
         use What::{KnownContent, NewContent, NewSignatures, Read, Repeat};
         let kinds = [
             (Setup::Unprotected, Repeat, BackToBack),
             (Setup::Listener, Repeat, BackToBack),
             (Setup::Listener, Repeat, OnePerMs),
+            (Setup::Listener, Repeat, FourAtOnce),
             (Setup::MarksOnly, Repeat, BackToBack),
             (Setup::Ours, Repeat, BackToBack),
             (Setup::Unprotected, Read, BackToBack),
@@ -132,13 +136,19 @@ impl Case {
             (Setup::Ours, Read, BackToBack),
             (Setup::Unmarked, Repeat, BackToBack),
             (Setup::Unmarked, Repeat, OnePerMs),
+            (Setup::Unmarked, Repeat, FourAtOnce),
+            (Setup::Ours, KnownContent, FourAtOnce),
             (Setup::Ours, NewSignatures, BackToBack),
             (Setup::Ours, KnownContent, BackToBack),
             (Setup::Ours, KnownContent, OnePerMs),
             (Setup::Ours, NewContent, BackToBack),
         ];
         let of = |(setup, what, pace)| SIZES.map(|size| Self { setup, what, pace, size });
-        let is_one = |case: &Self| case.what != Read || case.size == READ_SIZE;
+        let is_one = |case: &Self| match (case.what, case.pace) {
+            (Read, _) => case.size == READ_SIZE,
+            (_, FourAtOnce) => case.size == SIZES[0],
+            _ => true,
+        };
         kinds.into_iter().flat_map(of).filter(is_one).collect()
     }
 
@@ -163,6 +173,9 @@ impl Case {
             (Setup::Ours, What::Repeat | What::Read, Pace::BackToBack) => {
                 vec![(Setup::MarksOnly, 1.03), (Setup::Listener, 0.35)]
             }
+            // 0.9 and 0.45 times the throughput.
+            (Setup::Unmarked, _, Pace::FourAtOnce) => vec![(Setup::Listener, 1.111)],
+            (Setup::Ours, What::KnownContent, Pace::FourAtOnce) => vec![(Setup::Listener, 2.222)],
             (Setup::Unmarked, ..) => vec![(Setup::Listener, 1.1)],
             (Setup::Ours, What::NewSignatures, _) => vec![(Setup::Listener, 1.2)],
             (Setup::Ours, What::KnownContent, Pace::BackToBack) => by_size([1.4, 2.8, 20.0]),
@@ -220,7 +233,7 @@ impl Amounts {
         let large = usize::from(case.size >= 1 << 20);
         let counted = match (case.what, case.pace) {
             (What::NewSignatures, _) => return crate::files::CONTENTS,
-            (What::Repeat | What::Read, Pace::BackToBack) => self.repeats,
+            (What::Repeat | What::Read, Pace::BackToBack | Pace::FourAtOnce) => self.repeats,
             (What::Repeat | What::Read, Pace::OnePerMs) => self.paced,
             (What::KnownContent, _) => self.known[large],
             (What::NewContent, _) => self.new[large],

@@ -7,6 +7,7 @@ use comfy_table::{Cell, CellAlignment, Table};
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::engines::rounds::Goal;
 use crate::machine::Machine;
 use crate::ours::Memory;
 use crate::plan::{Case, Pace, Setup, What, size_name};
@@ -47,21 +48,21 @@ pub struct Failure {
 }
 
 /// A figure that has a goal: the most that it may be.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Figure {
     pub name: String,
     pub value: f64,
     pub unit: &'static str,
-    pub goal: f64,
+    pub goal: Goal,
     pub met: bool,
     /// Between what the rounds' own values lie.
     pub spread: [f64; 2],
 }
 
 impl Figure {
-    fn new(name: String, value: Median, unit: &'static str, goal: f64) -> Self {
-        let Median { median, spread } = value;
-        Self { name, value: median, unit, goal, met: median <= goal, spread }
+    fn new(name: String, value: Median, unit: &'static str, most: f64) -> Self {
+        let (Median { median, spread }, goal) = (value, Goal::AtMost(most));
+        Self { name, value: median, unit, goal, met: goal.is_met(median), spread }
     }
 
     /// What the goals of a case came to.
@@ -250,13 +251,13 @@ fn table(rows: &[Row]) -> Table {
 fn goals(figures: &[Figure]) -> Table {
     let mut table = Table::new();
     table.load_style(comfy_table::presets::NOTHING);
-    table.set_header(["GOAL", "AT MOST", "IS", "ROUNDS", "MET"]);
+    table.set_header(["FIGURE", "GOAL", "IS", "ROUNDS", "MET"]);
     for figure in figures {
         let right = |text: String| Cell::new(text).set_alignment(CellAlignment::Right);
         let [low, high] = figure.spread;
         table.add_row([
             Cell::new(&figure.name),
-            right(format!("{} {}", figure.goal, figure.unit)),
+            right(format!("{} {}", figure.goal.name(), figure.unit)),
             right(number(figure.value)),
             right(format!("{}–{}", number(low), number(high))),
             Cell::new(if figure.met { "yes" } else { "no" }),

@@ -9,12 +9,11 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use seawall_lab::Binaries;
 use serde_json::Value;
 use walkdir::WalkDir;
 
@@ -23,6 +22,7 @@ use crate::engines::database;
 use crate::engines::made::{Corpus, by_chance};
 use crate::engines::report::Results;
 use crate::engines::rounds::{Goal, Row};
+use crate::fleet::{Engine, Host, cpu_of_all, memory_of_all};
 use crate::machine;
 use crate::run::keep;
 use crate::sample::Times;
@@ -34,8 +34,6 @@ const NAME: &str = "storm";
 const LARGEST: u64 = 32 << 20;
 /// Of ten files that a guest has, so many are the same in all.
 const SHARED: usize = 7;
-const REGION: u64 = 16 << 20;
-const PATIENCE: Duration = Duration::from_secs(100);
 
 /// Measures and reports, as the first process of new namespaces.
 pub fn run(quick: bool, json: Option<&Path>, debian: Option<&Path>) -> anyhow::Result<ExitCode> {
@@ -68,17 +66,17 @@ pub fn run(quick: bool, json: Option<&Path>, debian: Option<&Path>) -> anyhow::R
     let mut ours = Vec::new();
     for count in &counts {
         let folders: Vec<_> = roots[..*count].iter().map(|root| root.folder.as_path()).collect();
-        let host = Host::start(&base.join(format!("host-{count}")), &database, &folders)?;
-        settings = host.settings()?;
+        let host = start(&base.join(format!("host-{count}")), &database, &folders)?;
+        settings = self::settings(&host)?;
         step(format!("{count} guests"));
-        let cost = measured(|| host.scan(&["--all"]))?;
+        let cost = measured(|| scan(&host, &["--all"]))?;
         rows.extend(cost.rows(&format!("ours, {count} guests")));
         ours.push((*count, cost));
     }
     let folders = [roots[0].folder.as_path(), clone.folder.as_path()];
-    let host = Host::start(&base.join("host-clones"), &database, &folders)?;
+    let host = start(&base.join("host-clones"), &database, &folders)?;
     step("clones");
-    let [first, second] = ["g0", "g1"].map(|guest| measured(|| host.scan(&[guest])));
+    let [first, second] = ["g0", "g1"].map(|guest| measured(|| scan(&host, &[guest])));
     let speed = |cost: &Cost| cost.files as f64 * 1000.0 / cost.took_ms.max(1) as f64;
     let (first, second) = (first?, second?);
     rows.push(row("clone after its original", "files/s", speed(&second)));
@@ -155,7 +153,7 @@ fn beside(base: &Path, database: &Path, roots: &[Stage], quick: bool) -> anyhow:
     own.sync()?;
     let mut folders = vec![own.folder.as_path()];
     folders.extend(roots.iter().take(3).map(|root| root.folder.as_path()));
-    let host = Host::start(&base.join("host-beside"), database, &folders)?;
+    let host = start(&base.join("host-beside"), database, &folders)?;
     let scanned: Vec<_> = (1..folders.len()).map(|number| format!("g{number}")).collect();
     // As many as there are, or as long as `more` says.
     let timed = |paths: &[PathBuf], more: &dyn Fn() -> bool| {
@@ -171,7 +169,7 @@ fn beside(base: &Path, database: &Path, roots: &[Stage], quick: bool) -> anyhow:
     let quiet = timed(&batches[0], &|| true)?;
     let names: Vec<_> = scanned.iter().map(String::as_str).collect();
     let busy = thread::scope(|scope| {
-        let scan = scope.spawn(|| host.scan(&names));
+        let scan = scope.spawn(|| scan(&host, &names));
         thread::sleep(Duration::from_millis(300));
         let busy = timed(&batches[1], &|| !scan.is_finished());
         let scan = scan.join().map_err(|_| anyhow::anyhow!("the scan panicked"))?;
@@ -257,6 +255,14 @@ fn root(name: &str, content: &Content, number: usize) -> anyhow::Result<Stage> {
     Ok(stage)
 }
 
+/// Four guests at a time, and nobody waits for a machine that is at rest.
+const CONFIG: &str = "[on_demand]\nguests_at_once = 4\npressure_percent = 0";
+
+fn start(folder: &Path, database: &Path, mounts: &[&Path]) -> anyhow::Result<Host> {
+    let engine = Engine::ClamAv { database: database.to_owned() };
+    Host::start(folder, &engine, CONFIG, mounts)
+}
+
 /// What something cost.
 struct Cost {
     time: Duration,
@@ -294,173 +300,31 @@ fn measured(work: impl FnOnce() -> anyhow::Result<Came>) -> anyhow::Result<Cost>
     Ok(Cost { time, cpu, memory_kib: memory_of_all(), files, infected, took_ms })
 }
 
-/// CPU time of all processes of this PID namespace but this one, those too that have ended.
-fn cpu_of_all() -> Duration {
-    // utime, stime, and the same of children that have ended: fields 14 to 17 (proc_pid_stat(5)).
-    let of = |pid: u32, fields: std::ops::Range<usize>| -> u64 {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let rest = stat.rfind(')').map_or("", |at| &stat[at + 1..]);
-        let numbers: Vec<u64> =
-            rest.split_whitespace().skip(11).take(4).filter_map(|word| word.parse().ok()).collect();
-        numbers.get(fields).into_iter().flatten().sum()
-    };
-    let ticks: u64 = of(1, 2..4) + others().into_iter().map(|pid| of(pid, 0..4)).sum::<u64>();
-    Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second())
+/// The configuration that the engine has given its clamd.
+fn settings(host: &Host) -> anyhow::Result<String> {
+    for entry in fs::read_dir(host.folder.join("engine"))? {
+        if let Ok(text) = fs::read_to_string(entry?.path().join("clamd.conf")) {
+            return Ok(text);
+        }
+    }
+    anyhow::bail!("no clamd.conf of the engine")
 }
 
-fn others() -> Vec<u32> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.filter(|pid| *pid != 1).collect()
-}
-
-/// Memory of the same processes in KiB, what is shared counted by parts, without the regions.
-fn memory_of_all() -> u64 {
-    let of = |pid: &u32| {
-        let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-        let value = |line: &str| line.split_whitespace().nth(1)?.parse::<u64>().ok();
-        let counts = |line: &&str| ["Pss_Anon:", "Pss_File:"].iter().any(|n| line.starts_with(n));
-        rollup.lines().filter(counts).filter_map(value).sum::<u64>()
-    };
-    others().iter().map(of).sum()
-}
-
-/// A service, and a driver for each guest.
-struct Host {
-    folder: PathBuf,
-    cli: PathBuf,
-    children: Vec<Child>,
-}
-
-impl Host {
-    fn start(folder: &Path, database: &Path, mounts: &[&Path]) -> anyhow::Result<Self> {
-        let binaries = Binaries::locate();
-        fs::create_dir_all(folder.join("clamav"))?;
-        let at = |name: &str| folder.join(name).display().to_string();
-        let engine = binaries.engine_clamav.display();
-        let mut config = format!(
-            "[service]\napi_socket = \"{}\"\nstate_dir = \"{}\"\n[[engine]]\nname = \"clamav\"\ncommand = [\"{engine}\", \
-             \"--database\", \"{}\", \"--temporary\", \"{}\"]\nmemory_mib = 8192\n[on_demand]\n\
-             guests_at_once = 4\npressure_percent = 0\n",
-            at("api.sock"),
-            at("state"),
-            database.display(),
-            at("clamav"),
+/// Scans.
+fn scan(host: &Host, words: &[&str]) -> anyhow::Result<Came> {
+    let output = host.command().arg("scan").args(words).output()?;
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    let scans: Value = serde_json::from_slice(&output.stdout).context(text)?;
+    let (mut files, mut infected, mut took_ms) = (0, 0, 0);
+    for scan in scans.as_array().into_iter().flatten() {
+        let number = |key: &str| scan[key].as_u64().unwrap_or(0);
+        ensure!(
+            scan["state"] == "done" && number("errors") + number("missed") == 0,
+            "a scan did not come to its end: {scan}"
         );
-        for number in 0..mounts.len() {
-            let region = at(&format!("region-{number}"));
-            fs::File::create(&region)?.set_len(REGION)?;
-            config += &format!(
-                "[[guest]]\nname = \"g{number}\"\nregion = \"{region}\"\nsocket = \"{}\"\n",
-                at(&format!("link-{number}"))
-            );
-        }
-        fs::write(folder.join("seawalld.toml"), config)?;
-        let mut host = Self { folder: folder.to_owned(), cli: binaries.cli, children: Vec::new() };
-        let config = at("seawalld.toml");
-        host.spawn(&binaries.daemon, &["--config".into(), config], "seawalld")?;
-        host.until("the engine", |host| Ok(host.ask(&["status"])?["healthy"] == true))?;
-        for (number, mount) in mounts.iter().enumerate() {
-            let arguments = [
-                "run".to_owned(),
-                format!("--link=unix:{}", at(&format!("link-{number}"))),
-                format!("--region={}", at(&format!("region-{number}"))),
-                format!("--only-mount={}", mount.display()),
-                format!("--control={}", at(&format!("control-{number}"))),
-                format!("--journal={}", at(&format!("journal-{number}"))),
-            ];
-            host.spawn(&binaries.agent, &arguments, &format!("agent-{number}"))?;
-        }
-        host.until("the drivers", |host| {
-            let guests = host.ask(&["guests"])?;
-            let watches = |guest: &Value| guest["session"]["coverage"]["covered"] == 1;
-            Ok(guests.as_array().is_some_and(|guests| guests.iter().all(watches)))
-        })?;
-        Ok(host)
+        files += number("files");
+        infected += usize::try_from(number("infected"))?;
+        took_ms += number("took_ms");
     }
-
-    fn spawn(&mut self, program: &Path, arguments: &[String], log: &str) -> anyhow::Result<()> {
-        let log = fs::File::create(self.folder.join(format!("{log}.log")))?;
-        let child = Command::new(program)
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .with_context(|| program.display().to_string())?;
-        self.children.push(child);
-        Ok(())
-    }
-
-    fn command(&self) -> Command {
-        let mut command = Command::new(&self.cli);
-        command.arg("--socket").arg(self.folder.join("api.sock")).arg("--json");
-        command
-    }
-
-    fn ask(&self, words: &[&str]) -> anyhow::Result<Value> {
-        Ok(serde_json::from_str(&text_of(self.command().args(words))?)?)
-    }
-
-    fn until(
-        &self,
-        what: &str,
-        is_so: impl Fn(&Self) -> anyhow::Result<bool>,
-    ) -> anyhow::Result<()> {
-        let until = Instant::now() + PATIENCE;
-        while !is_so(self).unwrap_or(false) {
-            let log = || fs::read_to_string(self.folder.join("seawalld.log")).unwrap_or_default();
-            ensure!(Instant::now() < until, "{what}: not ready\n{}", log());
-            thread::sleep(Duration::from_millis(50));
-        }
-        Ok(())
-    }
-
-    /// The configuration that the engine has given its clamd.
-    fn settings(&self) -> anyhow::Result<String> {
-        for entry in fs::read_dir(self.folder.join("clamav"))? {
-            if let Ok(text) = fs::read_to_string(entry?.path().join("clamd.conf")) {
-                return Ok(text);
-            }
-        }
-        anyhow::bail!("no clamd.conf of the engine")
-    }
-
-    /// Scans.
-    fn scan(&self, words: &[&str]) -> anyhow::Result<Came> {
-        let output = self.command().arg("scan").args(words).output()?;
-        let text = String::from_utf8_lossy(&output.stderr).into_owned();
-        let scans: Value = serde_json::from_slice(&output.stdout).context(text)?;
-        let (mut files, mut infected, mut took_ms) = (0, 0, 0);
-        for scan in scans.as_array().into_iter().flatten() {
-            let number = |key: &str| scan[key].as_u64().unwrap_or(0);
-            ensure!(
-                scan["state"] == "done" && number("errors") + number("missed") == 0,
-                "a scan did not come to its end: {scan}"
-            );
-            files += number("files");
-            infected += usize::try_from(number("infected"))?;
-            took_ms += number("took_ms");
-        }
-        Ok(Came { files, infected, took_ms })
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        // The drivers first: they let go of their file systems while the service still answers.
-        for child in self.children.iter_mut().rev() {
-            let pid = rustix::process::Pid::from_child(child);
-            let _gone = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-            let _reaped = child.wait();
-        }
-        // The engine's clamd ends with it; what is not gone by then is no part of the next measurement.
-        let until = Instant::now() + Duration::from_secs(10);
-        while !others().is_empty() && Instant::now() < until {
-            // We are the first process of the namespace: what loses its parent is ours.
-            let options = rustix::process::WaitOptions::NOHANG;
-            while let Ok(Some(_)) = rustix::process::wait(options) {}
-            thread::sleep(Duration::from_millis(20));
-        }
-    }
+    Ok(Came { files, infected, took_ms })
 }

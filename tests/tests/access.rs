@@ -244,6 +244,8 @@ fn protection_ends_and_begins_with_the_driver(checks: &mut Checks, lab: &Lab, gu
     checks.that("without the driver EICAR is read", output.stdout == eicar(), shown(&output));
     let output = guest.exec(["/data/busybox-bad", "echo", "ran"]).unwrap();
     checks.that("and the infected program runs", output.text() == "ran", shown(&output));
+    // The host knows this content, and the guest has it in memory.
+    sh(guest, "cp /data/clean /data/clean-again; sleep 1").ok().unwrap();
     let output = guest.exec(["/data/bad-script"]).unwrap();
     checks.that("and the infected script", output.text() == "ran", shown(&output));
     // One infected program runs already when the driver starts.
@@ -254,6 +256,9 @@ fn protection_ends_and_begins_with_the_driver(checks: &mut Checks, lab: &Lab, gu
     guest.start_agent().unwrap();
     guest.wait_protected(SOON * 2).unwrap();
     checks.denied("EICAR with the driver back", &cat(guest, "/data/eicar"));
+    cat(guest, "/data/clean-again").ok().unwrap();
+    let in_ring = driver_number(guest, "in_ring").unwrap();
+    checks.that("known content is asked for in the ring", in_ring > 0, in_ring);
     checks.soon("what ran already is scanned and reported", SOON, || {
         has_event(lab, EventKind::Verdict, |event| {
             event.path.as_deref() == Some("/data/busybox-runs")

@@ -7,7 +7,7 @@ use crate::tools::cargo;
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// open (when nothing is given), storm, engines-yara, engines-clamav, engines-cost, engines-rules,
+    /// open (when nothing is given), guests, storm, engines-yara, engines-clamav, engines-cost, engines-rules,
     /// engines-signatures, engines-hash, exclusions
     #[arg(value_name = "SCENARIO")]
     scenarios: Vec<String>,

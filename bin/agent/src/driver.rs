@@ -59,6 +59,8 @@ pub struct Counters {
     pub passed: AtomicU64,
     pub remembered: AtomicU64,
     pub requests: AtomicU64,
+    /// Of these, asked and answered in the ring.
+    pub in_ring: AtomicU64,
     pub denied: AtomicU64,
     pub unscanned: AtomicU64,
     pub overloaded: AtomicU64,

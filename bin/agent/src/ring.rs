@@ -332,6 +332,7 @@ fn settle(driver: &Driver, asked: Asked, reply: Reply) {
     match reply {
         Reply::Clean(clean) => {
             count(&driver.counters.requests);
+            count(&driver.counters.in_ring);
             verdict::allow(driver, job, &look, Some(clean));
         }
         Reply::Unknown => driver.push_job(Job { ask: Ask::Content, ..job }),

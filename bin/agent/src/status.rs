@@ -41,6 +41,8 @@ pub struct Status {
     pub passed: u64,
     pub remembered: u64,
     pub requests: u64,
+    /// Of these, known content that was asked for in the ring.
+    pub in_ring: u64,
     pub denied: u64,
     pub unscanned: u64,
     pub overloaded: u64,
@@ -134,6 +136,7 @@ impl Status {
             passed,
             remembered,
             requests,
+            in_ring: driver.counters.in_ring.load(Ordering::Relaxed),
             denied,
             unscanned,
             overloaded,
@@ -184,8 +187,13 @@ impl Status {
         writeln!(out, "overlays      {}", self.overlay)?;
         writeln!(
             out,
-            "events        {} ({} passed, {} remembered, {} sent to the host), {} held now",
-            self.events, self.passed, self.remembered, self.requests, self.outstanding
+            "events        {} ({} passed, {} remembered, {} asked of the host, {} of them in the ring), {} held now",
+            self.events,
+            self.passed,
+            self.remembered,
+            self.requests,
+            self.in_ring,
+            self.outstanding
         )?;
         writeln!(
             out,

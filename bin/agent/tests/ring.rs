@@ -64,6 +64,7 @@ fn known_content_is_let_through_marked_and_remembered() {
         assert!(seen.iter().zip(&contents).all(|(query, content)| is_content(query, content)));
         assert_eq!(native.host.requests(), 0, "{mode:?}");
         assert_eq!(native.number("requests"), contents.len() as u64);
+        assert_eq!(native.number("in_ring"), contents.len() as u64);
         let rings = native.host.seen.doorbells.load(Ordering::Relaxed);
         assert_eq!(rings > 0, mode == RingMode::Sleeps);
         // Marked: nobody hears of the next opens.

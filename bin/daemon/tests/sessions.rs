@@ -5,7 +5,7 @@ mod common;
 use common::{Connection, PATIENCE, Service, Setup, seawall, wait_for};
 use seawall_client::{EventKind, GuestState};
 use seawall_proto::noise::{HANDSHAKE_LEN, Initiator, Opener, Sealer};
-use seawall_proto::{FailMode, Key, Preface, Refusal, RegionId, ToGuest, VerdictKind};
+use seawall_proto::{FailMode, Key, Operation, Preface, Refusal, RegionId, ToGuest, VerdictKind};
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
@@ -318,4 +318,40 @@ fn tcp_is_for_those_who_hold_the_regions_key() {
     assert!(connect_tcp(&service, two.region, &two.key).is_some());
     assert_eq!(driver.scan(b"it stands").kind, VerdictKind::Clean);
     drop(idle);
+}
+
+/// As many verdicts as a service may be told to keep, from the state that an earlier one left.
+#[test]
+fn a_million_verdicts_fit() {
+    const MILLION: u64 = 1_000_000;
+    let more = format!("[limits]\nverdict_cache_entries = {MILLION}\n");
+    let mut service = Service::start(Setup { more, ..Setup::default() });
+    assert_eq!(service.driver("g1").scan(b"makes the set known").kind, VerdictKind::Clean);
+    service.restart_after("TERM", |service| {
+        let mut state = rusqlite::Connection::open(service.path("state/state.db")).unwrap();
+        let transaction = state.transaction().unwrap();
+        let set: (i64, Vec<u8>) = transaction
+            .query_row("SELECT id, digest FROM sets", (), |row| Ok((row.get(0)?, row.get(1)?)))
+            .unwrap();
+        let sql = "INSERT INTO verdicts (set_id, hash, seal) VALUES (?1, ?2, ?3)";
+        let mut insert = transaction.prepare(sql).unwrap();
+        for n in 0..MILLION {
+            let hash = *blake3::hash(&n.to_le_bytes()).as_bytes();
+            let seal = blake3::Hasher::new().update(&set.1).update(&hash).finalize();
+            insert.execute((set.0, hash, &seal.as_bytes()[..8])).unwrap();
+        }
+        drop(insert);
+        transaction.commit().unwrap();
+    });
+    let until = Instant::now() + 6 * PATIENCE;
+    while service.status().cached_verdicts < MILLION * 98 / 100 {
+        assert!(Instant::now() < until, "{} are remembered", service.status().cached_verdicts);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let resident = service.status().resources.resident_kib;
+    println!("resident: {resident} KiB with {} verdicts", service.status().cached_verdicts);
+    assert!(resident < 170 * 1024, "{resident} KiB");
+    let newest = *blake3::hash(&(MILLION - 1).to_le_bytes()).as_bytes();
+    let verdict = service.driver("g1").name(Operation::Open, newest);
+    assert_eq!(verdict.map(|verdict| verdict.kind), Some(VerdictKind::Clean));
 }

@@ -34,6 +34,8 @@ use crate::watchdog::clear;
 pub enum Scenario {
     /// What an open costs: unprotected, under a bare listener, and under Seawall
     Open,
+    /// What a further guest costs, and whether guests leave each other their share
+    Guests,
     /// Full scans of many guests at once beside a clamd in each
     Storm,
     /// The YARA-X engine beside the yr command
@@ -50,6 +52,22 @@ pub enum Scenario {
     EnginesHash,
     /// Decisions over ten thousand exclusions
     Exclusions,
+}
+
+impl Scenario {
+    /// Whether it needs the machine for itself, in namespaces of its own.
+    pub fn is_alone(self) -> bool {
+        matches!(self, Self::Open | Self::Guests | Self::Storm)
+    }
+
+    /// As on the command line, of those that are alone.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Guests => "guests",
+            Self::Storm => "storm",
+            _ => "open",
+        }
+    }
 }
 
 /// What a scenario works with.
@@ -111,7 +129,7 @@ pub fn run(
     let mut rows = Vec::new();
     for scenario in scenarios {
         let (name, measured) = match scenario {
-            Scenario::Open | Scenario::Storm => continue,
+            Scenario::Open | Scenario::Guests | Scenario::Storm => continue,
             Scenario::EnginesYara => ("engines-yara", yara::run(&mut bench)),
             Scenario::EnginesClamav => ("engines-clamav", clamav::run(&mut bench)),
             Scenario::EnginesCost => ("engines-cost", cost::run(&mut bench)),

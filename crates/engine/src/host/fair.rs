@@ -75,10 +75,12 @@ impl<T: Costs> Fair<T> {
 
     /// The next one, of a client that may have one now.
     pub(super) fn pop(&mut self, may: impl Fn(u64) -> bool) -> Option<T> {
-        let eligible = self.turns.iter().filter(|client| may(**client)).count();
         // Without others nobody is to be fair to.
-        let alone = eligible == 1;
-        while eligible > 0 {
+        let alone = match self.turns.iter().filter(|client| may(**client)).count() {
+            0 => return None,
+            eligible => eligible == 1,
+        };
+        loop {
             let client = *self.turns.front()?;
             let waiting = self.clients.get_mut(&client)?;
             let cost = waiting.queue.front().map_or(0, cost);
@@ -92,7 +94,6 @@ impl<T: Costs> Fair<T> {
             waiting.saved = if may { waiting.saved.saturating_add(QUANTUM) } else { waiting.saved };
             self.turns.rotate_left(1);
         }
-        None
     }
 
     /// Takes out the first one that `is_it`.

@@ -1,0 +1,268 @@
+//! `guests`: what a further guest costs, and whether guests leave each other their share.
+//!
+//! All guests have the same files, as clones have, and a driver each; the service has one engine. Each opens all of them,
+//! one guest after the other: the first pays for the scans. Then many open known content at once, and one opens new files
+//! as fast as it can beside another.
+
+use std::ffi::CString;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+
+use crate::engines::database;
+use crate::engines::made::{content, write_rules};
+use crate::engines::report::Results;
+use crate::engines::rounds::{Goal, Row};
+use crate::fleet::{Engine, Host, cpu_of_host};
+use crate::machine;
+use crate::plan::Pace;
+use crate::run::keep;
+use crate::sample::{Median, Times, Use, time_opens};
+use crate::stage::{self, SHARED_MEMORY, Stage};
+use crate::watchdog::{clear, start as start_watchdog, step};
+
+const NAME: &str = "guests";
+
+/// How much is measured.
+struct Amounts {
+    guests: usize,
+    files: u32,
+    signatures: u64,
+    rules: usize,
+    /// How many open at once, the fewer and the more.
+    crowds: [usize; 2],
+    crowd_files: u32,
+    /// New files beside a guest that opens as fast as it can.
+    beside: u32,
+}
+
+const FULL: Amounts = Amounts {
+    guests: 16,
+    files: 2_000,
+    signatures: 1_000_000,
+    rules: 1_000,
+    crowds: [8, 64],
+    crowd_files: 400,
+    beside: 1_000,
+};
+const QUICK: Amounts = Amounts {
+    guests: 3,
+    files: 50,
+    signatures: 2_000,
+    rules: 20,
+    crowds: [2, 4],
+    crowd_files: 20,
+    beside: 50,
+};
+
+/// Measures and reports, as the first process of new namespaces.
+pub fn run(quick: bool, json: Option<&Path>) -> anyhow::Result<ExitCode> {
+    stage::settle_in()?;
+    start_watchdog();
+    let load_before = machine::load();
+    let amounts = if quick { QUICK } else { FULL };
+    let base = Path::new(SHARED_MEMORY).join(NAME);
+    fs::create_dir_all(&base)?;
+    step("signatures");
+    database::write(&base.join("database"), amounts.signatures)?;
+    write_rules(&base.join("rules"), amounts.rules)?;
+    let clamav = Engine::ClamAv { database: base.join("database") };
+    let yara = Engine::Yara { rules: base.join("rules") };
+    let yara_name = format!("{} YARA rules", amounts.rules);
+    let mut rows = Vec::new();
+    for (name, engine, most) in [("ClamAV", &clamav, 0.1), (yara_name.as_str(), &yara, 0.5)] {
+        rows.extend(clones(&base, name, engine, most, &amounts)?);
+    }
+    rows.extend(crowds(&base, &yara, &amounts)?);
+    rows.extend(beside(&base, &yara, &amounts)?);
+    clear();
+    let note = format!(
+        "{NAME}: {} files of 4 to 64 KiB in each guest, all the same; CPU is that of the service and its engine",
+        amounts.files
+    );
+    let results = Results::new(quick, load_before, rows, vec![note], Vec::new());
+    println!("{}", results.to_text());
+    keep(&results.to_json()?, &results.file_name().replace("engines", NAME), quick, json)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn goal(name: impl Into<String>, unit: &'static str, value: f64, goal: Goal) -> Row {
+    let rounded = (value * 1000.0).round() / 1000.0;
+    let row = Row::single(NAME, name, unit, rounded);
+    Row { goal: Some(goal), met: Some(goal.is_met(value)), ..row }
+}
+
+fn row(name: impl Into<String>, unit: &'static str, value: f64) -> Row {
+    Row::single(NAME, name, unit, (value * 1000.0).round() / 1000.0)
+}
+
+/// Files of 4 to 64 KiB; the same `seed` gives the same ones.
+fn files(name: &str, count: u32, seed: u64) -> anyhow::Result<(Stage, Vec<CString>)> {
+    let size = |n: u32| 4096_u32 << (n % 5);
+    let bytes = (0..count).map(|n| u64::from(size(n))).sum();
+    let stage = Stage::mount(name, bytes)?;
+    let mut paths = Vec::new();
+    for n in 0..count {
+        let path = stage.folder.join(n.to_string());
+        fs::write(&path, content(size(n) as usize, seed + u64::from(n)))?;
+        paths.push(CString::new(path.as_os_str().as_bytes())?);
+    }
+    stage.sync()?;
+    Ok((stage, paths))
+}
+
+/// What has been counted so, once it does not change any more.
+fn counted(host: &Host, name: &str) -> anyhow::Result<u64> {
+    let status = host.ask(&["status"])?;
+    status["counters"][name].as_u64().with_context(|| format!("no counter {name}"))
+}
+
+fn clones(
+    base: &Path,
+    name: &str,
+    engine: &Engine,
+    most: f64,
+    amounts: &Amounts,
+) -> anyhow::Result<Vec<Row>> {
+    step(format!("{name}: files"));
+    let guests = (0..amounts.guests)
+        .map(|guest| files(&format!("clone-{guest}"), amounts.files, 1))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let folders: Vec<_> = guests.iter().map(|(stage, _)| stage.folder.as_path()).collect();
+    let host = Host::start(&base.join("clones"), engine, "", &folders)?;
+    let mut cost = Vec::new();
+    for (guest, (_, paths)) in guests.iter().enumerate() {
+        step(format!("{name}: guest {guest}"));
+        let before = cpu_of_host(&host);
+        time_opens(paths, amounts.files, Pace::BackToBack, Use::Nothing)?;
+        cost.push((cpu_of_host(&host) - before).as_secs_f64() * 1e6 / f64::from(amounts.files));
+    }
+    let scans = counted(&host, "scans")? as f64;
+    drop(host);
+    fs::remove_dir_all(base.join("clones"))?;
+    let (first, further) = cost.split_first().context("no guest")?;
+    let further = Median::of(further.iter().copied()).context("one guest alone")?;
+    let wanted = f64::from(amounts.files);
+    Ok(vec![
+        goal(format!("{name}, {} guests: scans", amounts.guests), "", scans, Goal::AtMost(wanted)),
+        row(format!("{name}, the first guest: CPU for an open"), "us", *first),
+        row(format!("{name}, a further guest: CPU for an open"), "us", further.median),
+        goal(
+            format!("{name}, CPU of a further guest over the first"),
+            "x",
+            further.median / first,
+            Goal::AtMost(most),
+        ),
+    ])
+}
+
+/// Opens of known content in many guests at once.
+fn crowds(base: &Path, engine: &Engine, amounts: &Amounts) -> anyhow::Result<Vec<Row>> {
+    let [few, many] = amounts.crowds;
+    step("many guests: files");
+    let guests = (0..many)
+        .map(|guest| files(&format!("crowd-{guest}"), amounts.crowd_files, 9_000_000))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    // The host learns what all of them have.
+    let (learned, paths) = files("crowd-known", amounts.crowd_files, 9_000_000)?;
+    let mut rates = Vec::new();
+    let mut rows = Vec::new();
+    for count in [few, many] {
+        step(format!("{count} guests at once"));
+        let mut folders = vec![learned.folder.as_path()];
+        folders.extend(guests[..count].iter().map(|(stage, _)| stage.folder.as_path()));
+        let host = Host::start(&base.join("crowd"), engine, "", &folders)?;
+        time_opens(&paths, amounts.crowd_files, Pace::BackToBack, Use::Nothing)?;
+        let since = Instant::now();
+        let took: Vec<Duration> = thread::scope(|scope| {
+            let open = |paths: &'_ [CString]| -> anyhow::Result<Duration> {
+                time_opens(paths, amounts.crowd_files, Pace::BackToBack, Use::Nothing)?;
+                Ok(since.elapsed())
+            };
+            let threads: Vec<_> =
+                guests[..count].iter().map(|(_, paths)| scope.spawn(move || open(paths))).collect();
+            let joined = threads
+                .into_iter()
+                .map(|thread| thread.join().map_err(|_| anyhow::anyhow!("an opener panicked"))?);
+            joined.collect::<anyhow::Result<_>>()
+        })?;
+        let all = f64::from(amounts.crowd_files) * count as f64;
+        let last = took.iter().max().context("no guest")?.as_secs_f64();
+        let first = took.iter().min().context("no guest")?.as_secs_f64();
+        rates.push(all / last);
+        rows.push(row(format!("{count} guests at once: opens of known content"), "/s", all / last));
+        rows.push(row(
+            format!("{count} guests at once: first to end over last"),
+            "x",
+            first / last,
+        ));
+        drop(host);
+        fs::remove_dir_all(base.join("crowd"))?;
+    }
+    let ratio = rates[1] / rates[0];
+    rows.push(goal(
+        format!("throughput of {many} guests over {few}"),
+        "x",
+        ratio,
+        Goal::AtLeast(0.9),
+    ));
+    Ok(rows)
+}
+
+/// New files in one guest, alone and beside one that opens new files as fast as it can.
+fn beside(base: &Path, engine: &Engine, amounts: &Amounts) -> anyhow::Result<Vec<Row>> {
+    step("a greedy guest: files");
+    let (modest, paths) = files("modest", 2 * amounts.beside, 20_000_000)?;
+    let (greedy, flood) = files("greedy", 20 * amounts.beside, 40_000_000)?;
+    let folders = [modest.folder.as_path(), greedy.folder.as_path()];
+    let host = Host::start(&base.join("beside"), engine, "", &folders)?;
+    let (alone, beside) = paths.split_at(amounts.beside as usize);
+    step("a modest guest alone");
+    let times = |paths: &[CString]| {
+        Times::of(time_opens(paths, amounts.beside, Pace::OnePerMs, Use::Nothing)?)
+            .context("no samples")
+    };
+    let alone = times(alone)?;
+    step("a modest guest beside a greedy one");
+    let (stop, opened) = (AtomicBool::new(false), AtomicU64::new(0));
+    let next = AtomicU64::new(0);
+    let beside = thread::scope(|scope| {
+        let openers = 4;
+        for _ in 0..openers {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let at = next.fetch_add(1, Ordering::Relaxed) as usize;
+                    let Some(path) = flood.get(at) else { break };
+                    let flags = rustix::fs::OFlags::RDONLY;
+                    if rustix::fs::open(path, flags, rustix::fs::Mode::empty()).is_ok() {
+                        opened.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+        thread::sleep(Duration::from_millis(100));
+        let beside = times(beside);
+        stop.store(true, Ordering::Relaxed);
+        beside
+    })?;
+    ensure!(
+        (next.load(Ordering::Relaxed) as usize) < flood.len(),
+        "the greedy guest came to its end"
+    );
+    drop(host);
+    let ratio = beside.p99 / alone.p99;
+    Ok(vec![
+        row("a modest guest alone: p50 of new files", "us", alone.p50),
+        row("a modest guest alone: p99 of new files", "us", alone.p99),
+        row("beside a greedy one: p50", "us", beside.p50),
+        row("beside a greedy one: p99", "us", beside.p99),
+        row("what the greedy one opened meanwhile", "", opened.load(Ordering::Relaxed) as f64),
+        goal("p99 beside a greedy guest over alone", "x", ratio, Goal::AtMost(2.0)),
+    ])
+}
