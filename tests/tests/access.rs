@@ -49,6 +49,7 @@ fn story(kernel: Kernel, link: Link) {
     infected_files_are_denied(&mut checks, &lab, &g1);
     infected_files_are_denied_wherever_they_appear(&mut checks, &lab, &g1);
     one_scan_serves_all_guests(&mut checks, &lab, &g1, &g2);
+    a_change_is_never_missed(&mut checks, &g1);
     a_clean_file_raises_no_second_event(&mut checks, &g1);
     every_access_had_its_verdict(&mut checks, &lab, before);
     protection_ends_and_begins_with_the_driver(&mut checks, &lab, &g1);
@@ -216,6 +217,49 @@ fn one_scan_serves_all_guests(checks: &mut Checks, lab: &Lab, g1: &Guest, g2: &G
     let asked = guest_view(lab, "g2").unwrap().requests;
     checks.that("the second guest asks for it", asked > requests, (requests, asked));
     checks.that("the engine's counter does not move", scans() == first, (first, scans()));
+}
+
+/// A file that was clean, and was opened so, is not clean any more, whichever way it changed.
+fn a_change_is_never_missed(checks: &mut Checks, guest: &Guest) {
+    let length = eicar().len();
+    // As long as what comes in its place.
+    let clean = format!("printf '%-{length}s' clean");
+    let prepare = format!(
+        "mkdir -p /data/ways /data/ways-bound; mount --bind /data/ways /data/ways-bound; cd /data/ways; {clean} >ref"
+    );
+    sh(guest, &prepare).ok().unwrap();
+    let ways = [
+        ("written over", "dd of=FILE conv=notrunc"),
+        ("written anew", "cat >FILE"),
+        ("written over, with its time set back", "dd of=FILE conv=notrunc && touch -r ref FILE"),
+        ("grown, then written over", "truncate -s 500 FILE && dd of=FILE conv=notrunc"),
+        ("cut off, then written", "truncate -s 0 FILE && dd of=FILE conv=notrunc"),
+        ("another renamed over it", "cat >new && mv new FILE"),
+        ("another linked in its place", "cat >other && rm FILE && ln other FILE && rm other"),
+        ("written through another name", "ln FILE name && dd of=name conv=notrunc && rm name"),
+        ("written through a bind mount", "dd of=/data/ways-bound/FILE conv=notrunc"),
+        ("moved away, and another in its place", "mv FILE away && cat >FILE && rm away"),
+    ];
+    // Remembered, and marked; and too young for that.
+    let all: Vec<String> = (0..ways.len()).map(|n| format!("settled-{n}")).collect();
+    let all = all.join(" ");
+    let make = format!(
+        "cd /data/ways; for f in {all}; do {clean} >$f; done; sleep 1; cat {all} >/dev/null && cat {all} >/dev/null"
+    );
+    sh(guest, &make).ok().unwrap();
+    for (n, (way, change)) in ways.into_iter().enumerate() {
+        for (age, open) in [("settled", ":"), ("young", "cat FILE >/dev/null")] {
+            let file = format!("{age}-{n}");
+            let make = if age == "young" { format!("{clean} >FILE;") } else { String::new() };
+            let script = format!(
+                "cd /data/ways && {make} {open} && touch -r FILE ref && {{ {change}; }} 2>&1"
+            );
+            let output = with_eicar(guest, &[], &script.replace("FILE", &file));
+            checks.that(&format!("{age}: {way}"), output.success(), shown(&output));
+            checks.denied(&format!("{age}: {way}"), &cat(guest, &format!("/data/ways/{file}")));
+        }
+    }
+    sh(guest, "umount /data/ways-bound; rm -rf /data/ways").ok().unwrap();
 }
 
 fn a_clean_file_raises_no_second_event(checks: &mut Checks, guest: &Guest) {
