@@ -26,13 +26,13 @@ pub struct Files {
 impl Files {
     /// Writes the files that the cases of `setup` need.
     pub fn write(folder: &Path, setup: Setup, amounts: &Amounts) -> anyhow::Result<Self> {
-        // The same in each run and for each setup; only new contents have to be new, and the host
-        // starts with no knowledge.
+        // New contents are the same in each run: the host starts with no knowledge.
         let mut random = Random(0);
         let mut all = Self { again: Vec::new(), once: Vec::new() };
         for size in SIZES {
-            let contents: Vec<Vec<u8>> =
-                (0..CONTENTS).map(|_| content(size, &mut random)).collect();
+            // The same for each setup.
+            let mut known = Random(size.into());
+            let contents: Vec<Vec<u8>> = (0..CONTENTS).map(|_| content(size, &mut known)).collect();
             let write = |(n, content): (usize, &Vec<u8>)| {
                 write_file(folder, &format!("again-{size}-{n}"), content)
             };

@@ -235,6 +235,8 @@ impl Amounts {
             (What::NewSignatures, _) => return crate::files::CONTENTS,
             (What::Repeat | What::Read, Pace::BackToBack | Pace::FourAtOnce) => self.repeats,
             (What::Repeat | What::Read, Pace::OnePerMs) => self.paced,
+            // Four threads take a while to begin.
+            (What::KnownContent, Pace::FourAtOnce) => 6 * self.known[large],
             (What::KnownContent, _) => self.known[large],
             (What::NewContent, _) => self.new[large],
         };

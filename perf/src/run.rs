@@ -266,7 +266,12 @@ fn measure(
     let with = if case.what == What::Read { Use::Read } else { Use::Nothing };
     let times = time_opens(ready.files.of(case, round), opens, case.pace, with)?;
     let used_after = used(&parts);
-    if let (Some(before), Some(after)) = (before, counts()?) {
+    let after = counts()?;
+    if let (What::NewSignatures, Watcher::Ours(ours)) = (case.what, &ready.watcher) {
+        // The next case finds all as it was.
+        ours.teach(SIZES.iter().map(|size| ready.files.again(*size)), true)?;
+    }
+    if let (Some(before), Some(after)) = (before, after) {
         let astray = astray(case, opens, before, after);
         ensure!(
             astray as f64 <= ASTRAY_MAX * f64::from(opens),
@@ -276,10 +281,6 @@ fn measure(
             let (name, round) = (case.name(), round + 1);
             notes.push(format!("{name}: in round {round} {astray} of {opens} went another way"));
         }
-    }
-    if let (What::NewSignatures, Watcher::Ours(ours)) = (case.what, &ready.watcher) {
-        // The next case finds all as it was.
-        ours.teach(SIZES.iter().map(|size| ready.files.again(*size)), true)?;
     }
     let each = parts.iter().zip(used_before).zip(used_after);
     let cpu_us = each.filter_map(|(((part, _), before), after)| {

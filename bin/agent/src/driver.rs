@@ -17,6 +17,7 @@ use crate::on_demand::OnDemand;
 use crate::region::Region;
 use crate::remedy::Task;
 use crate::ring::Patience;
+use crate::scan::word;
 use crate::session::Session;
 use crate::truth;
 use seawall_fanotify::ledger::{Claim, Ledger};
@@ -403,7 +404,9 @@ impl Driver {
     /// still remembered after the mark was not forgotten before it.
     pub fn mark_again(&self, file: impl AsFd, identity: &Identity) {
         let file = file.as_fd();
-        self.mark_clean(file);
+        if !self.mark_clean(file) {
+            return;
+        }
         let same = Look::at(file).is_ok_and(|now| now.identity == *identity);
         let known = self.memory.known(identity, process::now_ms());
         if !same || !matches!(known, Some(Known::Clean { .. })) {
@@ -417,12 +420,12 @@ impl Driver {
         let _none = self.groups.permission.unignore(file.as_fd(), self.groups.ignore);
     }
 
-    /// Sets the clean mark. A plain one keeps its inode in memory, so there is a bounded number of
-    /// them: at the bound all go, and files come back as they are opened.
-    pub fn mark_clean(&self, file: impl AsFd) {
+    /// Sets the clean mark, unless policy has none. Plain ones keep inodes in memory: at a bound all go, and files
+    /// come back as they are opened.
+    fn mark_clean(&self, file: impl AsFd) -> bool {
         // Whoever gives a file away (chown(2), chmod(2)) leaves its mark: then memory alone counts, which compares.
         if self.policy().mode == Mode::Strict {
-            return;
+            return false;
         }
         let Groups { permission, ignore, .. } = &self.groups;
         if *ignore == IgnoreMark::Plain
@@ -432,7 +435,7 @@ impl Driver {
             let _none = permission.flush_ignored();
         }
         // Without the mark the next open raises an event and is answered from memory.
-        let _unmarked = permission.ignore_opens(file.as_fd(), *ignore);
+        permission.ignore_opens(file.as_fd(), *ignore).is_ok()
     }
 
     // --- the link -------------------------------------------------------------------------------
@@ -779,21 +782,5 @@ pub fn decision(answer: Answer) -> Decision {
     match answer {
         Answer::Allow => Decision::Allow,
         Answer::Deny => Decision::Deny,
-    }
-}
-
-/// For people.
-pub fn word(reason: ExposureReason) -> &'static str {
-    match reason {
-        ExposureReason::LinkDown => "no link to the host",
-        ExposureReason::Deadline => "no verdict in time",
-        ExposureReason::TooLarge => "too large",
-        ExposureReason::HostError => "the host had no verdict",
-        ExposureReason::Overload => "too many accesses at once",
-        ExposureReason::Changing => "it changed while it was read",
-        ExposureReason::Unreadable => "it cannot be read",
-        ExposureReason::WorkerDied => "the driver was restarted",
-        ExposureReason::HeldByWriter => "somebody writes it",
-        ExposureReason::RanBefore => "it ran before it was watched",
     }
 }

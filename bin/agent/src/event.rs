@@ -109,14 +109,13 @@ pub fn read_events(driver: &Driver, number: usize) {
     let group = &driver.groups.permission;
     let queue = Queue::of(group).ok();
     let (mut held, mut asking) = (Vec::with_capacity(BATCH), Vec::with_capacity(BATCH));
+    let mut is_alone = true;
     loop {
         driver.ledger.beat_reader(number, process::now_ms());
         match group.read(BATCH, |event| held.extend(take(driver, event))) {
-            Ok(_) => (),
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => match &queue {
-                Some(queue) => queue.wait(),
-                None => drop(wait_readable(group)),
-            },
+            // Where one came alone there is most likely no other yet.
+            Ok(came) => is_alone = came == 1,
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => is_alone = true,
             // The kernel has denied what it could not hand out. Out of descriptors is bounded away;
             // should it happen all the same, a pause lets others close theirs.
             Err(_) => std::thread::sleep(Duration::from_millis(1)),
@@ -124,6 +123,12 @@ pub fn read_events(driver: &Driver, number: usize) {
         // All are asked for before the first reply is looked for.
         asking.extend(held.drain(..).filter_map(|event| ring::ask(driver, event)));
         asking.drain(..).for_each(|asking| ring::look(driver, asking));
+        if is_alone {
+            match &queue {
+                Some(queue) => queue.wait(),
+                None => drop(wait_readable(group)),
+            }
+        }
     }
 }
 

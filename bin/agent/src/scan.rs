@@ -14,7 +14,7 @@
 //! still the same is looked at before an allow ([`crate::verdict`]).
 
 use crate::coverage;
-use crate::driver::{Ask, Driver, Job, Purpose, Subject, count, word};
+use crate::driver::{Ask, Driver, Job, Purpose, Subject, count};
 use crate::event::HeldEvent;
 use crate::file::{Look, metadata};
 use crate::memory::Known;
@@ -379,5 +379,21 @@ impl Source<'_> {
         let len = done as u64;
         let last = done < PIECE || start + len >= self.size;
         Ok(Part { filled: Filled::Inline(buffer), len, last })
+    }
+}
+
+/// For people.
+pub fn word(reason: ExposureReason) -> &'static str {
+    match reason {
+        ExposureReason::LinkDown => "no link to the host",
+        ExposureReason::Deadline => "no verdict in time",
+        ExposureReason::TooLarge => "too large",
+        ExposureReason::HostError => "the host had no verdict",
+        ExposureReason::Overload => "too many accesses at once",
+        ExposureReason::Changing => "it changed while it was read",
+        ExposureReason::Unreadable => "it cannot be read",
+        ExposureReason::WorkerDied => "the driver was restarted",
+        ExposureReason::HeldByWriter => "somebody writes it",
+        ExposureReason::RanBefore => "it ran before it was watched",
     }
 }
