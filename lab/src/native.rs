@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -16,7 +17,7 @@ use crate::options::Engine;
 use crate::process::{Background, Process, run_tool, tail};
 use crate::{daemon, rules};
 
-const REGION_BYTES: u64 = 16 << 20;
+const REGION_BYTES: usize = 16 << 20;
 
 /// What [`Native::start`] protects, and how.
 #[derive(Debug, Clone, Default)]
@@ -72,13 +73,10 @@ impl Native {
 
     fn start_daemon(&mut self, options: &NativeOptions, program: &Path) -> anyhow::Result<()> {
         let region = self.folder.join("region");
-        File::options()
-            .create(true)
-            .truncate(true)
-            .write(true)
-            .mode(0o600)
-            .open(&region)?
-            .set_len(REGION_BYTES)?;
+        // Written, so that no page of it is made while somebody times what goes through it.
+        let mut new = File::options();
+        new.create(true).truncate(true).write(true).mode(0o600);
+        new.open(&region)?.write_all(&vec![0; REGION_BYTES])?;
         let rules = options.rules.clone().unwrap_or_else(|| self.folder.join("rules"));
         if options.rules.is_none() {
             rules::write_rules(&rules)?;
