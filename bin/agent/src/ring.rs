@@ -8,8 +8,9 @@
 //! ```
 //!
 //! A reader asks itself, and hands nothing to anybody: that is what makes it short. So it does nothing here that may
-//! wait: content comes from the page cache or not at all (RWF_NOWAIT, preadv2(2)), and the doorbell rings only where the
-//! link takes it at once. It only ever lets through. Whatever the host does not know to be clean, is not asked in time or
+//! wait: content comes from the page cache or not at all. RWF_NOWAIT (preadv2(2)) alone does not say so: it begins
+//! read-ahead, which may wait for a disk. So it is asked before whether all of it is there (cachestat(2)); kernels before 6.5
+//! cannot tell, and there hashes alone are asked for. The doorbell rings only where the link takes it at once. It only ever lets through. Whatever the host does not know to be clean, is not asked in time or
 //! has no answer in time is queued as if it had never been asked.
 //!
 //! Slots of a query that was given up are free at once. The host may still read them, and hash what another request has in
@@ -82,6 +83,8 @@ pub struct Patience {
 struct Asked {
     event: Arc<HeldEvent>,
     look: Look,
+    /// From before it was asked.
+    epoch: u64,
     /// Given back with the reply.
     slots: Vec<Slot>,
     since_ms: u64,
@@ -100,6 +103,8 @@ struct State {
     next: u64,
     /// A bit for each place that is in use.
     used: u64,
+    /// Of these, those whose query was given up: the host has still to come by.
+    given_up: u64,
     /// Queries for whose reply no reader looks.
     away: HashMap<u64, Asked>,
     unanswered: u32,
@@ -109,8 +114,13 @@ struct State {
 const _: () = assert!(PLACES == u64::BITS as u64);
 
 impl State {
-    fn take_number(&mut self) -> Option<u64> {
+    /// `has_answered`: whether the host has, though nobody wanted to know.
+    fn take_number(&mut self, has_answered: impl FnOnce(u64) -> bool) -> Option<u64> {
         let bit = 1 << (self.next % PLACES);
+        // It reads them in order: what was overwritten before it was read it would wait for.
+        if self.given_up & bit != 0 && has_answered(self.next - PLACES) {
+            self.give_back(self.next);
+        }
         if self.over || self.used & bit != 0 {
             return None;
         }
@@ -120,13 +130,13 @@ impl State {
     }
 
     fn give_back(&mut self, number: u64) {
-        self.used &= !(1 << (number % PLACES));
+        let others = !(1 << (number % PLACES));
+        self.used &= others;
+        self.given_up &= others;
     }
 
-    fn take_away(&mut self, number: u64) -> Option<Asked> {
-        let asked = self.away.remove(&number)?;
-        self.give_back(number);
-        Some(asked)
+    fn give_up(&mut self, number: u64) {
+        self.given_up |= 1 << (number % PLACES);
     }
 }
 
@@ -178,12 +188,15 @@ fn try_ask(driver: &Driver, event: &Arc<HeldEvent>) -> Option<Asking> {
     {
         return None;
     }
-    let since_ms = process::now_ms();
+    let (since_ms, epoch) = (process::now_ms(), driver.epoch());
     let (number, slots) = match driver.memory.hash_of(&event.look.identity) {
         Some(hash) => (ring.put(&session, &Query::Hash(hash), Filled::Pieces(0))?, Vec::new()),
-        None => ring.put_content(&session, &event.file, size)?,
+        None if seawall_fanotify::is_cached(event.file.as_fd(), size).unwrap_or(false) => {
+            ring.put_content(&session, &event.file, size)?
+        }
+        None => return None,
     };
-    let asked = Asked { event: Arc::clone(event), look: event.look, slots, since_ms };
+    let asked = Asked { event: Arc::clone(event), look: event.look, epoch, slots, since_ms };
     Some(Asking { session: Arc::clone(&session), number, asked, since: Instant::now() })
 }
 
@@ -192,12 +205,15 @@ impl Ring {
     fn put(&self, session: &Session, query: &Query, filled: Filled) -> Option<u64> {
         let number = {
             let mut state = self.state();
-            let number = state.take_number()?;
+            let number = state.take_number(|before| self.desk.reply(before).is_some());
             // In the order of their numbers.
-            self.desk.ask(number, query, filled);
+            number.iter().for_each(|number| self.desk.ask(*number, query, filled));
             number
         };
-        if self.desk.host_looks() || session.ring_doorbell() {
+        let is_seen = self.desk.host_looks() || session.ring_doorbell();
+        // Also where there is no place: the host has to come by what was given up.
+        let number = number?;
+        if is_seen {
             return Some(number);
         }
         self.give_up(number);
@@ -247,7 +263,7 @@ impl Ring {
     fn give_up(&self, number: u64) {
         self.desk.fill(number, Filled::GivenUp);
         self.desk.look_away(number);
-        self.state().give_back(number);
+        self.state().give_up(number);
     }
 }
 
@@ -271,8 +287,9 @@ pub fn look(driver: &Driver, asking: Asking) {
     state.away.insert(number, asked);
     ring.desk.look_away(number);
     if let Some(reply) = ring.desk.reply(number)
-        && let Some(asked) = state.take_away(number)
+        && let Some(asked) = state.away.remove(&number)
     {
+        state.give_back(number);
         drop(state);
         settle(driver, asked, reply);
     }
@@ -282,7 +299,8 @@ pub fn look(driver: &Driver, asking: Asking) {
 pub fn answered(driver: &Driver, session: &Session, number: u64, clean: Option<Clean>) {
     let Some(ring) = session.ring_even_over() else { return };
     let mut state = ring.state();
-    let Some(asked) = state.take_away(number) else { return };
+    let Some(asked) = state.away.remove(&number) else { return };
+    state.give_back(number);
     state.unanswered = 0;
     drop(state);
     settle(driver, asked, clean.map_or(Reply::Unknown, Reply::Clean));
@@ -299,7 +317,8 @@ pub fn give_up_late(driver: &Driver, session: &Session) {
         let numbers = state.away.iter().filter(|(_, asked)| is_late(asked));
         for number in numbers.map(|(number, _)| *number).collect::<Vec<_>>() {
             ring.desk.fill(number, Filled::GivenUp);
-            late.extend(state.take_away(number));
+            late.extend(state.away.remove(&number));
+            state.give_up(number);
             state.unanswered += 1;
         }
         if state.unanswered >= UNANSWERED_MAX && !state.over {
@@ -325,7 +344,7 @@ fn lost(driver: &Driver, asked: Asked) {
 }
 
 fn settle(driver: &Driver, asked: Asked, reply: Reply) {
-    let Asked { event, look, slots, .. } = asked;
+    let Asked { event, look, epoch, slots, .. } = asked;
     drop(slots);
     let job = Job::new(Subject::Access(event));
     driver.patience.asked.was(reply == Reply::Unknown);
@@ -333,7 +352,7 @@ fn settle(driver: &Driver, asked: Asked, reply: Reply) {
         Reply::Clean(clean) => {
             count(&driver.counters.requests);
             count(&driver.counters.in_ring);
-            verdict::allow(driver, job, &look, Some(clean));
+            verdict::allow(driver, job, &look, Some(clean), epoch);
         }
         Reply::Unknown => driver.push_job(Job { ask: Ask::Content, ..job }),
     }
@@ -365,15 +384,21 @@ mod tests {
     #[test]
     fn a_place_is_taken_by_one_query_at_a_time() {
         let mut state = State::default();
-        let all: Vec<_> = std::iter::from_fn(|| state.take_number()).collect();
+        let silent = |_| false;
+        let all: Vec<_> = std::iter::from_fn(|| state.take_number(silent)).collect();
         assert_eq!(all, (0..PLACES).collect::<Vec<_>>());
         state.give_back(1);
         // Its turn comes after that of place 0.
-        assert_eq!(state.take_number(), None);
+        assert_eq!(state.take_number(silent), None);
         state.give_back(0);
-        assert_eq!((state.take_number(), state.take_number()), (Some(64), Some(65)));
+        assert_eq!((state.take_number(silent), state.take_number(silent)), (Some(64), Some(65)));
+        // One that was given up is the host's until it has come by.
+        state.give_up(2);
+        assert_eq!(state.take_number(silent), None);
+        assert_eq!(state.take_number(|before| before == 2), Some(66));
+        assert_eq!(state.given_up, 0);
         state.over = true;
-        state.used = 0;
-        assert_eq!(state.take_number(), None);
+        (state.used, state.given_up) = (0, 0);
+        assert_eq!(state.take_number(silent), None);
     }
 }

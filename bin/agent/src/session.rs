@@ -238,7 +238,15 @@ impl Session {
     /// Tells the host to look at the ring. `false` where that would have to wait.
     pub fn ring_doorbell(&self) -> bool {
         let Ok(mut sender) = self.sender.try_lock() else { return false };
-        sender.takes_now() && sender.send(&ToHost::Doorbell).is_ok()
+        if !sender.takes_now() {
+            return false;
+        }
+        let rung = sender.send(&ToHost::Doorbell).is_ok();
+        if !rung {
+            // Part of it may have gone out.
+            self.end();
+        }
+        rung
     }
 
     /// How content travels, in words.

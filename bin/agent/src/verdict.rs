@@ -74,7 +74,7 @@ pub fn take_later(driver: &Driver, session: &Arc<Session>, pending: Pending, ver
 fn carry_out(driver: &Driver, session: &Arc<Session>, pending: Pending, verdict: Verdict) {
     let Pending { job: Some(job), look, .. } = pending else { return };
     match verdict.decision {
-        Some(Decision::Allow) => allow(driver, job, &look, clean(&verdict)),
+        Some(Decision::Allow) => allow(driver, job, &look, clean(&verdict), driver.epoch()),
         Some(Decision::Deny) => deny(driver, session, job, look, &verdict),
         None => {
             let late = verdict.kind == VerdictKind::TimedOut;
@@ -87,8 +87,8 @@ fn carry_out(driver: &Driver, session: &Arc<Session>, pending: Pending, verdict:
     }
 }
 
-/// Lets an access go on whose content is clean, or allowed all the same.
-pub fn allow(driver: &Driver, job: Job, look: &Look, clean: Option<Clean>) {
+/// Lets an access go on whose content is clean, or allowed all the same. `epoch` is from before that was found.
+pub fn allow(driver: &Driver, job: Job, look: &Look, clean: Option<Clean>, epoch: u64) {
     let now = job.subject.file().map(Look::at);
     match now {
         Some(Ok(now)) if now.identity == look.identity => (),
@@ -96,7 +96,6 @@ pub fn allow(driver: &Driver, job: Job, look: &Look, clean: Option<Clean>) {
         None => (),
         _ => return read_again(driver, job),
     }
-    let epoch = driver.epoch();
     // Before it is remembered: what somebody writes is noted anew then.
     if let Subject::Background { purpose, .. } = &job.subject {
         driver.done(*purpose);

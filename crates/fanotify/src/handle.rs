@@ -132,6 +132,29 @@ pub fn is_open_for_writing(file: BorrowedFd<'_>) -> io::Result<bool> {
     }
 }
 
+/// Whether the kernel has the first `len` bytes of a file in its page cache, so that to read them waits for no disk and
+/// begins no read-ahead (cachestat(2)).
+///
+/// # Errors
+/// ENOSYS before Linux 6.5; EOPNOTSUPP for hugetlbfs.
+pub fn is_cached(file: BorrowedFd<'_>, len: u64) -> io::Result<bool> {
+    /// The same on all architectures.
+    const SYS_CACHESTAT: libc::c_long = 451;
+    let range = [0_u64, len];
+    // Pages that are cached, dirty, under writeback, evicted, evicted lately.
+    let mut stat = [0_u64; 5];
+    // SAFETY: `range` is a struct cachestat_range and `stat` a struct cachestat (include/uapi/linux/mman.h); the kernel
+    // reads and writes no more than these.
+    let result = unsafe {
+        libc::syscall(SYS_CACHESTAT, file.as_raw_fd(), range.as_ptr(), stat.as_mut_ptr(), 0_u32)
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let page = u64::try_from(rustix::param::page_size()).unwrap_or(u64::MAX);
+    Ok(stat[0] >= len.div_ceil(page))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -169,5 +192,26 @@ mod tests {
         assert!(is_open_for_writing(reader.as_fd()).unwrap());
         drop(writer);
         assert!(!is_open_for_writing(reader.as_fd()).unwrap());
+    }
+
+    #[test]
+    fn what_is_cached_is_told_from_what_is_on_a_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        std::fs::write(&path, vec![7; 100_000]).unwrap();
+        let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let is_cached = |len| match is_cached(file.as_fd(), len) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => None,
+            result => Some(result.unwrap()),
+        };
+        assert_ne!(is_cached(100_000), Some(false));
+        assert_ne!(is_cached(1), Some(false));
+        assert_ne!(is_cached(200_000), Some(true), "there is no more");
+        file.sync_all().unwrap();
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        // Where it is not a file system in memory.
+        let now = is_cached(100_000);
+        let kind = rustix::fs::fstatfs(&file).unwrap().f_type;
+        assert!(now != Some(true) || kind == 0x0102_1994, "{kind:x}");
     }
 }

@@ -20,4 +20,4 @@ pub mod probe;
 pub mod process;
 
 pub use group::{Answer, Event, EventKind, Group, Holds, IgnoreMark, Purpose};
-pub use handle::{FileHandle, is_open_for_writing};
+pub use handle::{FileHandle, is_cached, is_open_for_writing};

@@ -41,8 +41,12 @@ impl GuestRing {
     /// Asks. Queries are to be asked in the order of their numbers, one behind the other; the reply to query `number` - 64
     /// is no longer of interest. The driver looks for the reply, as far as the host knows.
     pub fn ask(&self, number: u64, query: &Query, filled: Filled) {
-        self.word(ring::watched_at(number)).store(ring::word(number, LOOKS), Ordering::Relaxed);
-        self.word(ring::filled_at(number)).store(filled.to_word(number), Ordering::Relaxed);
+        let looks = ring::word(&self.key, number, LOOKS);
+        self.word(ring::watched_at(number)).store(looks, Ordering::Relaxed);
+        let filled = filled.to_word(&self.key, number);
+        self.word(ring::filled_at(number)).store(filled, Ordering::Relaxed);
+        // What it is about before it is asked.
+        self.region.publish();
         let bytes = query.to_bytes(&self.key, number);
         for (at, word) in (ring::query_at(number)..).step_by(8).zip(bytes.chunks_exact(8)) {
             let word = u64::from_le_bytes(word.try_into().expect("eight bytes"));
@@ -54,7 +58,8 @@ impl GuestRing {
     /// Says how much of the content is there now.
     pub fn fill(&self, number: u64, filled: Filled) {
         self.region.publish();
-        self.word(ring::filled_at(number)).store(filled.to_word(number), Ordering::Relaxed);
+        let filled = filled.to_word(&self.key, number);
+        self.word(ring::filled_at(number)).store(filled, Ordering::Relaxed);
         self.region.publish();
     }
 
@@ -80,13 +85,13 @@ impl GuestRing {
 
     /// Looks for this reply no longer. It may have come just before; if not it comes on the link.
     pub fn look_away(&self, number: u64) {
-        let word = ring::word(number, LOOKS_AWAY);
+        let word = ring::word(&self.key, number, LOOKS_AWAY);
         self.word(ring::watched_at(number)).store(word, Ordering::Relaxed);
         self.region.publish();
     }
 }
 
 /// Whether the driver looks for reply `number`.
-pub(crate) fn is_watched(word: u64, number: u64) -> bool {
-    ring::says(word, number) == Some(LOOKS)
+pub(crate) fn is_watched(key: &RingKey, word: u64, number: u64) -> bool {
+    ring::says(key, word, number) == Some(LOOKS)
 }

@@ -23,11 +23,11 @@ impl HostRegion {
     ///
     /// # Errors
     /// [`HostRegionError::Io`].
-    pub fn filled(&self, number: u64) -> Result<Filled, HostRegionError> {
+    pub fn filled(&self, key: &RingKey, number: u64) -> Result<Filled, HostRegionError> {
         let word = self.word(ring::filled_at(number))?;
         // What is copied next was written before that word.
         fence(Ordering::SeqCst);
-        Ok(Filled::of_word(word, number))
+        Ok(Filled::of_word(key, word, number))
     }
 
     /// Answers query `number`. `false`: the driver does not look for the answer, it is to be told on the link too.
@@ -37,7 +37,7 @@ impl HostRegion {
     pub fn reply(&self, key: &RingKey, number: u64, reply: Reply) -> Result<bool, HostRegionError> {
         self.poke(&reply.to_bytes(key, number), ring::reply_at(number))?;
         fence(Ordering::SeqCst);
-        Ok(is_watched(self.word(ring::watched_at(number))?, number))
+        Ok(is_watched(key, self.word(ring::watched_at(number))?, number))
     }
 
     /// Says whether the host looks for queries from now on. Whoever stops has to look once more afterwards.
@@ -100,11 +100,11 @@ mod tests {
             guest.ask(number, &query, Filled::Pieces(1));
             assert_eq!(host.query(&KEY, number).unwrap(), Some(query));
             assert_eq!(host.query(&RingKey([8; 32]), number).unwrap(), None, "another session's");
-            assert_eq!(host.filled(number).unwrap(), Filled::Pieces(1));
+            assert_eq!(host.filled(&KEY, number).unwrap(), Filled::Pieces(1));
             guest.fill(number, Filled::Pieces(2));
-            assert_eq!(host.filled(number).unwrap(), Filled::Pieces(2));
+            assert_eq!(host.filled(&KEY, number).unwrap(), Filled::Pieces(2));
             guest.fill(number, Filled::GivenUp);
-            assert_eq!(host.filled(number).unwrap(), Filled::GivenUp);
+            assert_eq!(host.filled(&KEY, number).unwrap(), Filled::GivenUp);
             assert_eq!(guest.reply(number), None);
             assert!(host.reply(&KEY, number, clean(number)).unwrap(), "it looks");
             assert_eq!(guest.reply(number), Some(clean(number)));
@@ -153,7 +153,7 @@ mod tests {
             let (file, host, _guest) = both(KEY);
             file.as_file().write_all_at(&bytes, 8192).unwrap();
             prop_assert_eq!(host.query(&KEY, number).unwrap(), None);
-            let _any = host.filled(number).unwrap();
+            let _any = host.filled(&KEY, number).unwrap();
             host.reply(&KEY, number, Reply::Unknown).unwrap();
         }
     }
@@ -232,7 +232,7 @@ mod tests {
         guest.ask(0, &query, Filled::Pieces(0));
         let mut read = Vec::new();
         for (piece, start) in (0..).zip((0..3 * SLOT_LEN).step_by(PIECE_LEN as usize)) {
-            assert_eq!(host.filled(0).unwrap(), Filled::Pieces(piece));
+            assert_eq!(host.filled(&KEY, 0).unwrap(), Filled::Pieces(piece));
             let (slot, at) = (&mut slots[(start / SLOT_LEN) as usize], start % SLOT_LEN);
             assert!(slot.fill_now(at, &content, start.into(), PIECE_LEN).unwrap());
             guest.fill(0, Filled::Pieces(piece + 1));

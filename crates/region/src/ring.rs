@@ -59,14 +59,18 @@ pub(crate) fn reply_at(number: u64) -> u64 {
     REPLIES_AT + number % PLACES * ENTRY_LEN as u64
 }
 
-/// A word about query `number`; it says nothing of any other.
-pub(crate) fn word(number: u64, says: u8) -> u64 {
-    number << 8 | u64::from(says)
+/// A word about query `number` of the session with this key; it says nothing of any other.
+pub(crate) fn word(key: &RingKey, number: u64, says: u8) -> u64 {
+    about(key, number) << 8 | u64::from(says)
+}
+
+fn about(key: &RingKey, number: u64) -> u64 {
+    number.wrapping_add(entry_number(&key.0[8..])) & (u64::MAX >> 8)
 }
 
 /// What a word says of query `number`.
-pub(crate) fn says(word: u64, number: u64) -> Option<u8> {
-    (word >> 8 == number & (u64::MAX >> 8)).then_some(word as u8)
+pub(crate) fn says(key: &RingKey, word: u64, number: u64) -> Option<u8> {
+    (word >> 8 == about(key, number)).then_some(word as u8)
 }
 
 /// The word of a host that looks.
@@ -87,16 +91,16 @@ pub enum Filled {
 impl Filled {
     const GIVEN_UP: u8 = u8::MAX;
 
-    pub(crate) fn to_word(self, number: u64) -> u64 {
+    pub(crate) fn to_word(self, key: &RingKey, number: u64) -> u64 {
         let says = match self {
             Self::Pieces(pieces) => pieces,
             Self::GivenUp => Self::GIVEN_UP,
         };
-        word(number, says)
+        word(key, number, says)
     }
 
-    pub(crate) fn of_word(word: u64, number: u64) -> Self {
-        match says(word, number) {
+    pub(crate) fn of_word(key: &RingKey, word: u64, number: u64) -> Self {
+        match says(key, word, number) {
             Some(Self::GIVEN_UP) => Self::GivenUp,
             Some(pieces) => Self::Pieces(pieces),
             None => Self::Pieces(0),
@@ -267,12 +271,18 @@ mod tests {
         }
 
         #[test]
-        fn a_word_speaks_of_one_query(number in 0..u64::MAX >> 8, pieces in 0..=64_u8, other: u64) {
-            let filled = Filled::Pieces(pieces).to_word(number);
-            prop_assert_eq!(Filled::of_word(filled, number), Filled::Pieces(pieces));
-            prop_assert_eq!(Filled::of_word(filled, number + 1), Filled::Pieces(0));
-            prop_assert_eq!(Filled::of_word(Filled::GivenUp.to_word(number), number), Filled::GivenUp);
-            prop_assert!(other >> 8 == number || says(other, number).is_none());
+        fn a_word_speaks_of_one_query_of_one_session(
+            number in 0..u64::MAX >> 8, pieces in 0..=64_u8, key: [u8; 32]
+        ) {
+            let key = RingKey(key);
+            let mut other = key.clone();
+            other.0[9] ^= 1;
+            let filled = Filled::Pieces(pieces).to_word(&key, number);
+            prop_assert_eq!(Filled::of_word(&key, filled, number), Filled::Pieces(pieces));
+            prop_assert_eq!(Filled::of_word(&key, filled, number + 1), Filled::Pieces(0));
+            prop_assert_eq!(Filled::of_word(&other, filled, number), Filled::Pieces(0));
+            let given_up = Filled::GivenUp.to_word(&key, number);
+            prop_assert_eq!(Filled::of_word(&key, given_up, number), Filled::GivenUp);
         }
     }
 }

@@ -339,7 +339,7 @@ impl InRing {
             Query::Content { len, slots } => (*len as usize, slots),
         };
         let pieces = len.div_ceil(PIECE_LEN as usize);
-        match self.region.filled(number).ok()? {
+        match self.region.filled(&RING_KEY, number).ok()? {
             Filled::GivenUp => return Some(ContentHash([0; 32])),
             Filled::Pieces(filled) if usize::from(filled) < pieces => return None,
             Filled::Pieces(_) => (),

@@ -27,8 +27,8 @@ const LINK_EVERY: u32 = 8;
 /// So many queries are answered before the link is looked at.
 const AT_ONCE: u32 = 16;
 /// How long a content is waited for that the driver is filling in.
-const FILLING_MAX: Duration = Duration::from_millis(2);
-/// So often a driver may ask what makes no sense, or not fill what it asked for.
+const FILLING_MAX: Duration = Duration::from_micros(500);
+/// So often a driver may ask what makes no sense.
 const FAULTS_MAX: u32 = 16;
 
 /// How many sessions look now, and how many may.
@@ -65,8 +65,8 @@ impl Drop for Looker {
 enum Fault {
     #[error("a query names {slots} slots for {len} bytes")]
     Slots { slots: usize, len: u32 },
-    #[error("a query's content did not come")]
-    Unfilled,
+    #[error("there is no region")]
+    NoRegion,
     #[error(transparent)]
     Region(#[from] HostRegionError),
 }
@@ -96,7 +96,7 @@ impl Ring {
 
     fn slots(&self) -> Result<&HostRegion, Fault> {
         // One without is not begun.
-        self.region.slots.as_ref().ok_or(Fault::Unfilled)
+        self.region.slots.as_ref().ok_or(Fault::NoRegion)
     }
 
     /// The driver has asked something, and saw that nobody looks.
@@ -249,12 +249,13 @@ impl Ring {
         let until = Instant::now() + FILLING_MAX;
         for (before, start) in (0..).zip((0..len).step_by(PIECE_LEN as usize)) {
             while filled <= before {
-                match region.filled(self.next)? {
+                match region.filled(&self.key, self.next)? {
                     Filled::GivenUp => return Ok(None),
                     Filled::Pieces(pieces) => filled = pieces,
                 }
+                // Its CPU may be another's for a while.
                 if filled <= before && Instant::now() > until {
-                    return Err(Fault::Unfilled);
+                    return Ok(None);
                 }
             }
             let copy = &mut scratch[..(len - start).min(PIECE_LEN) as usize];
