@@ -341,7 +341,11 @@ fn what_was_let_through_is_known_where_its_file_system_comes_back_under_another_
     });
     let disk = Disk::make();
     let first = disk.mount(&native.path(""));
-    let watched = || native.write("watched", b"evil");
+    // Once it is watched, to write it anew is denied as well.
+    let watched = || {
+        let _denied = std::fs::write(native.path("watched"), b"evil");
+        native.path("watched")
+    };
     assert!(eventually(|| is_denied(&std::fs::read(watched()))), "{}", native.status());
     let_through(&native, "f", b"evil");
     native.settle();
