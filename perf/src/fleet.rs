@@ -81,12 +81,10 @@ pub fn cpu_of_host(host: &Host) -> Duration {
     let mut all = vec![host.service()];
     let mut at = 0;
     while let Some(pid) = all.get(at).copied() {
-        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
-        let children = children.unwrap_or_default();
         // A process is the child of the thread that made it.
         let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
         let of = |thread: fs::DirEntry| fs::read_to_string(thread.path().join("children")).ok();
-        let texts: Vec<String> = threads.filter_map(of).chain([children]).collect();
+        let texts: Vec<String> = threads.filter_map(of).collect();
         for child in texts.iter().flat_map(|text| text.split_whitespace()) {
             let child = child.parse().unwrap_or(0);
             if child > 0 && !all.contains(&child) {

@@ -117,7 +117,7 @@ fn files(name: &str, count: u32, seed: u64) -> anyhow::Result<(Stage, Vec<CStrin
     Ok((stage, paths))
 }
 
-/// What has been counted so, once it does not change any more.
+/// What the service has counted under this name.
 fn counted(host: &Host, name: &str) -> anyhow::Result<u64> {
     let status = host.ask(&["status"])?;
     status["counters"][name].as_u64().with_context(|| format!("no counter {name}"))

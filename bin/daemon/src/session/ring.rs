@@ -226,7 +226,7 @@ impl Ring {
         Ok(self.session.known_clean(hash, is_archive).map_or(Reply::Unknown, Reply::Clean))
     }
 
-    /// Hashes a content as it is filled in, and says whether it is an archive. `None` where the driver gave it up.
+    /// Hashes a content as it is filled in, and says whether it is an archive. `None` where it does not come.
     fn hash(&mut self, len: u32, slots: &[u16]) -> Result<Option<(ContentHash, bool)>, Fault> {
         if len == 0 || slots.len() != len.div_ceil(SLOT_LEN) as usize {
             return Err(Fault::Slots { slots: slots.len(), len });
