@@ -79,6 +79,9 @@ pub fn run(quick: bool, json: Option<&Path>) -> anyhow::Result<ExitCode> {
     for (name, engine, most) in [("ClamAV", &clamav, 0.1), (yara_name.as_str(), &yara, 0.5)] {
         rows.extend(clones(&base, name, engine, most, &amounts)?);
     }
+    let first = format!("{yara_name}, the first guest: CPU for an open");
+    let first = rows.iter().find(|row| row.name == first).context("it was measured")?.value;
+    rows.extend(golden(&base, &yara, first, &amounts)?);
     rows.extend(crowds(&base, &yara, &amounts)?);
     rows.extend(beside(&base, &yara, &amounts)?);
     clear();
@@ -158,6 +161,52 @@ fn clones(
             "x",
             further.median / first,
             Goal::AtMost(most),
+        ),
+    ])
+}
+
+/// Clones of a golden image. `first` is what an open costs the host that has scanned nothing yet, in microseconds.
+fn golden(base: &Path, engine: &Engine, first: f64, amounts: &Amounts) -> anyhow::Result<Vec<Row>> {
+    step("golden image: files");
+    let (template, _) = files("template", amounts.files, 1)?;
+    let clones = (1..amounts.guests)
+        .map(|clone| template.copy(&format!("golden-{clone}")))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let mut folders = vec![template.folder.as_path()];
+    folders.extend(clones.iter().map(|stage| stage.folder.as_path()));
+    let config = "[on_demand]\npressure_percent = 0\n";
+    let host = Host::start(&base.join("golden"), engine, config, &folders)?;
+    step("golden image: the template is learned");
+    host.ask(&["golden", "learn", "g0", "--name", "template"])?;
+    // A driver looks once a second which file systems it can go by.
+    thread::sleep(Duration::from_millis(2500));
+    let (scans, mut cost, mut sent) = (counted(&host, "scans")?, Vec::new(), Vec::new());
+    for (number, clone) in clones.iter().enumerate() {
+        step(format!("golden image: clone {number}"));
+        let path = |n: u32| CString::new(clone.folder.join(n.to_string()).as_os_str().as_bytes());
+        let paths = (0..amounts.files).map(path).collect::<Result<Vec<_>, _>>()?;
+        let before = (cpu_of_host(&host), counted(&host, "bytes_copied")?);
+        time_opens(&paths, amounts.files, Pace::BackToBack, Use::Nothing)?;
+        let after = (cpu_of_host(&host), counted(&host, "bytes_copied")?);
+        cost.push((after.0 - before.0).as_secs_f64() * 1e6 / f64::from(amounts.files));
+        let all: u64 = (0..amounts.files).map(|n| 4096 << (n % 5)).sum();
+        sent.push((after.1 - before.1) as f64 / all as f64);
+    }
+    let scans = (counted(&host, "scans")? - scans) as f64;
+    drop(host);
+    fs::remove_dir_all(base.join("golden"))?;
+    let further = Median::of(cost).context("no clone")?.median;
+    let sent = sent.iter().sum::<f64>() / sent.len() as f64;
+    let name = format!("golden image, {} clones", clones.len());
+    Ok(vec![
+        goal(format!("{name}: scans"), "", scans, Goal::AtMost(0.0)),
+        goal(format!("{name}: content sent, of all"), "x", sent, Goal::AtMost(0.03)),
+        row("golden image, a clone: CPU for an open", "us", further),
+        goal(
+            "golden image, CPU of a clone over the first guest",
+            "x",
+            further / first,
+            Goal::AtMost(0.05),
         ),
     ])
 }

@@ -1,13 +1,14 @@
 //! `cargo xtask bench`: what an open costs, and what engines do.
 //!
-//! Within one run it times open(2) and close(2) under four setups, each on a file system of its own:
+//! Within one run it times open(2) and close(2) under five setups, each on a file system of its own:
 //!
 //! - **unprotected**: nobody watches.
 //! - **listener**: a bare program that allows every open at once; no product on fanotify can be faster
 //!   on a file that it has to look at.
 //! - **marks only**: a bare program with the same marks as the driver, on files that it marked as
 //!   ignored; what the kernel takes for a file that needs no look.
-//! - **ours**: driver and service on this machine, as two processes.
+//! - **ours**: driver and service on this machine, as two processes;
+//! - **clamonacc**: what a guest would have instead, see [`clamonacc`].
 //!
 //! The opener, the listeners and the driver share one CPU, as in a guest; the service and its engine
 //! have another one, as on the host. In each round every case runs once, in a new order, and ratios
@@ -22,6 +23,7 @@
 //!
 //! What engines and the security API cost is measured without all that, see [`engines`].
 
+mod clamonacc;
 mod cpu;
 mod engines;
 mod files;

@@ -12,11 +12,19 @@ pub enum Setup {
     Ours,
     /// Ours, and no file is marked: each open raises an event, which the driver answers from what it remembers.
     Unmarked,
+    /// Debian's clamonacc with prevention, and a clamd.
+    Clamonacc,
 }
 
 impl Setup {
-    pub const ALL: [Self; 5] =
-        [Self::Unprotected, Self::Listener, Self::MarksOnly, Self::Ours, Self::Unmarked];
+    pub const ALL: [Self; 6] = [
+        Self::Unprotected,
+        Self::Listener,
+        Self::MarksOnly,
+        Self::Ours,
+        Self::Unmarked,
+        Self::Clamonacc,
+    ];
 
     /// For people.
     pub fn name(self) -> &'static str {
@@ -26,6 +34,7 @@ impl Setup {
             Self::MarksOnly => "marks only",
             Self::Ours => "ours",
             Self::Unmarked => "ours, unmarked",
+            Self::Clamonacc => "clamonacc",
         }
     }
 
@@ -37,6 +46,7 @@ impl Setup {
             Self::MarksOnly => "m",
             Self::Ours => "o",
             Self::Unmarked => "u",
+            Self::Clamonacc => "c",
         }
     }
 }
@@ -104,6 +114,9 @@ pub const SIZES: [u32; 3] = [4 << 10, 64 << 10, 1 << 20];
 /// The size of the files that are read.
 const READ_SIZE: u32 = 64 << 10;
 
+/// And of those that clamonacc is tried on.
+const RIVAL_SIZE: u32 = 64 << 10;
+
 /// A size for people.
 pub fn size_name(size: u32) -> String {
     if size >= 1 << 20 { format!("{} MiB", size >> 20) } else { format!("{} KiB", size >> 10) }
@@ -142,10 +155,13 @@ impl Case {
             (Setup::Ours, KnownContent, BackToBack),
             (Setup::Ours, KnownContent, OnePerMs),
             (Setup::Ours, NewContent, BackToBack),
+            (Setup::Clamonacc, NewContent, BackToBack),
+            (Setup::Clamonacc, Repeat, BackToBack),
         ];
         let of = |(setup, what, pace)| SIZES.map(|size| Self { setup, what, pace, size });
         let is_one = |case: &Self| match (case.what, case.pace) {
             (Read, _) => case.size == READ_SIZE,
+            _ if case.setup == Setup::Clamonacc => case.size == RIVAL_SIZE,
             (_, FourAtOnce) => case.size == SIZES[0],
             _ => true,
         };
@@ -184,6 +200,16 @@ impl Case {
         }
     }
 
+    /// Cases of another product that do as much for whoever opens, and at most what part of their time it is to take.
+    pub fn rivals(&self) -> Vec<(Self, f64)> {
+        let is_known = self.what == What::KnownContent && self.pace == Pace::BackToBack;
+        if self.setup != Setup::Ours || !is_known || self.size != RIVAL_SIZE {
+            return Vec::new();
+        }
+        let of = |what| Self { setup: Setup::Clamonacc, what, ..*self };
+        vec![(of(What::NewContent), 1.0 / 12.0), (of(What::Repeat), 1.0 / 5.0)]
+    }
+
     /// The case of another setup that it is compared with, where there is one.
     pub fn peer(&self, setup: Setup) -> Option<Self> {
         let what = if self.what == What::Read { What::Read } else { What::Repeat };
@@ -194,7 +220,7 @@ impl Case {
             Setup::Listener => true,
             Setup::MarksOnly => self.setup == Setup::Ours && self.is_repeat(),
             Setup::Unprotected => self.is_repeat(),
-            Setup::Ours | Setup::Unmarked => false,
+            Setup::Ours | Setup::Unmarked | Setup::Clamonacc => false,
         };
         (fits && peer != *self && Self::all().contains(&peer)).then_some(peer)
     }

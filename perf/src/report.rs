@@ -74,11 +74,30 @@ impl Figure {
         case.goals().into_iter().filter_map(figure).collect()
     }
 
+    /// What the same comes to beside other products.
+    pub fn of_rivals(case: &Case, rounds: &BTreeMap<Case, Vec<Round>>) -> Vec<Self> {
+        let figure = |(rival, most): (Case, f64)| {
+            let name = format!("{}, times {}", case.name(), rival.name());
+            Some(Self::new(name, ratio(case, &rival, rounds)?, "x", (most * 1e3).round() / 1e3))
+        };
+        case.rivals().into_iter().filter_map(figure).collect()
+    }
+
     /// Of memory, at most so many MiB.
     pub fn of_memory(name: &str, kib: u64, goal_mib: f64) -> Self {
         let mib = (kib as f64 / 1024.0 * 1e3).round() / 1e3;
         Self::new(name.into(), Median { median: mib, spread: [mib, mib] }, "MiB", goal_mib)
     }
+}
+
+/// p50 of one case over that of another, round by round; none where one of them failed in a round.
+fn ratio(case: &Case, other: &Case, rounds: &BTreeMap<Case, Vec<Round>>) -> Option<Median> {
+    let (own, other) = (rounds.get(case)?, rounds.get(other)?);
+    if own.len() != other.len() {
+        return None;
+    }
+    let pairs = own.iter().zip(other);
+    Median::of(pairs.map(|(own, other)| own.times.p50 / other.times.p50))
 }
 
 /// One case. All times in microseconds; each is the median of what the rounds gave.
@@ -111,16 +130,7 @@ impl Row {
         let times: Vec<Times> = own.iter().map(|round| round.times).collect();
         let median = |of: fn(&Times) -> f64| Median::of(times.iter().map(of));
         let p50 = median(|times| times.p50)?;
-        let ratio = |setup: Setup| {
-            let other = rounds.get(&case.peer(setup)?)?;
-            // A case that failed in a round leaves nothing to compare round by round.
-            if other.len() != times.len() {
-                return None;
-            }
-            let pairs = times.iter().zip(other);
-            let ratio = Median::of(pairs.map(|(own, other)| own.p50 / other.times.p50))?;
-            Some((setup, ratio))
-        };
+        let ratio = |setup: Setup| Some((setup, ratio(case, &case.peer(setup)?, rounds)?));
         let parts = own.iter().flat_map(|round| round.cpu_us.keys().copied());
         let cpu = |part| {
             let each = own.iter().filter_map(|round| round.cpu_us.get(part).copied());

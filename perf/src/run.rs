@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use seawall_lab::{Process, workspace};
 
+use crate::clamonacc::Clamonacc;
 use crate::cpu::{self, Cpus};
 use crate::files::Files;
 use crate::listener::Listener;
@@ -101,6 +102,7 @@ enum Watcher {
     Nobody,
     Listener(Listener),
     Ours(Box<Ours>),
+    Clamonacc(Clamonacc),
 }
 
 struct Bench {
@@ -181,6 +183,7 @@ impl Bench {
         rows.extend(memory.as_ref().map(|memory: &Memory| {
             Figure::of_memory("memory of driver and supervisor", memory.driver_kib, 2.0)
         }));
+        rows.extend(cases.iter().flat_map(|(case, _)| Figure::of_rivals(case, &self.rounds)));
         let cases = cases.into_iter().map(|(_, row)| row).collect();
         let failed = self.failed.into_iter().map(|(name, reason)| Failure { name, reason });
         Results {
@@ -219,6 +222,10 @@ fn start(
         Setup::Unprotected => Watcher::Nobody,
         Setup::Listener => Watcher::Listener(Listener::start(folder, false)?),
         Setup::MarksOnly => Watcher::Listener(Listener::start(folder, true)?),
+        Setup::Clamonacc => {
+            let own = Path::new(stage::SHARED_MEMORY).join("clamonacc");
+            Watcher::Clamonacc(Clamonacc::start(folder, &own, cpus)?)
+        }
         Setup::Ours | Setup::Unmarked => {
             if let Some(why) = without {
                 bail!("{why}");
@@ -245,6 +252,7 @@ fn measure(
     let parts: Vec<(&'static str, Vec<Process>)> = match &ready.watcher {
         Watcher::Nobody => Vec::new(),
         Watcher::Listener(listener) => vec![("listener", vec![listener.process()?])],
+        Watcher::Clamonacc(both) => vec![("clamonacc and clamd", both.processes()?)],
         Watcher::Ours(ours) => {
             let parts = ours.parts()?;
             vec![("driver", parts.driver), ("service", parts.service), ("engine", parts.engine)]

@@ -60,6 +60,19 @@ impl Stage {
         Ok(Self { folder, kind })
     }
 
+    /// Mounts a copy of it, as a clone of a guest has one.
+    pub fn copy(&self, name: &str) -> anyhow::Result<Self> {
+        let base = Path::new(SHARED_MEMORY).join("stage");
+        let folder = base.join(name);
+        fs::create_dir_all(&folder)?;
+        let own = self.folder.file_name().context("it has a name")?;
+        let (from, to) = (base.join(own).with_extension("img"), base.join(format!("{name}.img")));
+        fs::copy(from, &to).context("a file system in an image is needed")?;
+        let (image, at) = (to.display().to_string(), folder.display().to_string());
+        tool(&["mount", "-o", "loop,noatime", &image, &at])?;
+        Ok(Self { folder, kind: self.kind.clone() })
+    }
+
     /// Writes back what is dirty, so that nothing does it while we measure.
     pub fn sync(&self) -> anyhow::Result<()> {
         Ok(rustix::fs::syncfs(File::open(&self.folder)?)?)

@@ -2,29 +2,30 @@
 
 #![allow(clippy::unwrap_used)] // A test says what it expects by unwrapping it.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Output};
 
 use seawall_lab::{Need, ensure_binaries};
 use serde_json::Value;
 
-const SIZES: [&str; 3] = ["4 KiB", "64 KiB", "1 MiB"];
-const WATCHED_BY_NOBODY_OR_BARE: [(&str, &str); 4] = [
-    ("unprotected, repeat open", "back to back"),
-    ("listener, repeat open", "back to back"),
-    ("listener, repeat open", "one per ms"),
-    ("marks only, repeat open", "back to back"),
-];
-const OURS: [(&str, &str); 4] = [
-    ("ours, repeat open", "back to back"),
-    ("ours, new file, known content", "back to back"),
-    ("ours, new file, known content", "one per ms"),
-    ("ours, new file, new content", "back to back"),
-];
+/// Cases of each setup.
+const BARE: [(&str, usize); 4] =
+    [("unprotected", 4), ("listener", 8), ("marks_only", 4), ("clamonacc", 2)];
+const OURS: [(&str, usize); 2] = [("ours", 17), ("unmarked", 7)];
+/// Figures that have a goal, memory among them.
+const FIGURES: usize = 28;
 
-fn names(kinds: &[(&str, &str)]) -> Vec<String> {
-    let name = |(what, pace): &(&str, &str)| SIZES.map(|size| format!("{what}, {size}, {pace}"));
-    kinds.iter().flat_map(name).collect()
+fn cases_by_setup(results: &Value) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for case in list(results, "cases") {
+        *counts.entry(case["setup"].as_str().unwrap().to_owned()).or_default() += 1;
+    }
+    counts
+}
+
+fn expected(setups: &[(&str, usize)]) -> BTreeMap<String, usize> {
+    setups.iter().map(|(setup, count)| ((*setup).to_owned(), *count)).collect()
 }
 
 /// Runs the benchmark quickly; what it says, and its results.
@@ -47,8 +48,8 @@ fn quick(binaries: Option<&Path>) -> (Output, Value) {
     (output, results)
 }
 
-fn rows(results: &Value) -> Vec<&Value> {
-    results["rows"].as_array().unwrap().iter().collect()
+fn list<'a>(results: &'a Value, name: &str) -> Vec<&'a Value> {
+    results[name].as_array().unwrap().iter().collect()
 }
 
 #[test]
@@ -57,23 +58,27 @@ fn every_row_is_there_and_positive() {
     let (output, results) = quick(None);
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
-    let found: Vec<&str> = rows(&results).iter().map(|row| row["name"].as_str().unwrap()).collect();
-    assert_eq!(found, [names(&WATCHED_BY_NOBODY_OR_BARE), names(&OURS)].concat());
-    for row in rows(&results) {
+    assert_eq!(cases_by_setup(&results), expected(&[BARE.as_slice(), &OURS].concat()));
+    for case in list(&results, "cases") {
         for key in ["value", "p50", "p95", "p99"] {
-            assert!(row[key].as_f64().unwrap() > 0.0, "{key} of {row}");
+            assert!(case[key].as_f64().unwrap() > 0.0, "{key} of {case}");
         }
-        assert_eq!(row["rounds"].as_array().unwrap().len(), 2, "{row}");
-        let ours = row["setup"] == "ours";
-        assert_eq!(row["ratios"]["listener"]["median"].as_f64().is_some_and(|x| x > 0.0), {
-            ours || row["pace"] == "back_to_back" && row["setup"] != "listener"
-        });
-        let repeat = row["what"] == "repeat";
-        assert_eq!(row["ratios"]["marks_only"].is_object(), repeat && ours, "{row}");
+        assert_eq!(case["rounds"].as_array().unwrap().len(), 2, "{case}");
+        let ours = case["setup"] == "ours";
+        let repeat = case["what"] == "repeat" || case["what"] == "read";
+        assert_eq!(case["ratios"]["marks_only"].is_object(), repeat && ours, "{case}");
         if ours && !repeat {
-            assert!(row["cpu_us"]["driver"].as_f64().unwrap() > 0.0, "{row}");
-            assert!(row["cpu_us"]["service"].as_f64().unwrap() > 0.0, "{row}");
+            assert!(case["ratios"]["listener"]["median"].as_f64().unwrap() > 0.0, "{case}");
+            assert!(case["cpu_us"]["driver"].as_f64().unwrap() > 0.0, "{case}");
+            assert!(case["cpu_us"]["service"].as_f64().unwrap() > 0.0, "{case}");
         }
+    }
+    let figures = list(&results, "rows");
+    assert_eq!(figures.len(), FIGURES, "{figures:#?}");
+    for figure in figures {
+        let value = figure["value"].as_f64().unwrap();
+        assert!(value > 0.0 && figure["spread"][1].as_f64().unwrap() >= value, "{figure}");
+        assert!(figure["met"].is_boolean() && figure["goal"]["at_most"].is_number(), "{figure}");
     }
     for part in ["driver_kib", "service_kib", "engine_kib"] {
         assert!(results["memory"][part].as_u64().unwrap() > 0, "{part}");
@@ -86,10 +91,10 @@ fn what_cannot_run_is_said_and_the_rest_is_measured() {
     let nothing = tempfile::tempdir().unwrap();
     let (output, results) = quick(Some(nothing.path()));
     assert!(!output.status.success());
-    let found: Vec<&str> = rows(&results).iter().map(|row| row["name"].as_str().unwrap()).collect();
-    assert_eq!(found, names(&WATCHED_BY_NOBODY_OR_BARE));
-    let failed = results["failed"].as_array().unwrap();
-    assert_eq!((failed.len(), failed[0]["name"].as_str()), (1, Some("ours")));
+    assert_eq!(cases_by_setup(&results), expected(&BARE));
+    let failed = list(&results, "failed");
+    let names: Vec<_> = failed.iter().map(|one| one["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["ours", "ours, unmarked"]);
     assert!(failed[0]["reason"].as_str().unwrap().contains("is not there"), "{failed:?}");
 }
 
@@ -117,7 +122,7 @@ fn every_scenario_of_the_engines_runs_in_its_smallest_form() {
     let results: Value = serde_json::from_str(&results).unwrap();
     for scenario in SCENARIOS {
         let own: Vec<&Value> =
-            rows(&results).into_iter().filter(|row| row["scenario"] == scenario).collect();
+            list(&results, "rows").into_iter().filter(|row| row["scenario"] == scenario).collect();
         assert!(own.len() >= 2, "{scenario}: {text}\n{error}");
         for row in own {
             assert!(row["value"].as_f64().unwrap() > 0.0, "{row}");
@@ -151,7 +156,7 @@ fn a_storm_is_measured() {
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{text}");
     let results: Value = serde_json::from_str(&std::fs::read_to_string(&json).unwrap()).unwrap();
-    let rows = rows(&results);
+    let rows = list(&results, "rows");
     let value = |name: &str| {
         let row = rows.iter().find(|row| row["name"] == name).unwrap_or_else(|| panic!("{name}"));
         row["value"].as_f64().unwrap()

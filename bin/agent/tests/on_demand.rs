@@ -212,7 +212,9 @@ fn it_stands_goes_on_and_begins_where_it_was() {
     native.host.say(&ToGuest::Walk(rest));
     let told = done(&native, 3);
     assert_eq!(second.files + told.files, 60, "each once: {second:?} {told:?}");
-    assert_eq!(contents(&native).len() as u64, told.files);
+    // The file that was under way when the session ended is asked about in the new one, too: perhaps twice.
+    let read: BTreeSet<_> = contents(&native).into_iter().collect();
+    assert_eq!(read.len() as u64, told.files);
     // A place of another tree, and rubbish, are where it can begin.
     for place in [b"rubbish".to_vec(), vec![0xff; 5000], Vec::new()] {
         let walk = Walk { place: Some(place.into()), ..walk(4, &[]) };
