@@ -18,6 +18,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("busybox-static", "/bin/busybox"),
     ("mmdebstrap", "/usr/bin/mmdebstrap"),
     ("e2fsprogs", "/sbin/mkfs.ext4"),
+    ("xfsprogs", "/sbin/mkfs.xfs"),
+    ("btrfs-progs", "/sbin/mkfs.btrfs"),
     ("kmod", "/sbin/depmod"),
     ("xz-utils", "/usr/bin/xz"),
     ("zstd", "/usr/bin/zstd"),

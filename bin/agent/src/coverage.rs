@@ -7,6 +7,7 @@
 //! namespace's mountinfo open would keep its mounts alive; it is opened, read and closed.
 
 use crate::driver::Driver;
+use crate::golden;
 use crate::mounts::{self, Class, Mount};
 use crate::running;
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -164,6 +165,7 @@ pub fn keep(driver: &Driver) {
     loop {
         look(driver);
         tell(driver);
+        golden::look(driver);
         match &mountinfo {
             Ok(mountinfo) => {
                 let mut fds = [PollFd::new(mountinfo, PollFlags::PRI)];
@@ -398,7 +400,8 @@ fn reach(path: &Path, mount: &Mount) -> Result<OwnedFd, String> {
 }
 
 /// The number of the mount that an open file belongs to (proc_pid_fdinfo(5)).
-fn mount_id(fd: &OwnedFd) -> Option<u64> {
+/// The number of the mount that was opened there (proc_pid_fdinfo(5)).
+pub fn mount_id(fd: &OwnedFd) -> Option<u64> {
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).ok()?;
     info.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok())
 }
@@ -461,7 +464,8 @@ fn cover_folder(driver: &Driver, path: &Path) -> Option<u64> {
         .find(|mount| mount.device == stat.st_dev)
         .map_or("as told".into(), |mount| mount.fs_type);
     let is_excluded = driver.policy().exclude.file_systems.contains(&fs_type);
-    let mount = Mount { id: None, device: stat.st_dev, mount_point: path.to_owned(), fs_type };
+    let mount_point = path.to_owned();
+    let mount = Mount { id: None, device: stat.st_dev, mount_point, fs_type, is_roots: false };
     if is_excluded {
         exclude(driver, &mount, path);
     } else if root_device == Ok(stat.st_dev) {

@@ -10,6 +10,7 @@ use crate::event::HeldEvent;
 use crate::file::{
     Identity, Look, fails_open, metadata, mode_from_number, mode_number, open_handle,
 };
+use crate::golden::FileSystems;
 use crate::hunt::Hunts;
 use crate::journal::Exposed;
 use crate::memory::{Known, Memory};
@@ -23,8 +24,8 @@ use crate::truth;
 use seawall_fanotify::ledger::{Claim, Ledger};
 use seawall_fanotify::{Answer, FileHandle, Group, IgnoreMark, process};
 use seawall_proto::{
-    ContentHash, Decision, ExposureReason, FailMode, Generation, Heartbeat, Mode, Notice,
-    Operation, Policy, Rules,
+    ContentHash, Decision, ExposureReason, FailMode, Fingerprint, Generation, Heartbeat, Mode,
+    Notice, Operation, Policy, Rules,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -164,6 +165,8 @@ pub struct Job {
     /// How often the content was read already and had changed.
     pub reads: u8,
     pub ask: Ask,
+    /// The file's, where the host is to know it.
+    pub fingerprint: Option<Fingerprint>,
 }
 
 impl Job {
@@ -176,16 +179,16 @@ impl Job {
             // Others are tried again later where they come to nothing, which would be the same then.
             Subject::Background { .. } => Ask::Content,
         };
-        Self { subject, reads: 0, ask }
+        Self { subject, reads: 0, ask, fingerprint: None }
     }
 }
 
 /// How the host is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ask {
-    /// By the content's hash where that is remembered, else with the content.
+    /// By the content's hash where that is remembered, or by the file's fingerprint, else with the content.
     Known,
-    /// By its hash, which is worked out where it is not remembered: the host may know it.
+    /// By its hash, which is worked out where it is not remembered, or by the file's fingerprint: the host may know it.
     Hash,
     /// With the content: the host does not know its hash.
     Content,
@@ -225,6 +228,7 @@ pub struct Driver {
     pub on_demand: OnDemand,
     pub hunts: Hunts,
     pub patience: Patience,
+    pub file_systems: FileSystems,
     pub counters: Counters,
     /// This process.
     pub worker: u32,
@@ -269,6 +273,7 @@ impl Driver {
             on_demand: OnDemand::default(),
             hunts: Hunts::default(),
             patience: Patience::default(),
+            file_systems: FileSystems::default(),
             counters: Counters::default(),
             worker: std::process::id(),
             supervisor,
@@ -674,6 +679,7 @@ impl Driver {
     /// A file system was unmounted: its device will be another's.
     pub fn forget_device(&self, device: u64) {
         self.memory.forget_device(device);
+        self.file_systems.forget(device);
         if let Some(session) = self.session() {
             let scans = session.in_background_on(device);
             scans.into_iter().for_each(|id| drop(session.withdraw(id)));

@@ -3,7 +3,8 @@
 use crate::truth::ShownPath;
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 use seawall_fanotify::FileHandle;
-use seawall_proto::remedy::FileIdentity;
+use seawall_proto::golden::Origin;
+use seawall_proto::remedy::{FileIdentity, Time};
 use seawall_proto::{FailMode, FileMetadata};
 use std::fs::File;
 use std::io;
@@ -27,6 +28,12 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// As a golden image has it; `born` is what statx(2) says besides.
+    pub fn origin(self, fs_type: u64, fs_id: u64, born: Time) -> Origin {
+        let FileIdentity { inode, size, modified, changed, .. } = self.to_proto();
+        Origin { fs_type, fs_id, inode, size, modified, changed, born }
+    }
+
     /// As the host gets it.
     pub fn to_proto(self) -> FileIdentity {
         let time = |(seconds, nanos): (i64, u64)| (seconds, u32::try_from(nanos).unwrap_or(0));
@@ -94,6 +101,12 @@ impl Look {
 }
 
 impl Look {
+    /// Whether its last change was before this time.
+    pub fn changed_before(&self, time: Time) -> bool {
+        let (seconds, nanoseconds) = self.identity.ctime;
+        (seconds, nanoseconds) < (time.0, time.1.into())
+    }
+
     /// Whether it changed within so many seconds, or in the future.
     pub fn changed_within(&self, seconds: i64) -> bool {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse).tv_sec;

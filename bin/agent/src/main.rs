@@ -13,6 +13,7 @@ mod deadline;
 mod driver;
 mod event;
 mod file;
+mod golden;
 mod housekeeping;
 mod hunt;
 mod journal;

@@ -73,6 +73,8 @@ pub struct Mount {
     pub device: u64,
     pub mount_point: PathBuf,
     pub fs_type: String,
+    /// Root alone can have mounted it: what users may mount is mounted nosuid (mount(8), `user`; udisks).
+    pub is_roots: bool,
 }
 
 impl Mount {
@@ -99,12 +101,14 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     let (major, minor) = device.split_once(':')?;
     let device = rustix::fs::makedev(major.parse().ok()?, minor.parse().ok()?);
     let mount_point = unescape(fields.nth(1)?);
+    let is_roots = !fields.next()?.split(|byte| *byte == b',').any(|option| option == b"nosuid");
     let fs_type = fields.skip_while(|field| *field != b"-").nth(1)?;
     Some(Mount {
         id: Some(id),
         device,
         mount_point: OsString::from_vec(mount_point).into(),
         fs_type: String::from_utf8_lossy(fs_type).into_owned(),
+        is_roots,
     })
 }
 

@@ -10,12 +10,14 @@
 //! disks or CPUs, and reads no faster than it may. It keeps nothing over a restart; the host says where it was.
 
 use crate::driver::{Ask, Driver, Job, Purpose, Subject};
-use crate::file::Look;
+use crate::file::{Look, open_mount};
+use crate::golden;
 use crate::memory::Known;
 use crate::session::Session;
 use crate::walk::{Level, Step, Walk};
 use crate::{mounts, running, scan, truth};
 use seawall_fanotify::{FileHandle, process};
+use seawall_proto::remedy::Time;
 use seawall_proto::walk::{self, WalkMissed, WalkOrder, WalkProgress};
 use seawall_proto::{Facts, Mode, Operation, ToHost};
 use serde::{Deserialize, Serialize};
@@ -267,6 +269,8 @@ struct Going<'a> {
     linked: HashSet<(u64, u64)>,
     /// What is being executed, for a quick scan.
     mapped: HashSet<(u64, u64)>,
+    /// The host learns files' fingerprints: of those that changed before this, and are on the disk as they are.
+    learns_before: Option<Time>,
     since: Instant,
     told: Instant,
     looked: Instant,
@@ -278,7 +282,7 @@ impl<'a> Going<'a> {
         let mapped = if order.quick { running::mapped() } else { HashSet::new() };
         let (now, linked) = (Instant::now(), HashSet::new());
         let (since, told, looked, gone_through) = (now, now, now, Vec::new());
-        let at = None;
+        let (at, learns_before) = Default::default();
         Self {
             driver,
             order,
@@ -288,6 +292,7 @@ impl<'a> Going<'a> {
             gone_through,
             linked,
             mapped,
+            learns_before,
             since,
             told,
             looked,
@@ -302,6 +307,9 @@ impl<'a> Going<'a> {
         }
         self.wait_for_mounts()?;
         let items = self.items();
+        if self.session.golden().learns {
+            self.learns_before = Some(self.write_out());
+        }
         self.progress.expected = if self.order.roots.is_empty() { expected(&items) } else { 0 };
         // Until there is nothing new: what is mounted meanwhile belongs to it.
         while self.gone_through.len() < ITEMS_MAX
@@ -339,6 +347,19 @@ impl<'a> Going<'a> {
             self.driver.on_demand.wait(LOOK);
         }
         Some(())
+    }
+
+    /// Has what was changed until now written to the disks, of which clones are made. Gives the time.
+    fn write_out(&self) -> Time {
+        golden::look(self.driver);
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
+        for (device, path) in self.driver.coverage.reached() {
+            let written = open_mount(device, &path).and_then(|fd| Ok(rustix::fs::syncfs(fd)?));
+            if let Err(error) = written {
+                tracing::warn!(%error, path = %path.display(), "cannot be written out");
+            }
+        }
+        (now.tv_sec, u32::try_from(now.tv_nsec).unwrap_or(0))
     }
 
     fn is_new(&self, (_, path): &(Option<u64>, PathBuf)) -> bool {
@@ -439,7 +460,7 @@ impl<'a> Going<'a> {
             return Some(());
         }
         let known = self.driver.memory.known(&identity, process::now_ms());
-        if known == Some(Known::Clean { unopened: false }) {
+        if known == Some(Known::Clean { unopened: false }) && self.learns_before.is_none() {
             self.progress.known += 1;
             return Some(());
         }
@@ -454,9 +475,12 @@ impl<'a> Going<'a> {
         };
         self.wait_for(at_once)?;
         self.progress.bytes += identity.size;
+        let is_on_disk = self.learns_before.is_some_and(|time| look.changed_before(time));
+        let fingerprint =
+            is_on_disk.then(|| golden::fingerprint(self.driver, file.as_fd(), &look)).flatten();
         let subject =
             Subject::Background { handle, file: Some(Arc::new(file)), purpose: Purpose::OnDemand };
-        scan::scan(self.driver, Job { ask, ..Job::new(subject) }, buffer);
+        scan::scan(self.driver, Job { ask, fingerprint, ..Job::new(subject) }, buffer);
         self.keep_pace(buffer)
     }
 

@@ -19,10 +19,11 @@
 use crate::driver::{Ask, Driver, Job, Subject, count};
 use crate::event::HeldEvent;
 use crate::file::Look;
+use crate::golden;
 use crate::session::Session;
 use crate::verdict;
 use seawall_fanotify::process;
-use seawall_proto::{Clean, Operation, RingKey};
+use seawall_proto::{Clean, Fingerprint, Operation, RingKey};
 use seawall_region::layout::SLOT_LEN;
 use seawall_region::ring::{PIECE_LEN, PLACES, QUERY_SLOTS};
 use seawall_region::{Filled, GuestRegion, GuestRing, Query, Reply, Slot};
@@ -44,14 +45,15 @@ const UNANSWERED_MAX: u32 = 8;
 
 /// How often something came to nothing lately.
 #[derive(Debug, Default)]
-struct InVain(AtomicU32);
+pub struct InVain(AtomicU32);
 
 impl InVain {
     /// After so many times in a row it is tried now and then only.
     const MOST: u32 = 4;
     const TRY_EVERY: u32 = 8;
 
-    fn is_worth_it(&self) -> bool {
+    /// Whether it is to be tried.
+    pub fn is_worth_it(&self) -> bool {
         let times = self.0.load(Ordering::Relaxed);
         if times < Self::MOST {
             return true;
@@ -60,7 +62,8 @@ impl InVain {
         times.is_multiple_of(Self::TRY_EVERY)
     }
 
-    fn was(&self, in_vain: bool) {
+    /// What came of it.
+    pub fn was(&self, in_vain: bool) {
         let times = self.0.load(Ordering::Relaxed);
         match (in_vain, times) {
             (false, 0) => (),
@@ -76,6 +79,8 @@ impl InVain {
 pub struct Patience {
     asked: InVain,
     looked: InVain,
+    /// Asking by a file's fingerprint.
+    pub golden: InVain,
 }
 
 /// What was asked, and for whom.
@@ -83,6 +88,8 @@ pub struct Patience {
 struct Asked {
     event: Arc<HeldEvent>,
     look: Look,
+    /// By which it was asked.
+    fingerprint: Option<Fingerprint>,
     /// From before it was asked.
     epoch: u64,
     /// Given back with the reply.
@@ -189,14 +196,22 @@ fn try_ask(driver: &Driver, event: &Arc<HeldEvent>) -> Option<Asking> {
         return None;
     }
     let (since_ms, epoch) = (process::now_ms(), driver.epoch());
-    let (number, slots) = match driver.memory.hash_of(&event.look.identity) {
-        Some(hash) => (ring.put(&session, &Query::Hash(hash), Filled::Pieces(0))?, Vec::new()),
+    let hash = driver.memory.hash_of(&event.look.identity);
+    let by_fingerprint =
+        hash.is_none() && session.golden().knows && driver.patience.golden.is_worth_it();
+    let fingerprint = by_fingerprint
+        .then(|| golden::fingerprint(driver, event.file.as_fd(), &event.look))
+        .flatten();
+    let short = hash.map(Query::Hash).or(fingerprint.map(Query::Fingerprint));
+    let (number, slots) = match short {
+        Some(query) => (ring.put(&session, &query, Filled::Pieces(0))?, Vec::new()),
         None if seawall_fanotify::is_cached(event.file.as_fd(), size).unwrap_or(false) => {
             ring.put_content(&session, &event.file, size)?
         }
         None => return None,
     };
-    let asked = Asked { event: Arc::clone(event), look: event.look, epoch, slots, since_ms };
+    let (event, look) = (Arc::clone(event), event.look);
+    let asked = Asked { event, look, fingerprint, epoch, slots, since_ms };
     Some(Asking { session: Arc::clone(&session), number, asked, since: Instant::now() })
 }
 
@@ -344,10 +359,12 @@ fn lost(driver: &Driver, asked: Asked) {
 }
 
 fn settle(driver: &Driver, asked: Asked, reply: Reply) {
-    let Asked { event, look, epoch, slots, .. } = asked;
+    let Asked { event, look, fingerprint, epoch, slots, .. } = asked;
     drop(slots);
-    let job = Job::new(Subject::Access(event));
-    driver.patience.asked.was(reply == Reply::Unknown);
+    let job = Job { fingerprint, ..Job::new(Subject::Access(event)) };
+    let patience = &driver.patience;
+    let tried = if fingerprint.is_some() { &patience.golden } else { &patience.asked };
+    tried.was(reply == Reply::Unknown);
     match reply {
         Reply::Clean(clean) => {
             count(&driver.counters.requests);

@@ -17,13 +17,15 @@ use crate::coverage;
 use crate::driver::{Ask, Driver, Job, Purpose, Subject, count};
 use crate::event::HeldEvent;
 use crate::file::{Look, metadata};
+use crate::golden;
 use crate::memory::Known;
 use crate::region;
 use crate::session::{Filled, Opening, Session};
 use crate::truth::{self, ShownPath};
 use seawall_fanotify::{Answer, process};
 use seawall_proto::{
-    ContentHash, ExposureReason, Facts, INLINE_MAX, Mode, Operation, RequestId, Rules,
+    ContentHash, Ended, ExposureReason, Facts, Fingerprint, INLINE_MAX, Mode, Operation, RequestId,
+    Rules,
 };
 use seawall_region::{FillError, GuestRegion, layout::SLOT_LEN};
 use std::fs::File;
@@ -86,21 +88,49 @@ pub fn scan(driver: &Driver, job: Job, buffer: &mut Vec<u8>) {
     let Some(session) = driver.wait_session() else {
         return abandon(driver, &job.subject, ExposureReason::LinkDown);
     };
-    let hash = match job.ask {
-        Ask::Content => None,
-        // It may have been clean before there were new signatures.
-        Ask::Hash => {
-            match driver.memory.hash_of(&identity).map_or_else(|| hash_of(file, buffer), Ok) {
-                Ok(hash) => Some(hash),
-                Err(_) => return abandon(driver, &job.subject, ExposureReason::Unreadable),
-            }
-        }
-        Ask::Known => driver.memory.hash_of(&identity),
+    let Ok((filled, fingerprint)) = way(driver, &session, &job, file, &look, buffer) else {
+        return abandon(driver, &job.subject, ExposureReason::Unreadable);
     };
-    match hash {
-        Some(hash) => ask(driver, &session, job, look, shown, hash),
+    let job = Job { fingerprint, ..job };
+    match filled {
+        Some(filled) => ask(driver, &session, job, look, shown, filled),
         None => send(driver, &session, job, look, shown, buffer),
     }
+}
+
+/// By what the host is asked; `None` is the content itself. And the file's fingerprint, where the host is to know that.
+fn way(
+    driver: &Driver,
+    session: &Session,
+    job: &Job,
+    file: &File,
+    look: &Look,
+    buffer: &mut Vec<u8>,
+) -> io::Result<(Option<Filled<'static>>, Option<Fingerprint>)> {
+    let known = session.golden().knows && !session.golden().learns;
+    let fingerprint = || golden::fingerprint(driver, file.as_fd(), look).filter(|_| !look.written);
+    // It may have changed since.
+    let own = job.fingerprint.filter(|own| fingerprint() == Some(*own));
+    if job.ask == Ask::Content {
+        return Ok((None, own));
+    }
+    // It may have been clean before there were new signatures.
+    if let Some(hash) = driver.memory.hash_of(&look.identity) {
+        return Ok((Some(Filled::Hash(hash)), own));
+    }
+    if known
+        && driver.patience.golden.is_worth_it()
+        && let Some(fingerprint) = fingerprint()
+    {
+        return Ok((Some(Filled::Fingerprint), Some(fingerprint)));
+    }
+    let hash = match job.ask {
+        Ask::Hash => Some(Filled::Hash(hash_of(file, buffer)?)),
+        Ask::Known | Ask::Content => None,
+    };
+    // Of what was read while somebody wrote it, it is nobody's.
+    let own = own.filter(|_| hash.is_none() || look.again(file).steady);
+    Ok((hash, own))
 }
 
 fn hash_of(file: &File, buffer: &mut Vec<u8>) -> io::Result<ContentHash> {
@@ -119,14 +149,14 @@ fn hash_of(file: &File, buffer: &mut Vec<u8>) -> io::Result<ContentHash> {
     }
 }
 
-/// Asks for the verdict on content that the host may know.
+/// Asks for the verdict on content that the host may know by its hash or its file's fingerprint.
 fn ask(
     driver: &Driver,
     session: &Session,
     job: Job,
     look: Look,
     shown: ShownPath,
-    hash: ContentHash,
+    filled: Filled<'_>,
 ) {
     count(&driver.counters.requests);
     let look = after_read(&job, look);
@@ -134,7 +164,7 @@ fn ask(
     let deadline_ms = deadline_ms(&job, &look);
     let asked = Job { subject: job.subject.clone().closed(), ..job };
     let opening = Opening { job: asked, look, file, deadline_ms };
-    if session.open(opening, Filled::Hash(hash), true).is_err() {
+    if session.open(opening, filled, true).is_err() {
         session.end();
         try_again(driver, job);
     }
@@ -259,7 +289,9 @@ fn send(
     let (mut offset, mut last) = (part.len, part.last);
     let asked = Job { subject: job.subject.clone().closed(), ..job };
     let opening = Opening { job: asked, look, file, deadline_ms };
-    let Ok(id) = session.open(opening, part.filled, last) else {
+    // Whether it is the file's is known after the last part.
+    let is_last = |last| last && job.fingerprint.is_none();
+    let Ok(id) = session.open(opening, part.filled, is_last(last)) else {
         session.end();
         return try_again(driver, job);
     };
@@ -269,10 +301,16 @@ fn send(
             Err(stop) => return give_up(driver, session, id, stop),
         };
         (offset, last) = (offset + part.len, part.last);
-        match session.more(id, part.filled, last) {
+        match session.more(id, part.filled, is_last(last)) {
             Ok(true) => (),
             Ok(false) => return,
             Err(_) => return session.end(),
+        }
+    }
+    if job.fingerprint.is_some() {
+        let fingerprint = job.fingerprint.filter(|_| look.again(content).steady);
+        if session.ended(Ended { id, fingerprint }).is_err() {
+            session.end();
         }
     }
 }

@@ -18,9 +18,9 @@ use crate::scan;
 use crate::verdict;
 use seawall_fanotify::{FileHandle, process};
 use seawall_proto::{
-    Attach, Attached, Content, ContentHash, ExposureReason, FileMetadata, Operation, Part,
-    PolicyError, PolicyParts, Proof, Refusal, RegionId, RequestId, RingKey, ScanRequest, SlotRef,
-    ToGuest, ToHost,
+    Attach, Attached, Content, ContentHash, Ended, ExposureReason, FileMetadata, Golden, Operation,
+    Part, PolicyError, PolicyParts, Proof, Refusal, RegionId, RequestId, RingKey, ScanRequest,
+    SlotRef, ToGuest, ToHost,
 };
 use seawall_region::{GuestRegion, Slot};
 use std::collections::{HashMap, VecDeque};
@@ -98,6 +98,8 @@ pub enum Filled<'a> {
     Inline(&'a mut Vec<u8>),
     /// None of it: the host may know it.
     Hash(ContentHash),
+    /// Nor this: the host may know it by the file's fingerprint, which the job has.
+    Fingerprint,
 }
 
 impl Filled<'_> {
@@ -110,6 +112,7 @@ impl Filled<'_> {
             }
             Self::Inline(bytes) => Part::Inline(std::mem::take(*bytes).into()),
             Self::Hash(hash) => Part::Hash(*hash),
+            Self::Fingerprint => Part::Fingerprint,
         }
     }
 
@@ -122,7 +125,7 @@ impl Filled<'_> {
     fn take_slots(&mut self) -> VecDeque<Slot> {
         match self {
             Self::Slots(slots) => slots.drain(..).map(|(slot, _)| slot).collect(),
-            Self::Inline(_) | Self::Hash(_) => VecDeque::new(),
+            Self::Inline(_) | Self::Hash(_) | Self::Fingerprint => VecDeque::new(),
         }
     }
 }
@@ -140,6 +143,7 @@ pub struct Session {
     next: AtomicU64,
     received_ms: AtomicU64,
     ring: OnceLock<Ring>,
+    golden: Mutex<Golden>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -156,7 +160,7 @@ impl Session {
     ) -> Result<RequestId, LinkError> {
         let Opening { job, look, file, deadline_ms } = opening;
         let now_ms = process::now_ms();
-        let part = filled.part();
+        let (fingerprint, part) = (job.fingerprint, filled.part());
         let mut sender = lock(&self.sender);
         let id = RequestId(self.next.fetch_add(1, Ordering::Relaxed));
         let request = ScanRequest {
@@ -171,7 +175,11 @@ impl Session {
         let pending =
             Pending { job: Some(job), look, deadline_ms, sent_ms: now_ms, slots, copied: 0 };
         lock(&self.pending).insert(id, pending);
-        let message = ToHost::ScanRequest(request);
+        let named = fingerprint.filter(|_| matches!(filled, Filled::Hash(_) | Filled::Fingerprint));
+        let message = match named {
+            Some(fingerprint) => ToHost::Fingerprinted(fingerprint, request),
+            None => ToHost::ScanRequest(request),
+        };
         let sent = sender.send(&message);
         if let ToHost::ScanRequest(request) = message {
             filled.keep(request.part);
@@ -207,6 +215,17 @@ impl Session {
             filled.keep(content.part);
         }
         sent.map(|()| true)
+    }
+
+    /// Ends a content of which no part was the last.
+    pub fn ended(&self, ended: Ended) -> Result<(), LinkError> {
+        let is_wanted = lock(&self.pending).get(&ended.id).is_some_and(|it| it.job.is_some());
+        if is_wanted { self.send(&ToHost::Ended(ended)) } else { Ok(()) }
+    }
+
+    /// What the host does with fingerprints.
+    pub fn golden(&self) -> Golden {
+        *lock(&self.golden)
     }
 
     /// The region to fill, if this session has one.
@@ -415,6 +434,7 @@ fn attach(
         next: AtomicU64::new(1),
         received_ms: AtomicU64::new(process::now_ms()),
         ring: OnceLock::new(),
+        golden: Mutex::default(),
     });
     driver.renew(Some(policy), Some(generation));
     driver.set_session(Arc::clone(&session));
@@ -457,6 +477,7 @@ fn receive(driver: &Driver, session: &Arc<Session>, mut receiver: link::Receiver
                 }
             }
             ToGuest::Ring(key) => session.begin_ring(key),
+            ToGuest::Golden(golden) => *lock(&session.golden) = golden,
             ToGuest::Answered { number, clean } => ring::answered(driver, session, number, clean),
             ToGuest::Copied { id, slots } => session.copied(id, slots),
             ToGuest::Policy(part) => match parts.add(&part) {

@@ -33,6 +33,10 @@ pub fn take(
     verdict: Verdict,
     judging: Judging,
 ) {
+    let asked = pending.job.as_ref().filter(|job| job.ask != Ask::Content);
+    if asked.is_some_and(|job| job.fingerprint.is_some()) {
+        driver.patience.golden.was(false);
+    }
     match &pending.job {
         Some(Job { subject: Subject::Background { .. }, ask, .. }) => {
             let is_on_demand = pending.operation() == Some(Operation::OnDemand);
@@ -54,6 +58,9 @@ pub fn take(
 /// The host wants the content itself. Never waits.
 pub fn send_content(driver: &Driver, pending: Pending) {
     let Some(job) = pending.job else { return };
+    if job.fingerprint.is_some() {
+        driver.patience.golden.was(true);
+    }
     let job = Job { ask: Ask::Content, ..job };
     match &job.subject {
         Subject::Access(_) => driver.push_job(job),

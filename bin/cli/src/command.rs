@@ -1,5 +1,6 @@
 //! What the operator may say: help, completions and man pages are all made from this.
 
+use crate::golden::Golden;
 use crate::policy::Policy;
 use crate::quarantine::Quarantine;
 use crate::scans::{Scans, Schedule};
@@ -177,6 +178,21 @@ Exit codes: 0 done; 3 the service cannot be reached; 4 refused, and what was in 
     Signatures {
         #[command(subcommand)]
         command: Signatures,
+    },
+    /// Golden images: know the files of a template in all its clones, which then send no content for them.
+    #[command(after_help = "\
+A clone is known by its files' inodes and times, which only root of a guest can make up. So of one in a hundred files the
+content is asked for all the same; a guest in which it is another is no clone, and gets an event `golden_distrusted`. Use
+clones whose disks are copies of the template's: what is installed anew is scanned as ever.
+
+Examples:
+  seawall golden learn template01
+  seawall golden list
+
+Exit codes: 0 done; 1 something in the template is infected; 3 the service cannot be reached; 4 refused.")]
+    Golden {
+        #[command(subcommand)]
+        command: Golden,
     },
     /// Have the service read its configuration and the engines' signatures again.
     #[command(after_help = "\

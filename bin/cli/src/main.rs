@@ -2,6 +2,7 @@
 //! else; [`render`] makes the answers fit for people.
 
 mod command;
+mod golden;
 mod pages;
 mod policy;
 mod progress;
@@ -138,6 +139,7 @@ async fn run(arguments: &Arguments) -> anyhow::Result<u8> {
         Command::Schedule { command } => scans::schedule(&client, json, style, command).await,
         Command::Policy { command } => policy::run(&client, json, style, command).await,
         Command::Signatures { command } => signatures::run(&client, json, style, command).await,
+        Command::Golden { command } => golden::run(&client, json, style, command).await,
         Command::Reload => {
             let reload = client.reload().await?;
             print(json, &reload, || render::reload(&reload))?;

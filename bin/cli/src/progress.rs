@@ -26,6 +26,11 @@ impl Progress {
         Self::start(ProgressBar::new_spinner(), &format!("{{spinner}} {what}, {{elapsed}}"))
     }
 
+    /// For what is a part of something else that is shown.
+    pub fn hidden() -> Self {
+        Self(ProgressBar::hidden())
+    }
+
     fn start(bar: ProgressBar, template: &str) -> Self {
         let progress = Self(bar);
         progress.say(template);

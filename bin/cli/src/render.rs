@@ -1,6 +1,7 @@
 //! Answers for people. Whatever came from a guest or a file is made printable before it gets here
 //! or here at the latest.
 
+pub mod golden;
 pub mod policy;
 pub mod scans;
 pub mod signatures;

@@ -31,6 +31,16 @@ pub async fn scan(client: &Client, path: &Path) -> anyhow::Result<ScanReport> {
     send(client, &path.to_string_lossy(), file, progress).await
 }
 
+/// The same for an open file, of which nothing is shown.
+pub async fn scan_quietly(
+    client: &Client,
+    path: &Path,
+    file: &std::fs::File,
+) -> anyhow::Result<ScanReport> {
+    let file = File::from_std(file.try_clone()?);
+    send(client, &path.to_string_lossy(), file, Progress::hidden()).await
+}
+
 async fn send(
     client: &Client,
     name: &str,

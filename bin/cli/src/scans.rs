@@ -117,7 +117,7 @@ pub async fn scan(
 }
 
 /// Until all have ended, or the operator paused them.
-async fn wait(client: &Client, numbers: &[u64]) -> anyhow::Result<Vec<GuestScan>> {
+pub async fn wait(client: &Client, numbers: &[u64]) -> anyhow::Result<Vec<GuestScan>> {
     let progress = Progress::of_work("being scanned");
     loop {
         let mut all = Vec::new();

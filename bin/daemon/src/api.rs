@@ -3,6 +3,7 @@
 //! Runs on the service's one asynchronous thread; what may take long goes to blocking threads.
 
 mod events;
+mod golden;
 mod policy;
 mod quarantine;
 mod scan;
@@ -18,7 +19,7 @@ use crate::metrics;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use quarantine as files;
 use seawall_client::{
@@ -49,6 +50,11 @@ use utoipa::OpenApi;
         scans::schedules,
         scans::run,
         scans::skip,
+        golden::list,
+        golden::learn,
+        golden::put,
+        golden::forget,
+        golden::trust,
         reload,
         policy::check,
         policy::show,
@@ -91,6 +97,15 @@ pub fn router(api: Api) -> Router {
         .route("/v1/schedules", get(scans::schedules))
         .route("/v1/schedules/{name}/run", post(scans::run))
         .route("/v1/schedules/{name}/skip", post(scans::skip))
+        .route("/v1/golden", get(golden::list))
+        .route(
+            "/v1/golden/{name}",
+            put(golden::put)
+                .post(golden::learn)
+                .delete(golden::forget)
+                .layer(DefaultBodyLimit::max(golden::BODY_MAX)),
+        )
+        .route("/v1/guests/{guest}/golden", post(golden::trust))
         .route("/v1/reload", post(reload))
         .route("/v1/policy/check", get(policy::check))
         .route("/v1/guests/{guest}/policy", get(policy::show))

@@ -4,6 +4,7 @@ use crate::alarm::{self, Change};
 use crate::config::Config;
 use crate::copy::Budget;
 use crate::events::Events;
+use crate::golden::Golden;
 use crate::guest::{Guest, Guests};
 use crate::metrics::Metrics;
 use crate::pipeline::Pipeline;
@@ -29,6 +30,7 @@ pub struct Host {
     pub quarantine: Arc<Quarantine>,
     pub signatures: Signatures,
     pub scans: Scans,
+    pub golden: Golden,
     pub started: jiff::Timestamp,
     pub telling: Mutex<()>,
 }
@@ -55,6 +57,14 @@ impl Host {
             if let Some(session) = guest.session() {
                 session.outbox.push(message);
             }
+        }
+    }
+
+    /// Says to every guest that has a session what is known of golden images.
+    pub fn tell_golden(&self) {
+        let _telling = self.telling();
+        for session in self.guests.all().iter().filter_map(|guest| guest.session()) {
+            session.tell_golden();
         }
     }
 
@@ -91,13 +101,14 @@ impl Host {
         }
     }
 
-    /// Gives new region files their header and writes key files anew, for as long as the service lives. On a thread of its
-    /// own: a file system that hangs must not delay an alarm.
+    /// Gives new region files their header, writes key files anew, and which guests are not believed, for as long as the
+    /// service lives. On a thread of its own: a file system that hangs must not delay an alarm.
     pub fn keep_regions(&self) {
         loop {
             for guest in self.guests.all() {
                 guest.headers();
             }
+            self.golden.flush();
             std::thread::sleep(Duration::from_secs(1));
         }
     }
@@ -178,6 +189,8 @@ impl Host {
                 told += 1;
                 if let Some(session) = guest.session() {
                     session.tell_policy(policy);
+                    // Another tenant's are others.
+                    session.tell_golden();
                 }
             }
         }

@@ -15,6 +15,7 @@ mod database;
 mod engines;
 mod events;
 mod generation;
+mod golden;
 mod guest;
 mod host;
 mod key;
@@ -254,6 +255,7 @@ fn start(config: Config) -> anyhow::Result<Arc<Host>> {
     let (signatures, signature_keeper) =
         signatures::Signatures::open(&state_dir.join("signatures"), &config.engines.0, &watched)?;
     let scans = scans::Scans::open(state_dir.join("scans"), events.clone());
+    let golden = golden::Golden::open(state_dir.join("golden"), events.clone());
     let guests = guest::Guests::default();
     let new = guests.configure(&config, &budget);
     for warning in &config.warnings {
@@ -275,6 +277,7 @@ fn start(config: Config) -> anyhow::Result<Arc<Host>> {
         quarantine,
         signatures,
         scans,
+        golden,
         started: jiff::Timestamp::now(),
         telling: Mutex::default(),
     });
@@ -326,6 +329,7 @@ fn stop(host: &Host) {
         std::thread::sleep(Duration::from_millis(5));
     }
     host.scans.flush();
+    host.golden.flush();
     host.events.emit(Event::new(EventKind::ServiceStopped));
     host.state.flush(Duration::from_secs(2));
     host.events.flush(Duration::from_secs(2));

@@ -17,6 +17,7 @@ mod store;
 
 use crate::config::{Config, OnDemand, Schedule};
 use crate::events::Events;
+use crate::golden::Learned;
 use crate::host::Host;
 use crate::session::Session;
 use job::{Job, Kept, Window};
@@ -24,8 +25,8 @@ use schedules::Schedules;
 use seawall_client::{
     Event, EventKind, FoundFile, GuestScan, GuestScanState, LeftOut, ScheduleReport,
 };
-use seawall_proto::ToGuest;
 use seawall_proto::walk::{Walk, WalkMissed, WalkOrder, WalkProgress};
+use seawall_proto::{ContentHash, Fingerprint, ToGuest};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -98,11 +99,12 @@ impl Scans {
         self.lock().get(&id).map(|job| job.shown(true)).ok_or(ScansError::Unknown(id))
     }
 
-    /// Has these guests scanned, each by a scan of its own.
+    /// Has these guests scanned, each by a scan of its own, and perhaps a golden image learned by it.
     pub fn add(
         &self,
         wanted: Vec<(String, Vec<String>)>,
         quick: bool,
+        learns: Option<&str>,
     ) -> Result<Vec<GuestScan>, ScansError> {
         let mut jobs = self.lock();
         let open = jobs.values().filter(|job| !job.shown.state.has_ended()).count();
@@ -112,7 +114,8 @@ impl Scans {
         let mut added = Vec::new();
         for (guest, paths) in wanted {
             let id = jobs.last_key_value().map_or(1, |(id, _)| id + 1);
-            let job = Job::new(id, guest, paths, quick);
+            let mut job = Job::new(id, guest, paths, quick);
+            job.shown.learns = learns.map(ToOwned::to_owned);
             added.push(job.shown(true));
             jobs.insert(id, job);
         }
@@ -230,7 +233,7 @@ impl Scans {
         let done = progress.done;
         self.with_running(session, Some(progress.id), |job| {
             job.progress(progress);
-            if done {
+            if done && !job.has_learned_all() {
                 job.end(GuestScanState::Done, "");
                 self.tell_end(job);
             }
@@ -252,6 +255,11 @@ impl Scans {
         self.with_running(session, None, |job| job.find(found));
     }
 
+    /// A file of this content, which is clean, has this fingerprint.
+    pub fn learned(&self, session: &Session, fingerprint: Fingerprint, hash: ContentHash) {
+        self.with_running(session, None, |job| job.learn(fingerprint, hash));
+    }
+
     /// The engines came to no verdict on one of its files.
     pub fn no_verdict(&self, session: &Session, path: &[u8], reason: &str) {
         let path = short(path);
@@ -264,6 +272,7 @@ impl Scans {
     /// Says whose turn it is and keeps the files, for as long as the service lives.
     pub fn keep(&self, host: &Host) {
         loop {
+            self.take_learned(host);
             let whole = host.config();
             let due = self.schedules().due(&whole.schedules, now());
             for due in due {
@@ -286,6 +295,32 @@ impl Scans {
             let jobs = self.lock();
             let waited = self.changed.wait_timeout(jobs, TICK);
             drop(waited.unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+
+    /// What was learned is taken into use; then the scan has ended.
+    fn take_learned(&self, host: &Host) {
+        let learned: Vec<_> = {
+            let mut jobs = self.lock();
+            let of =
+                |job: &mut Job| Some((job.shown.id, job.shown.guest.clone(), job.take_learned()?));
+            jobs.values_mut().filter_map(of).collect()
+        };
+        for (id, guest, (name, files)) in learned {
+            let tenant = host.guests.find(|one| one.name() == guest);
+            let tenant = tenant.and_then(|guest| guest.policy().tenant());
+            let source = format!("guest {guest}");
+            let put = host.golden.put(Learned { name, source, tenant, for_all: false, files });
+            if let Some(job) = self.lock().get_mut(&id) {
+                match &put {
+                    Ok(list) => {
+                        job.end(GuestScanState::Done, &format!("{} files are known", list.files));
+                    }
+                    Err(error) => job.end(GuestScanState::Failed, &error.to_string()),
+                }
+                self.tell_end(job);
+            }
+            host.tell_golden();
         }
     }
 
@@ -379,6 +414,7 @@ impl Scans {
                 file_limit: config.file_limit_mib << 20,
                 pressure_percent: config.pressure_percent,
             };
+            session.learn(job.shown.learns.is_some());
             session.outbox.push(&ToGuest::Walk(walk));
             job.run(session, run);
         }
@@ -461,7 +497,7 @@ mod tests {
     }
 
     fn added(scans: &Scans) -> u64 {
-        scans.add(vec![("web".into(), Vec::new())], false).unwrap()[0].id
+        scans.add(vec![("web".into(), Vec::new())], false, None).unwrap()[0].id
     }
 
     #[test]

@@ -28,8 +28,8 @@ use seawall_client::{
 use seawall_proto::frame::{Decoder, FrameError, decode};
 use seawall_proto::serial::Token;
 use seawall_proto::{
-    ContentHash, Decision, Generation, Heartbeat, Operation, Remediation, Running, ToGuest, ToHost,
-    Verdict as ProtoVerdict, VerdictKind,
+    ContentHash, Decision, Fingerprint, Generation, Golden, Heartbeat, Operation, Remediation,
+    Running, ToGuest, ToHost, Verdict as ProtoVerdict, VerdictKind,
 };
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -68,6 +68,8 @@ pub struct Session {
     life: Mutex<Life>,
     /// Verdict events that wait for what the driver made of them.
     pending: Mutex<Waiting>,
+    /// What the driver knows of what is done with fingerprints.
+    golden: Mutex<Golden>,
     /// What the driver was told to offer for quarantine, and has not yet.
     wanted: Mutex<Wanted>,
     host: Arc<Host>,
@@ -102,6 +104,7 @@ impl Session {
             outstanding: AtomicU32::new(0),
             life: Mutex::new(life),
             pending: Mutex::new(Waiting::Open(HashMap::new())),
+            golden: Mutex::default(),
             wanted: Mutex::default(),
             host,
         })
@@ -117,6 +120,42 @@ impl Session {
     pub fn tell_policy(&self, policy: &PolicyConfig) {
         for part in policy.to_proto().to_parts() {
             self.outbox.push(&ToGuest::Policy(part));
+        }
+    }
+
+    fn golden(&self) -> MutexGuard<'_, Golden> {
+        self.golden.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says what is known of golden images, where the driver does not know it.
+    pub fn tell_golden(&self) {
+        let learns = self.golden().learns;
+        self.learn(learns);
+    }
+
+    /// Says whether the walk that begins is one of a template.
+    pub fn learn(&self, learns: bool) {
+        let mut told = self.golden();
+        let knows = self.host.golden.knows(self.guest.name(), &self.guest.policy().tenant());
+        let now = Golden { knows, learns };
+        if std::mem::replace(&mut *told, now) != now {
+            self.outbox.push(&ToGuest::Golden(now));
+        }
+    }
+
+    /// The content that the file with this fingerprint has as far as is known, and it need not be looked at.
+    fn golden_hash(&self, fingerprint: Fingerprint) -> Option<ContentHash> {
+        let tenant = self.guest.policy().tenant();
+        self.host.golden.hash_of(self.guest.name(), &tenant, fingerprint)
+    }
+
+    /// It has this content.
+    fn compare_golden(&self, fingerprint: Fingerprint, hash: ContentHash, path: &[u8]) {
+        let (golden, guest) = (&self.host.golden, self.guest.name());
+        if !self.golden().learns
+            && golden.compare(guest, &self.guest.policy().tenant(), fingerprint, hash, path)
+        {
+            self.tell_golden();
         }
     }
 
@@ -204,6 +243,11 @@ impl Session {
         if verdict != Verdict::Clean && decision != Some(Decision::Allow) {
             // Before the verdict goes: the driver may answer at once.
             self.expect_outcome(asked, hash, answer);
+        }
+        if verdict == Verdict::Clean
+            && let (Some(fingerprint), Some(hash)) = (asked.fingerprint, hash)
+        {
+            self.host.scans.learned(self, fingerprint, hash);
         }
         if asked.operation == Operation::OnDemand {
             self.count_on_demand(asked, hash, answer, decision, remediation);
@@ -361,7 +405,11 @@ impl Session {
             let Some(message) = decode::<ToHost>(payload)? else { continue };
             match message {
                 ToHost::Attach(_) => return Err(Breach::AttachedTwice),
-                ToHost::ScanRequest(request) => requests.begin(request)?,
+                ToHost::ScanRequest(request) => requests.begin(request, None)?,
+                ToHost::Fingerprinted(fingerprint, request) => {
+                    requests.begin(request, Some(fingerprint))?;
+                }
+                ToHost::Ended(ended) => requests.ended(ended)?,
                 ToHost::Content(content) => requests.go_on(content)?,
                 ToHost::Cancel(id) => requests.cancel(id),
                 ToHost::Doorbell => ring.iter_mut().for_each(|ring| ring.rung()),

@@ -1,6 +1,7 @@
 //! Asks the service over its unix socket: HTTP/1.1, one connection for each request.
 
 use crate::event::EventsQuery;
+use crate::golden::{GoldenFiles, GoldenLearnRequest, GoldenList, GoldenReport};
 use crate::policy::{ExplainQuery, GuestPolicy, PolicyCheck, PolicyExplanation};
 use crate::scans::{GuestScan, ScansRequest, ScheduleReport};
 use crate::types::{
@@ -204,6 +205,58 @@ impl Client {
     /// [`ClientError`].
     pub async fn skip_schedule(&self, name: &str) -> Result<ScheduleReport, ClientError> {
         let path = format!("/v1/schedules/{}/skip", encode_query(name));
+        read(self.send(Method::POST, &path, Empty::new()).await?).await
+    }
+
+    /// All golden images, and of which guests they are not used.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn golden(&self) -> Result<GoldenReport, ClientError> {
+        self.get("/v1/golden").await
+    }
+
+    /// Has a guest scanned and learned as a golden image.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn learn_golden(
+        &self,
+        name: &str,
+        wanted: &GoldenLearnRequest,
+    ) -> Result<GuestScan, ClientError> {
+        let path = format!("/v1/golden/{}", encode_query(name));
+        self.send_json(Method::POST, &path, wanted).await
+    }
+
+    /// Gives the files of a tree, which are a golden image from then on.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn put_golden(
+        &self,
+        name: &str,
+        wanted: &GoldenFiles,
+    ) -> Result<GoldenList, ClientError> {
+        let path = format!("/v1/golden/{}", encode_query(name));
+        self.send_json(Method::PUT, &path, wanted).await
+    }
+
+    /// Forgets a golden image.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn forget_golden(&self, name: &str) -> Result<GoldenReport, ClientError> {
+        let path = format!("/v1/golden/{}", encode_query(name));
+        read(self.send(Method::DELETE, &path, Empty::new()).await?).await
+    }
+
+    /// Has golden images used again for a guest that did not agree with one.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn trust_golden(&self, guest: &str) -> Result<GoldenReport, ClientError> {
+        let path = format!("/v1/guests/{}/golden", encode_query(guest));
         read(self.send(Method::POST, &path, Empty::new()).await?).await
     }
 

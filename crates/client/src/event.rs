@@ -81,6 +81,10 @@ pub enum EventKind {
     ApprovalRevoked,
     /// A scan of a guest's files came to its end, or was ended.
     ScanEnded,
+    /// The files of a template are known from now on; `reason` says which and how many.
+    GoldenLearned,
+    /// A file of a guest holds another content than the same file of the golden image: none is used for it any more.
+    GoldenDistrusted,
     /// A database of the service was damaged or of another version: it was set aside and a new one
     /// begun.
     DatabaseSetAside,

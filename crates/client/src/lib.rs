@@ -17,6 +17,7 @@
 #[cfg(feature = "client")]
 mod client;
 mod event;
+mod golden;
 mod policy;
 mod scans;
 pub mod text;
@@ -25,6 +26,9 @@ mod types;
 #[cfg(feature = "client")]
 pub use client::{Client, ClientError, Lines, Pieces};
 pub use event::{Event, EventKind, EventsQuery};
+pub use golden::{
+    GoldenDistrust, GoldenFile, GoldenFiles, GoldenLearnRequest, GoldenList, GoldenReport,
+};
 pub use policy::{
     ExplainQuery, GuestPolicy, PolicyCheck, PolicyExplanation, PolicyFinding, PolicyGroup,
     PolicyOrigin, PolicySetting, PolicyStep,

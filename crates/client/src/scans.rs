@@ -57,6 +57,9 @@ pub struct GuestScan {
     /// The schedule that has it done; none where somebody asked.
     #[serde(default)]
     pub schedule: Option<String>,
+    /// The golden image that is learned by it; none where it is a scan alone.
+    #[serde(default)]
+    pub learns: Option<String>,
     /// Whether only what is being executed, starts by itself or changed within seven days is scanned.
     pub quick: bool,
     /// How it is.

@@ -45,11 +45,11 @@ pub trait Message: Serialize + DeserializeOwned {
 }
 
 impl Message for ToHost {
-    const KINDS: u32 = 13;
+    const KINDS: u32 = 15;
 }
 
 impl Message for ToGuest {
-    const KINDS: u32 = 16;
+    const KINDS: u32 = 17;
 }
 
 /// Appends `message` as one frame.

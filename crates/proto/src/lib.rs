@@ -20,6 +20,7 @@
 //! value that passed this crate is well-formed, not true.
 
 pub mod frame;
+pub mod golden;
 mod hello;
 mod identity;
 mod message;
@@ -31,12 +32,13 @@ pub mod serial;
 mod types;
 pub mod walk;
 
+pub use golden::Fingerprint;
 pub use hello::{Hello, HelloError, PREFACE_LEN, Preface};
 pub use identity::{Key, Proof, RegionId, RingKey};
 pub use message::{
-    Attach, Attached, Clean, Content, Coverage, ExposureReason, FileMetadata, Heartbeat, Mapper,
-    MapperEnd, Notice, Operation, Outcome, Part, Process, Refusal, ScanRequest, SlotRef, ToGuest,
-    ToHost, Uncovered, Verdict,
+    Attach, Attached, Clean, Content, Coverage, Ended, ExposureReason, FileMetadata, Golden,
+    Heartbeat, Mapper, MapperEnd, Notice, Operation, Outcome, Part, Process, Refusal, ScanRequest,
+    SlotRef, ToGuest, ToHost, Uncovered, Verdict,
 };
 pub use policy::{
     Exclude, ExcludedProcess, FailMode, FailPath, Mode, POLICY_MAX, Policy, PolicyError,

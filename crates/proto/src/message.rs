@@ -6,7 +6,10 @@
 use crate::policy::PolicyPart;
 use crate::remedy::{self, Remediation, Running, Ticket};
 use crate::walk;
-use crate::{ContentHash, Decision, Generation, Proof, RegionId, RequestId, RingKey, VerdictKind};
+use crate::{
+    ContentHash, Decision, Fingerprint, Generation, Proof, RegionId, RequestId, RingKey,
+    VerdictKind,
+};
 use serde::{Deserialize, Serialize};
 
 /// What the driver says to the host.
@@ -39,6 +42,10 @@ pub enum ToHost {
     WalkMissed(walk::WalkMissed),
     /// Something was asked in the ring while the host did not look at it.
     Doorbell,
+    /// As [`Self::ScanRequest`], for a file with this fingerprint; it brings [`Part::Fingerprint`] or [`Part::Hash`].
+    Fingerprinted(Fingerprint, ScanRequest),
+    /// The content of an open request ends here, though no part of it was said to be the last.
+    Ended(Ended),
 }
 
 /// What the host says to the driver.
@@ -89,6 +96,18 @@ pub enum ToGuest {
         /// That the content is clean; `None` where that is not known.
         clean: Option<Clean>,
     },
+    /// What the host does with fingerprints from now on; before the first of these, nothing.
+    Golden(Golden),
+}
+
+/// What the host does with files' fingerprints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Golden {
+    /// It knows some: the driver may ask by a file's fingerprint ([`Part::Fingerprint`]), and names it with the content that
+    /// it sends then.
+    pub knows: bool,
+    /// It learns them: requests of walks name each file's fingerprint, also those for files that the driver remembers.
+    pub learns: bool,
 }
 
 /// A content is known to be clean.
@@ -197,6 +216,15 @@ pub struct Content {
     pub last: bool,
 }
 
+/// Ends a content, where [`Golden`] wants to know whose it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    /// The request.
+    pub id: RequestId,
+    /// The fingerprint of its file, if that was the same before and after all was read, and nobody wrote it.
+    pub fingerprint: Option<Fingerprint>,
+}
+
 /// Part of a content. All parts of one request are of one kind.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Part {
@@ -208,6 +236,9 @@ pub enum Part {
     /// Not the content but its digest, for a host that knows it: all that a request brings. The host answers
     /// from what it found in such content, if it was clean, or with [`ToGuest::SendContent`].
     Hash(ContentHash),
+    /// Neither, but the file's fingerprint, which the message names besides: all that a request brings. The host answers
+    /// from what it found in the content that it has learned of such a file, or with [`ToGuest::SendContent`].
+    Fingerprint,
 }
 
 /// Bytes in the region: the first `len` of one slot.
@@ -461,7 +492,7 @@ pub struct Uncovered {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frame;
+    use crate::frame::{self, Message};
 
     /// The bytes of version 1. A change here is a new protocol version.
     #[test]
@@ -536,9 +567,10 @@ mod tests {
 
     #[test]
     fn the_last_kinds_are_known() {
+        let ended = Ended { id: RequestId(1), fingerprint: None };
         for (payload, kinds) in [
-            (postcard::to_stdvec(&ToHost::Doorbell), 13),
-            (postcard::to_stdvec(&ToGuest::Answered { number: 1, clean: None }), 16),
+            (postcard::to_stdvec(&ToHost::Ended(ended)), ToHost::KINDS),
+            (postcard::to_stdvec(&ToGuest::Golden(Golden::default())), ToGuest::KINDS),
         ] {
             assert_eq!(u32::from(payload.expect("it is short")[0]) + 1, kinds);
         }

@@ -15,7 +15,7 @@
 //! between: one of the two sees the other's word (the pattern of Dekker's algorithm).
 
 use crate::layout::SLOT_LEN;
-use seawall_proto::{ContentHash, Generation, RingKey};
+use seawall_proto::{ContentHash, Fingerprint, Generation, RingKey};
 
 /// How many queries may be under way.
 pub const PLACES: u64 = 64;
@@ -120,6 +120,8 @@ pub enum Query {
     },
     /// That with this hash.
     Hash(ContentHash),
+    /// That of the file with this fingerprint, of a golden image.
+    Fingerprint(Fingerprint),
 }
 
 impl Query {
@@ -139,6 +141,10 @@ impl Query {
                 bytes[8] = 2;
                 bytes[16..48].copy_from_slice(&hash.0);
             }
+            Self::Fingerprint(fingerprint) => {
+                bytes[8] = 3;
+                bytes[16..32].copy_from_slice(&fingerprint.0);
+            }
         }
         seal(bytes, key, number)
     }
@@ -154,6 +160,7 @@ impl Query {
                 Some(Self::Content { len, slots })
             }
             2 => Some(Self::Hash(ContentHash(bytes[16..48].try_into().ok()?))),
+            3 => Some(Self::Fingerprint(Fingerprint(bytes[16..32].try_into().ok()?))),
             _ => None,
         }
     }
@@ -226,7 +233,9 @@ mod tests {
     fn queries() -> impl Strategy<Value = Query> {
         let slots = prop::collection::vec(any::<u16>(), 0..=QUERY_SLOTS);
         let content = (any::<u32>(), slots).prop_map(|(len, slots)| Query::Content { len, slots });
-        prop_oneof![content, any::<[u8; 32]>().prop_map(|hash| Query::Hash(ContentHash(hash)))]
+        let hash = any::<[u8; 32]>().prop_map(|hash| Query::Hash(ContentHash(hash)));
+        let fingerprint = any::<[u8; 16]>().prop_map(|own| Query::Fingerprint(Fingerprint(own)));
+        prop_oneof![content, hash, fingerprint]
     }
 
     fn replies() -> impl Strategy<Value = Reply> {

@@ -4,9 +4,9 @@
 #![allow(dead_code)] // Each test file uses a part.
 
 use seawall_proto::{
-    Attached, Clean, ContentHash, Decision, Generation, Hello, Part, Policy, Proof, RegionId,
-    Remediation, RequestId, RingKey, Running, ScanRequest, ToGuest, ToHost, Verdict, VerdictKind,
-    frame,
+    Attached, Clean, ContentHash, Decision, Fingerprint, Generation, Hello, Part, Policy, Proof,
+    RegionId, Remediation, RequestId, RingKey, Running, ScanRequest, ToGuest, ToHost, Verdict,
+    VerdictKind, frame,
 };
 use seawall_region::ring::PIECE_LEN;
 use seawall_region::{Filled, Header, HostRegion, Query, Reply as Replied};
@@ -67,6 +67,12 @@ pub struct Seen {
     pub hashes: Mutex<Vec<ContentHash>>,
     /// What the host knows so, as clean.
     pub known: Mutex<Vec<ContentHash>>,
+    /// Files that were asked for by their fingerprints, on the link.
+    pub fingerprints: Mutex<Vec<Fingerprint>>,
+    /// What the host knows of them.
+    pub golden: Mutex<HashMap<Fingerprint, ContentHash>>,
+    /// Contents that were named or sent with their files' fingerprints.
+    pub named: Mutex<Vec<(Fingerprint, ContentHash)>>,
     /// What was asked in the ring.
     pub asked: Mutex<Vec<Query>>,
     pub doorbells: AtomicU64,
@@ -160,7 +166,7 @@ impl Host {
     /// Waits for a message in which `find` finds what it looks for, and takes it.
     pub fn heard<T>(&self, mut find: impl FnMut(&ToHost) -> Option<T>) -> T {
         let mut found = None;
-        let heard = eventually(|| {
+        let heard = within(Duration::from_secs(60), || {
             let mut messages = self.seen.messages.lock().unwrap();
             let at = messages.iter().position(|message| {
                 found = find(message);
@@ -244,6 +250,26 @@ fn serve(
                 }
             }
             ToHost::Doorbell => drop(seen.doorbells.fetch_add(1, Ordering::Relaxed)),
+            ToHost::Fingerprinted(fingerprint, request) => {
+                let known = match request.part {
+                    Part::Hash(hash) => {
+                        seen.hashes.lock().unwrap().push(hash);
+                        let known = seen.known.lock().unwrap().contains(&hash).then_some(hash);
+                        seen.named.lock().unwrap().extend(known.map(|hash| (*fingerprint, hash)));
+                        known
+                    }
+                    _ => {
+                        seen.fingerprints.lock().unwrap().push(*fingerprint);
+                        seen.golden.lock().unwrap().get(fingerprint).copied()
+                    }
+                };
+                let (id, writer) = (request.id, Arc::clone(&writer));
+                match known {
+                    Some(hash) => answer(writer, id, hash, Reply::Clean, Arc::clone(generation)),
+                    None => send(&ToGuest::SendContent(id)),
+                }
+                continue;
+            }
             ToHost::ScanRequest(ScanRequest { id, part: Part::Hash(hash), last: true, .. }) => {
                 seen.hashes.lock().unwrap().push(*hash);
                 if seen.known.lock().unwrap().contains(hash) {
@@ -268,6 +294,7 @@ fn serve(
         let (id, last) = match &message {
             ToHost::ScanRequest(request) => (request.id, request.last),
             ToHost::Content(content) => (content.id, content.last),
+            ToHost::Ended(ended) => (ended.id, true),
             _ => {
                 seen.messages.lock().unwrap().push(message);
                 continue;
@@ -279,6 +306,9 @@ fn serve(
             seen.requests.fetch_add(1, Ordering::Relaxed);
             let reply = rule(&request, &content);
             let hash = ContentHash(*blake3::hash(&content).as_bytes());
+            if let ToHost::Ended(seawall_proto::Ended { fingerprint: Some(own), .. }) = message {
+                seen.named.lock().unwrap().push((own, hash));
+            }
             seen.contents.lock().unwrap().push((request.operation, content));
             answer(Arc::clone(&writer), id, hash, reply, Arc::clone(generation));
         }
@@ -321,7 +351,10 @@ impl InRing {
                     break;
                 };
                 self.seen.asked.lock().unwrap().push(query);
-                let known = self.seen.known.lock().unwrap().contains(&hash);
+                let known = match self.seen.asked.lock().unwrap().last() {
+                    Some(Query::Fingerprint(_)) => hash != ContentHash([0; 32]),
+                    _ => self.seen.known.lock().unwrap().contains(&hash),
+                };
                 let generation = Generation(self.generation.load(Ordering::Relaxed));
                 let clean = known.then_some(Clean { unopened: false, generation, hash });
                 self.reply(number, clean);
@@ -336,6 +369,10 @@ impl InRing {
     fn hash(&self, number: u64, query: &Query) -> Option<ContentHash> {
         let (len, slots) = match query {
             Query::Hash(hash) => return Some(*hash),
+            Query::Fingerprint(own) => {
+                let known = self.seen.golden.lock().unwrap().get(own).copied();
+                return Some(known.unwrap_or(ContentHash([0; 32])));
+            }
             Query::Content { len, slots } => (*len as usize, slots),
         };
         let pieces = len.div_ceil(PIECE_LEN as usize);
@@ -387,7 +424,7 @@ fn copy(seen: &Seen, region: &HostRegion, partial: &mut Partial, part: &Part) {
             assert!(bytes.len() <= seawall_proto::INLINE_MAX);
             partial.content.extend_from_slice(bytes);
         }
-        Part::Hash(_) => panic!("a hash where content is due"),
+        Part::Hash(_) | Part::Fingerprint => panic!("no content where that is due"),
     }
 }
 
@@ -458,6 +495,22 @@ impl Native {
             assert!(done.unwrap().success());
         };
         Self::start_mounted(mount, RingMode::Off, &[], policy, rule)
+    }
+
+    /// The same with a host that offers a ring, mounted with these options.
+    pub fn start_on_with(
+        image: &Path,
+        options: &str,
+        ring: RingMode,
+        policy: Policy,
+        rule: impl Fn(&ScanRequest, &[u8]) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        let mount = |mount: &Path| {
+            let options = format!("loop,{options}");
+            let done = Command::new("mount").args(["-o", &options]).arg(image).arg(mount).status();
+            assert!(done.unwrap().success());
+        };
+        Self::start_mounted(mount, ring, &[], policy, rule)
     }
 
     /// The same on a new one, with a host that offers a ring.
@@ -657,8 +710,12 @@ impl Drop for Native {
 }
 
 /// Waits up to ten seconds for something to become true.
-pub fn eventually(mut check: impl FnMut() -> bool) -> bool {
-    let until = Instant::now() + Duration::from_secs(10);
+pub fn eventually(check: impl FnMut() -> bool) -> bool {
+    within(Duration::from_secs(10), check)
+}
+
+fn within(time: Duration, mut check: impl FnMut() -> bool) -> bool {
+    let until = Instant::now() + time;
     while Instant::now() < until {
         if check() {
             return true;

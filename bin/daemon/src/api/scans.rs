@@ -96,7 +96,7 @@ pub async fn add(State(api): State<Api>, Json(wanted): Json<ScansRequest>) -> Re
         );
     }
     let guests = guests.into_iter().map(|(guest, paths)| (guest, paths.unwrap_or_default()));
-    answer(api.host.scans.add(guests.collect(), wanted.quick))
+    answer(api.host.scans.add(guests.collect(), wanted.quick, None))
 }
 
 /// Pauses, resumes or cancels a scan.

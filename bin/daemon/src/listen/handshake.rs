@@ -242,6 +242,7 @@ impl Handshake {
             heartbeat_ms: config.alarm.heartbeat_ms,
         }));
         session.tell_policy(&guest.policy());
+        session.tell_golden();
         guest.begin_session(&session);
         drop(telling);
         drop(place);

@@ -2,9 +2,11 @@
 
 use super::say;
 use crate::events::format_time;
+use crate::golden::FILES_MAX;
 use crate::session::Session;
 use seawall_client::{FoundFile, GuestScan, GuestScanState, LeftOut};
 use seawall_proto::walk::{PLACE_MAX, WalkOrder, WalkProgress};
+use seawall_proto::{ContentHash, Fingerprint};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::sync::{Arc, Weak};
@@ -57,6 +59,9 @@ pub struct Job {
     /// When the driver last said something of it.
     word: Instant,
     changed: bool,
+    /// Files of the template; kept nowhere else, so after a restart of the service it begins anew.
+    learned: Vec<(Fingerprint, ContentHash)>,
+    learned_all: bool,
 }
 
 impl Job {
@@ -66,6 +71,7 @@ impl Job {
             guest,
             paths,
             schedule: None,
+            learns: None,
             quick,
             state: GuestScanState::Queued,
             reason: String::new(),
@@ -90,7 +96,12 @@ impl Job {
 
     /// One that the service knew when it ended.
     pub fn of(kept: Kept) -> Self {
-        let Kept { scan: mut shown, place, window } = kept;
+        let Kept { scan: mut shown, mut place, window } = kept;
+        if shown.learns.is_some() && !shown.state.has_ended() {
+            place = None;
+            (shown.files, shown.bytes, shown.known, shown.excluded) = Default::default();
+            (shown.missed, shown.errors, shown.took_ms) = Default::default();
+        }
         if shown.state == GuestScanState::Running {
             shown.state = GuestScanState::Waiting;
             shown.reason = "the service was started again".into();
@@ -109,6 +120,8 @@ impl Job {
             word: Instant::now(),
             known,
             changed: false,
+            learned: Vec::new(),
+            learned_all: false,
         }
     }
 
@@ -119,12 +132,13 @@ impl Job {
             self.shown.clone()
         } else {
             // What is not named is not copied either.
-            let GuestScan { guest, paths, schedule, reason, asked, started, ended, .. } =
+            let GuestScan { guest, paths, schedule, learns, reason, asked, started, ended, .. } =
                 &self.shown;
             GuestScan {
                 guest: guest.clone(),
                 paths: paths.clone(),
                 schedule: schedule.clone(),
+                learns: learns.clone(),
                 reason: reason.clone(),
                 asked: asked.clone(),
                 started: started.clone(),
@@ -199,6 +213,27 @@ impl Job {
         self.changed = true;
     }
 
+    pub fn learn(&mut self, fingerprint: Fingerprint, hash: ContentHash) {
+        // One more than there may be, so that it is told.
+        if self.shown.learns.is_some() && self.learned.len() <= FILES_MAX {
+            self.learned.push((fingerprint, hash));
+        }
+    }
+
+    /// Its walk is at its end; `true` where what was learned is still to be taken.
+    pub fn has_learned_all(&mut self) -> bool {
+        self.learned_all = self.shown.learns.is_some();
+        self.learned_all
+    }
+
+    /// All that was learned, once, and the golden image's name.
+    pub fn take_learned(&mut self) -> Option<(String, Vec<(Fingerprint, ContentHash)>)> {
+        if !std::mem::take(&mut self.learned_all) || self.shown.state.has_ended() {
+            return None;
+        }
+        Some((self.shown.learns.clone()?, std::mem::take(&mut self.learned)))
+    }
+
     pub fn find(&mut self, found: FoundFile) {
         let digest = digest(&found);
         if self.known.contains(&digest) {
@@ -270,6 +305,7 @@ impl Job {
         self.set(state, why);
         self.shown.ended = Some(format_time(jiff::Timestamp::now()));
         self.known = HashSet::new();
+        self.learned = Vec::new();
     }
 
     /// Why it is not its turn.

@@ -10,8 +10,8 @@ use crate::region::OpenRegion;
 use seawall_engine::host::Lane;
 use seawall_engine::{ArchiveLimits, Metadata};
 use seawall_proto::{
-    Content, ContentHash, FileMetadata, INLINE_MAX, Operation, Part, RequestId, ScanRequest,
-    SlotRef, ToGuest,
+    Content, ContentHash, Ended, FileMetadata, Fingerprint, INLINE_MAX, Operation, Part, RequestId,
+    ScanRequest, SlotRef, ToGuest,
 };
 use seawall_region::HostRegionError;
 use std::collections::HashMap;
@@ -56,6 +56,8 @@ pub struct Asked {
     pub size: u64,
     /// It is an archive that this scan does not look into, and a scan on demand would.
     pub unopened: bool,
+    /// Its file's, as the driver says.
+    pub fingerprint: Option<Fingerprint>,
 }
 
 impl Asked {
@@ -125,7 +127,11 @@ impl Requests {
     }
 
     /// A file access waits for a verdict.
-    pub fn begin(&mut self, request: ScanRequest) -> Result<(), Breach> {
+    pub fn begin(
+        &mut self,
+        request: ScanRequest,
+        fingerprint: Option<Fingerprint>,
+    ) -> Result<(), Breach> {
         let ScanRequest { id, operation, deadline_ms, file, part, last } = request;
         if let Some(highest) = self.highest.filter(|highest| id <= *highest) {
             return Err(Breach::Order { id: id.0, highest: highest.0 });
@@ -136,10 +142,12 @@ impl Requests {
         self.highest = Some(id);
         self.session.metrics().requests.fetch_add(1, Relaxed);
         self.session.guest.requests.fetch_add(1, Relaxed);
+        // Of a content that it comes with, it would be said too early.
+        let fingerprint = fingerprint.filter(|_| matches!(part, Part::Hash(_) | Part::Fingerprint));
         let now = Instant::now();
         let open = Open {
             copy: self.new_copy(operation, file.size, last),
-            asked: Asked { id, operation, file, since: now, size: 0, unopened: false },
+            asked: Asked { id, operation, file, since: now, size: 0, unopened: false, fingerprint },
             until: now + Duration::from_millis(deadline_ms.into()).clamp(WAIT_MIN, WAIT_MAX),
             slots: 0,
             inline: false,
@@ -149,9 +157,18 @@ impl Requests {
             self.refuse(open, &why);
             return Ok(());
         }
-        match part {
-            Part::Hash(hash) if last => self.take_hash(open, hash),
-            part => self.take(open, &part, last),
+        match (part, fingerprint) {
+            (Part::Hash(hash), _) if last => self.take_hash(open, hash),
+            (Part::Fingerprint, Some(fingerprint)) if last => {
+                match self.session.golden_hash(fingerprint) {
+                    Some(hash) => self.take_hash(open, hash),
+                    None => {
+                        self.keep(open.copy.into_spare());
+                        self.session.want_content(id);
+                    }
+                }
+            }
+            (part, _) => self.take(open, &part, last),
         }
         Ok(())
     }
@@ -234,6 +251,20 @@ impl Requests {
         Ok(())
     }
 
+    /// The content of an open request ends, and the driver may say whose it is.
+    pub fn ended(&mut self, ended: Ended) -> Result<(), Breach> {
+        let Ended { id, fingerprint } = ended;
+        if let Some(mut open) = self.open.remove(&id) {
+            open.asked.fingerprint = fingerprint;
+            self.complete(open);
+            return Ok(());
+        }
+        if self.highest.is_none_or(|highest| id > highest) {
+            return Err(Breach::UnknownRequest { id: id.0 });
+        }
+        Ok(())
+    }
+
     /// The driver waits no longer. What is being scanned is scanned to the end, for the next one.
     pub fn cancel(&mut self, id: RequestId) {
         if let Some(open) = self.open.remove(&id) {
@@ -246,7 +277,7 @@ impl Requests {
         let copied = match part {
             Part::Slots(slots) => self.copy(&mut open, slots, last),
             Part::Inline(bytes) => self.copy_inline(&mut open, bytes),
-            Part::Hash(_) => Err(Fault::Mixed),
+            Part::Hash(_) | Part::Fingerprint => Err(Fault::Mixed),
         };
         match copied {
             Err(fault) => {
@@ -315,6 +346,9 @@ impl Requests {
         let Open { mut asked, until, copy, slots, .. } = open;
         asked.size = copy.len();
         let hash = copy.hash();
+        if let Some(fingerprint) = asked.fingerprint {
+            self.session.compare_golden(fingerprint, hash, &asked.file.path);
+        }
         let policy = self.session.guest.policy();
         if policy.excludes(hash) {
             let generation = self.session.host.pipeline.generations.current();

@@ -216,6 +216,10 @@ impl Ring {
     fn judge(&mut self, query: &Query) -> Result<Reply, Fault> {
         let (hash, is_archive) = match query {
             Query::Hash(hash) => (*hash, None),
+            Query::Fingerprint(fingerprint) => match self.session.golden_hash(*fingerprint) {
+                Some(hash) => (hash, None),
+                None => return Ok(Reply::Unknown),
+            },
             Query::Content { len, slots } => {
                 let Some((hash, is_archive)) = self.hash(*len, slots)? else {
                     return Ok(Reply::Unknown);
