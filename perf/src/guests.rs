@@ -20,9 +20,10 @@ use crate::engines::made::{content, write_rules};
 use crate::engines::report::Results;
 use crate::engines::rounds::{Goal, Row};
 use crate::fleet::{Engine, Host, cpu_of_host};
+use crate::html::{Axis, Line, Plot};
 use crate::machine;
+use crate::outputs::Outputs;
 use crate::plan::Pace;
-use crate::run::keep;
 use crate::sample::{Median, Times, Use, time_opens};
 use crate::stage::{self, SHARED_MEMORY, Stage};
 use crate::watchdog::{clear, start as start_watchdog, step};
@@ -62,7 +63,7 @@ const QUICK: Amounts = Amounts {
 };
 
 /// Measures and reports, as the first process of new namespaces.
-pub fn run(quick: bool, json: Option<&Path>) -> anyhow::Result<ExitCode> {
+pub fn run(quick: bool, outputs: &Outputs) -> anyhow::Result<ExitCode> {
     stage::settle_in()?;
     start_watchdog();
     let load_before = machine::load();
@@ -75,24 +76,49 @@ pub fn run(quick: bool, json: Option<&Path>) -> anyhow::Result<ExitCode> {
     let clamav = Engine::ClamAv { database: base.join("database") };
     let yara = Engine::Yara { rules: base.join("rules") };
     let yara_name = format!("{} YARA rules", amounts.rules);
-    let mut rows = Vec::new();
+    let (mut rows, mut lines) = (Vec::new(), Vec::new());
     for (name, engine, most) in [("ClamAV", &clamav, 0.1), (yara_name.as_str(), &yara, 0.5)] {
-        rows.extend(clones(&base, name, engine, most, &amounts)?);
+        let (more, cost) = clones(&base, name, engine, most, &amounts)?;
+        rows.extend(more);
+        lines.push(sum_of(name, &cost, amounts.files));
     }
     let first = format!("{yara_name}, the first guest: CPU for an open");
     let first = rows.iter().find(|row| row.name == first).context("it was measured")?.value;
-    rows.extend(golden(&base, &yara, first, &amounts)?);
+    let (more, cost) = golden(&base, &yara, first, &amounts)?;
+    rows.extend(more);
+    lines.push(sum_of("clones of a golden image", &cost, amounts.files));
     rows.extend(crowds(&base, &yara, &amounts)?);
     rows.extend(beside(&base, &yara, &amounts)?);
     clear();
+    let plot = Plot {
+        title: "Host CPU of guests that open the same files".into(),
+        says: format!(
+            "Each guest opens {} files for the first time, one guest after the other. The first pays for the scans. \
+             What was learned of a golden image, even the first clone does not send.",
+            amounts.files
+        ),
+        x: Axis::linear("guests"),
+        y: Axis::linear("seconds of CPU, service and engine"),
+        lines,
+    };
     let note = format!(
         "{NAME}: {} files of 4 to 64 KiB in each guest, all the same; CPU is that of the service and its engine",
         amounts.files
     );
-    let results = Results::new(quick, load_before, rows, vec![note], Vec::new());
+    let results = Results::new(quick, load_before, rows, vec![plot], vec![note], Vec::new());
     println!("{}", results.to_text());
-    keep(&results.to_json()?, &results.file_name().replace("engines", NAME), quick, json)?;
+    outputs.keep(&results.to_json()?, &results.file_name().replace("engines", NAME), quick)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What so many guests cost together, in seconds; `cost` is that of an open in each, in microseconds.
+fn sum_of(name: &str, cost: &[f64], files: u32) -> Line {
+    let mut sum = 0.0;
+    let points = (1..).zip(cost).map(|(guests, cost)| {
+        sum += cost * f64::from(files) / 1e6;
+        [f64::from(guests), sum]
+    });
+    Line { name: name.to_owned(), points: points.collect() }
 }
 
 fn goal(name: impl Into<String>, unit: &'static str, value: f64, goal: Goal) -> Row {
@@ -132,7 +158,7 @@ fn clones(
     engine: &Engine,
     most: f64,
     amounts: &Amounts,
-) -> anyhow::Result<Vec<Row>> {
+) -> anyhow::Result<(Vec<Row>, Vec<f64>)> {
     step(format!("{name}: files"));
     let guests = (0..amounts.guests)
         .map(|guest| files(&format!("clone-{guest}"), amounts.files, 1))
@@ -152,7 +178,7 @@ fn clones(
     let (first, further) = cost.split_first().context("no guest")?;
     let further = Median::of(further.iter().copied()).context("one guest alone")?;
     let wanted = f64::from(amounts.files);
-    Ok(vec![
+    let rows = vec![
         goal(format!("{name}, {} guests: scans", amounts.guests), "", scans, Goal::AtMost(wanted)),
         row(format!("{name}, the first guest: CPU for an open"), "us", *first),
         row(format!("{name}, a further guest: CPU for an open"), "us", further.median),
@@ -162,11 +188,17 @@ fn clones(
             further.median / first,
             Goal::AtMost(most),
         ),
-    ])
+    ];
+    Ok((rows, cost))
 }
 
 /// Clones of a golden image. `first` is what an open costs the host that has scanned nothing yet, in microseconds.
-fn golden(base: &Path, engine: &Engine, first: f64, amounts: &Amounts) -> anyhow::Result<Vec<Row>> {
+fn golden(
+    base: &Path,
+    engine: &Engine,
+    first: f64,
+    amounts: &Amounts,
+) -> anyhow::Result<(Vec<Row>, Vec<f64>)> {
     step("golden image: files");
     let (template, _) = files("template", amounts.files, 1)?;
     let clones = (1..amounts.guests)
@@ -195,10 +227,10 @@ fn golden(base: &Path, engine: &Engine, first: f64, amounts: &Amounts) -> anyhow
     let scans = (counted(&host, "scans")? - scans) as f64;
     drop(host);
     fs::remove_dir_all(base.join("golden"))?;
-    let further = Median::of(cost).context("no clone")?.median;
+    let further = Median::of(cost.iter().copied()).context("no clone")?.median;
     let sent = sent.iter().sum::<f64>() / sent.len() as f64;
     let name = format!("golden image, {} clones", clones.len());
-    Ok(vec![
+    let rows = vec![
         goal(format!("{name}: scans"), "", scans, Goal::AtMost(0.0)),
         goal(format!("{name}: content sent, of all"), "x", sent, Goal::AtMost(0.03)),
         row("golden image, a clone: CPU for an open", "us", further),
@@ -208,7 +240,8 @@ fn golden(base: &Path, engine: &Engine, first: f64, amounts: &Amounts) -> anyhow
             further / first,
             Goal::AtMost(0.05),
         ),
-    ])
+    ];
+    Ok((rows, cost))
 }
 
 /// Opens of known content in many guests at once.

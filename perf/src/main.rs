@@ -29,9 +29,11 @@ mod engines;
 mod files;
 mod fleet;
 mod guests;
+mod html;
 mod listener;
 mod machine;
 mod ours;
+mod outputs;
 mod plan;
 mod report;
 mod run;
@@ -48,6 +50,7 @@ use clap::{Parser, Subcommand};
 use seawall_lab::{Need, ensure_binaries, ensure_debian_image};
 
 use crate::engines::Scenario;
+use crate::outputs::Outputs;
 use crate::plan::Amounts;
 
 #[derive(Parser)]
@@ -71,9 +74,8 @@ struct Options {
     /// Two rounds of few samples: shows that the benchmark works, tells nothing about time
     #[arg(long)]
     quick: bool,
-    /// Write the results to this file too
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    outputs: Outputs,
 }
 
 impl Options {
@@ -125,11 +127,11 @@ fn main() -> ExitCode {
     let result = match arguments.role {
         None => measure(&arguments.scenarios, &arguments.options),
         Some(Role::Inside { scenario, without_ours, debian, options }) => {
-            let (quick, json) = (options.quick, options.json.as_deref());
+            let (quick, outputs) = (options.quick, &options.outputs);
             match scenario {
-                Scenario::Storm => storm::run(quick, json, debian.as_deref()),
-                Scenario::Guests => guests::run(quick, json),
-                _ => run::run(options.amounts(), quick, json, without_ours),
+                Scenario::Storm => storm::run(quick, outputs, debian.as_deref()),
+                Scenario::Guests => guests::run(quick, outputs),
+                _ => run::run(options.amounts(), quick, outputs, without_ours),
             }
         }
         Some(Role::Listener { mount, marks }) => listener::listen(&mount, marks),
@@ -149,8 +151,7 @@ fn measure(scenarios: &[Scenario], options: &Options) -> anyhow::Result<ExitCode
     let alone = scenarios.iter().copied().find(|scenario| scenario.is_alone());
     let alone = if scenarios.is_empty() { Some(Scenario::Open) } else { alone };
     let Some(alone) = alone else {
-        let json = options.json.as_deref();
-        return engines::run(scenarios, options.rounds, options.quick, json);
+        return engines::run(scenarios, options.rounds, options.quick, &options.outputs);
     };
     ensure!(
         scenarios.len() < 2,
@@ -162,10 +163,7 @@ fn measure(scenarios: &[Scenario], options: &Options) -> anyhow::Result<ExitCode
 /// Builds what is measured, then starts this program again inside new namespaces.
 fn outside(options: &Options, scenario: Scenario) -> anyhow::Result<ExitCode> {
     ensure!(rustix::process::geteuid().is_root(), "fanotify and mounts need root");
-    let json = options.json.as_deref().map(std::path::absolute).transpose()?;
-    // The first process inside lays a file system of its own over this folder.
-    let hidden = json.as_deref().is_some_and(|path| path.starts_with(stage::SHARED_MEMORY));
-    ensure!(!hidden, "--json cannot lead into {}", stage::SHARED_MEMORY);
+    let outputs = options.outputs.arguments()?;
     let without_ours = ensure_binaries(Need::ALL).err().map(|error| format!("{error:#}"));
 
     let mut inside = Command::new(std::env::current_exe()?);
@@ -179,9 +177,7 @@ fn outside(options: &Options, scenario: Scenario) -> anyhow::Result<ExitCode> {
     if options.quick {
         inside.arg("--quick");
     }
-    if let Some(json) = json {
-        inside.arg("--json").arg(json);
-    }
+    inside.args(outputs);
     if let Some(why) = without_ours {
         inside.arg("--without-ours").arg(why);
     }

@@ -8,11 +8,12 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::engines::rounds::Goal;
+use crate::html::{Axis, Line, Plot};
 use crate::machine::Machine;
 use crate::ours::Memory;
 use crate::plan::{Case, Pace, Setup, What, size_name};
 use crate::run::Round;
-use crate::sample::{Median, Times};
+use crate::sample::{Median, PERCENTS, Times};
 
 /// Everything that a run found out.
 #[derive(Debug, Serialize)]
@@ -36,6 +37,7 @@ pub struct Results {
     pub rows: Vec<Figure>,
     pub cases: Vec<Row>,
     pub memory: Option<Memory>,
+    pub plots: Vec<Plot>,
     pub notes: Vec<String>,
     pub failed: Vec<Failure>,
 }
@@ -116,6 +118,8 @@ pub struct Row {
     pub p50: f64,
     pub p95: f64,
     pub p99: f64,
+    /// Of the rounds' own ones, at [`PERCENTS`](crate::sample::PERCENTS).
+    pub percentiles: Vec<f64>,
     /// p50 over that of other setups in the same round.
     pub ratios: BTreeMap<Setup, Median>,
     /// CPU time for each open, by part.
@@ -131,6 +135,8 @@ impl Row {
         let median = |of: fn(&Times) -> f64| Median::of(times.iter().map(of));
         let p50 = median(|times| times.p50)?;
         let ratio = |setup: Setup| Some((setup, ratio(case, &case.peer(setup)?, rounds)?));
+        let percentiles = (0..PERCENTS.len())
+            .map(|at| Some(Median::of(times.iter().map(|times| times.percentiles[at]))?.median));
         let parts = own.iter().flat_map(|round| round.cpu_us.keys().copied());
         let cpu = |part| {
             let each = own.iter().filter_map(|round| round.cpu_us.get(part).copied());
@@ -148,10 +154,28 @@ impl Row {
             p50: p50.median,
             p95: median(|times| times.p95)?.median,
             p99: median(|times| times.p99)?.median,
+            percentiles: percentiles.collect::<Option<_>>()?,
             ratios: Setup::ALL.into_iter().filter_map(ratio).collect(),
             cpu_us: parts.filter_map(cpu).collect(),
             rounds: times,
         })
+    }
+}
+
+/// How the times of these cases are distributed; a case that was not measured has no line.
+pub fn distribution(title: &str, says: &str, cases: &[Row], of: &[(Case, &str)]) -> Plot {
+    let line = |(case, name): &(Case, &str)| {
+        let row = cases.iter().find(|row| row.name == case.name())?;
+        let points =
+            row.percentiles.iter().zip(PERCENTS).map(|(us, percent)| [*us, percent as f64]);
+        Some(Line { name: (*name).to_owned(), points: points.collect() })
+    };
+    Plot {
+        title: title.into(),
+        says: says.into(),
+        x: Axis::log("microseconds"),
+        y: Axis::linear("percent of opens that took no longer"),
+        lines: of.iter().filter_map(line).collect(),
     }
 }
 
@@ -290,7 +314,15 @@ mod tests {
     use super::*;
 
     fn round(p50: f64) -> Round {
-        let times = Times { samples: 1, min: p50, p50, p95: p50, p99: p50, max: p50 };
+        let times = Times {
+            samples: 1,
+            min: p50,
+            p50,
+            p95: p50,
+            p99: p50,
+            max: p50,
+            percentiles: [p50; 13],
+        };
         Round { times, cpu_us: BTreeMap::from([("driver", p50)]) }
     }
 

@@ -9,16 +9,18 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use seawall_lab::{Process, workspace};
+use seawall_lab::Process;
 
 use crate::clamonacc::Clamonacc;
 use crate::cpu::{self, Cpus};
 use crate::files::Files;
+use crate::html::Plot;
 use crate::listener::Listener;
 use crate::machine::{self, Machine};
 use crate::ours::{Memory, Ours, astray};
-use crate::plan::{Amounts, Case, Random, SIZES, Setup, What};
-use crate::report::{Failure, Figure, Results, Row};
+use crate::outputs::Outputs;
+use crate::plan::{Amounts, Case, Pace, Random, SIZES, Setup, What};
+use crate::report::{Failure, Figure, Results, Row, distribution};
 use crate::sample::{Times, Use, time_opens};
 use crate::stage::{self, Stage};
 use crate::watchdog::{clear, start as start_watchdog, step};
@@ -44,7 +46,7 @@ pub struct Round {
 pub fn run(
     amounts: Amounts,
     quick: bool,
-    json: Option<&Path>,
+    outputs: &Outputs,
     without_ours: Option<String>,
 ) -> anyhow::Result<ExitCode> {
     stage::settle_in()?;
@@ -66,23 +68,8 @@ pub fn run(
     let results = bench.finish(quick, load_before);
     clear();
     println!("{}", results.to_text());
-    keep(&results.to_json()?, &results.file_name(), quick, json)?;
+    outputs.keep(&results.to_json()?, &results.file_name(), quick)?;
     Ok(if results.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// Writes results among those that are kept, unless they are not for figures, and where somebody wants them.
-pub fn keep(text: &str, file_name: &str, quick: bool, json: Option<&Path>) -> anyhow::Result<()> {
-    if !quick {
-        let folder = workspace().join("perf/results");
-        fs::create_dir_all(&folder)?;
-        let path = folder.join(file_name);
-        fs::write(&path, text).with_context(|| path.display().to_string())?;
-        println!("Raw results: {}", path.display());
-    }
-    if let Some(path) = json {
-        fs::write(path, text).with_context(|| path.display().to_string())?;
-    }
-    Ok(())
 }
 
 fn seed() -> anyhow::Result<[u8; 8]> {
@@ -184,7 +171,7 @@ impl Bench {
             Figure::of_memory("memory of driver and supervisor", memory.driver_kib, 2.0)
         }));
         rows.extend(cases.iter().flat_map(|(case, _)| Figure::of_rivals(case, &self.rounds)));
-        let cases = cases.into_iter().map(|(_, row)| row).collect();
+        let cases: Vec<Row> = cases.into_iter().map(|(_, row)| row).collect();
         let failed = self.failed.into_iter().map(|(name, reason)| Failure { name, reason });
         Results {
             date: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
@@ -198,12 +185,47 @@ impl Bench {
             host_cpu: self.cpus.host,
             rounds: self.amounts.rounds,
             rows,
+            plots: plots(&cases),
             cases,
             memory,
             notes: self.notes,
             failed: failed.collect(),
         }
     }
+}
+
+/// What one looks at first.
+fn plots(cases: &[Row]) -> Vec<Plot> {
+    let size = SIZES[1];
+    let case = |setup, what| Case { setup, what, pace: Pace::BackToBack, size };
+    let again = [
+        (case(Setup::Unprotected, What::Repeat), "unprotected"),
+        (case(Setup::MarksOnly, What::Repeat), "the same marks alone"),
+        (case(Setup::Ours, What::Repeat), "Seawall"),
+        (case(Setup::Unmarked, What::Repeat), "Seawall, strict (no marks)"),
+        (case(Setup::Listener, What::Repeat), "a listener that allows all"),
+        (case(Setup::Clamonacc, What::Repeat), "clamonacc"),
+    ];
+    let first = [
+        (case(Setup::Listener, What::Repeat), "a listener that allows all"),
+        (case(Setup::Ours, What::KnownContent), "Seawall, content that the host knows"),
+        (case(Setup::Ours, What::NewContent), "Seawall, new content, scanned"),
+        (case(Setup::Clamonacc, What::NewContent), "clamonacc, new content, scanned"),
+    ];
+    vec![
+        distribution(
+            "Opening a file again, 64 KiB",
+            "A file that was found clean is marked in the guest's kernel: its next open asks nobody. To the left is faster.",
+            cases,
+            &again,
+        ),
+        distribution(
+            "Opening a file for the first time, 64 KiB",
+            "The first open of a file asks the host. Content that it knows, from whatever guest, is not scanned again.",
+            cases,
+            &first,
+        ),
+    ]
 }
 
 fn is_ours(setup: Setup) -> bool {

@@ -80,7 +80,12 @@ pub struct Times {
     pub p95: f64,
     pub p99: f64,
     pub max: f64,
+    /// At [`PERCENTS`].
+    pub percentiles: [f64; PERCENTS.len()],
 }
+
+/// Where a distribution is looked at.
+pub const PERCENTS: [usize; 13] = [1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 99];
 
 impl Times {
     /// Nothing of nothing.
@@ -89,7 +94,9 @@ impl Times {
         let (min, max) = (*samples.first()?, *samples.last()?);
         // Nearest rank.
         let at = |percent: usize| samples[(samples.len() * percent).div_ceil(100) - 1];
-        Some(Self { samples: samples.len(), min, p50: at(50), p95: at(95), p99: at(99), max })
+        let percentiles = PERCENTS.map(at);
+        let (p50, p95, p99) = (at(50), at(95), at(99));
+        Some(Self { samples: samples.len(), min, p50, p95, p99, max, percentiles })
     }
 }
 

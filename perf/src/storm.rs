@@ -23,8 +23,9 @@ use crate::engines::made::{Corpus, by_chance};
 use crate::engines::report::Results;
 use crate::engines::rounds::{Goal, Row};
 use crate::fleet::{Engine, Host, cpu_of_all, memory_of_all};
+use crate::html::{Axis, Line, Plot};
 use crate::machine;
-use crate::run::keep;
+use crate::outputs::Outputs;
 use crate::sample::Times;
 use crate::stage::{self, SHARED_MEMORY, Stage, text_of};
 use crate::watchdog::{clear, start as start_watchdog, step};
@@ -36,7 +37,7 @@ const LARGEST: u64 = 32 << 20;
 const SHARED: usize = 7;
 
 /// Measures and reports, as the first process of new namespaces.
-pub fn run(quick: bool, json: Option<&Path>, debian: Option<&Path>) -> anyhow::Result<ExitCode> {
+pub fn run(quick: bool, outputs: &Outputs, debian: Option<&Path>) -> anyhow::Result<ExitCode> {
     stage::settle_in()?;
     start_watchdog();
     let load_before = machine::load();
@@ -120,10 +121,35 @@ pub fn run(quick: bool, json: Option<&Path>, debian: Option<&Path>) -> anyhow::R
         ours[0].1.infected,
         peer.infected
     );
-    let results = Results::new(quick, load_before, rows, vec![note], Vec::new());
+    let results =
+        Results::new(quick, load_before, rows, plots(&ours, &peer), vec![note], Vec::new());
     println!("{}", results.to_text());
-    keep(&results.to_json()?, &results.file_name().replace("engines", NAME), quick, json)?;
+    outputs.keep(&results.to_json()?, &results.file_name().replace("engines", NAME), quick)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Ours beside a clamd in each guest.
+fn plots(ours: &[(usize, Cost)], peer: &Cost) -> Vec<Plot> {
+    let plot = |title: &str, y: &str, of: fn(&Cost) -> f64| {
+        let own = ours.iter().map(|(count, cost)| [*count as f64, of(cost)]);
+        let other = ours.iter().map(|(count, _)| [*count as f64, *count as f64 * of(peer)]);
+        Plot {
+            title: title.into(),
+            says: "All files of all guests are scanned. One clamd was measured and is multiplied by the guests, since \
+                   nothing is shared between them."
+                .into(),
+            x: Axis::linear("guests"),
+            y: Axis::linear(y),
+            lines: vec![
+                Line { name: "a clamd in each guest".into(), points: other.collect() },
+                Line { name: "Seawall, one service".into(), points: own.collect() },
+            ],
+        }
+    };
+    vec![
+        plot("Memory of full scans", "MiB", |cost| cost.memory_kib as f64 / 1024.0),
+        plot("CPU of full scans", "seconds", |cost| cost.cpu.as_secs_f64()),
+    ]
 }
 
 fn row(name: &str, unit: &'static str, value: f64) -> Row {

@@ -18,7 +18,7 @@ mod signatures;
 mod yara;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -26,6 +26,7 @@ use seawall_lab::{Need, ensure_binaries};
 
 use self::report::Results;
 use crate::machine;
+use crate::outputs::Outputs;
 use crate::report::Failure;
 use crate::watchdog::clear;
 
@@ -106,7 +107,7 @@ pub fn run(
     scenarios: &[Scenario],
     rounds: Option<u32>,
     quick: bool,
-    json: Option<&Path>,
+    outputs: &Outputs,
 ) -> anyhow::Result<ExitCode> {
     let load_before = machine::load();
     // All that the lab builds, in one build: one for each program has features of its own and compiles YARA-X again.
@@ -144,8 +145,8 @@ pub fn run(
         }
     }
     clear();
-    let results = Results::new(quick, load_before, rows, bench.notes, bench.failed);
+    let results = Results::new(quick, load_before, rows, Vec::new(), bench.notes, bench.failed);
     println!("{}", results.to_text());
-    crate::run::keep(&results.to_json()?, &results.file_name(), quick, json)?;
+    outputs.keep(&results.to_json()?, &results.file_name(), quick)?;
     Ok(if results.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

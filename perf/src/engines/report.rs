@@ -6,6 +6,7 @@ use comfy_table::{Cell, CellAlignment, Table};
 use serde::Serialize;
 
 use super::rounds::{Compared, How, Row};
+use crate::html::Plot;
 use crate::machine::{self, Machine};
 use crate::report::{Failure, number};
 
@@ -23,6 +24,7 @@ pub struct Results {
     /// Load average of one minute, before and after.
     pub load: [f64; 2],
     pub rows: Vec<Row>,
+    pub plots: Vec<Plot>,
     /// What was compared with what, and how it was counted.
     pub notes: Vec<String>,
     pub failed: Vec<Failure>,
@@ -34,6 +36,7 @@ impl Results {
         quick: bool,
         load: f64,
         rows: Vec<Row>,
+        plots: Vec<Plot>,
         notes: Vec<String>,
         failed: Vec<Failure>,
     ) -> Self {
@@ -45,6 +48,7 @@ impl Results {
             machine: Machine::describe(),
             load: [load, machine::load()],
             rows,
+            plots,
             notes,
             failed,
         }
