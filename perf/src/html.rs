@@ -64,6 +64,9 @@ impl Axis {
             .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), place| {
                 (low.min(place), high.max(place))
             });
+        if low > high {
+            return 0.0..1.0;
+        }
         let low = if self.log { low } else { low.min(0.0) };
         low..(if high > low { high } else { low + 1.0 })
     }
