@@ -39,6 +39,8 @@ struct Amounts {
     /// How many open at once, the fewer and the more.
     crowds: [usize; 2],
     crowd_files: u32,
+    /// Files that two guests remember, of so many contents.
+    remembered: [u32; 2],
     /// New files beside a guest that opens as fast as it can.
     beside: u32,
 }
@@ -50,6 +52,7 @@ const FULL: Amounts = Amounts {
     rules: 1_000,
     crowds: [8, 64],
     crowd_files: 400,
+    remembered: [100_000, 1_000],
     beside: 1_000,
 };
 const QUICK: Amounts = Amounts {
@@ -59,6 +62,7 @@ const QUICK: Amounts = Amounts {
     rules: 20,
     crowds: [2, 4],
     crowd_files: 20,
+    remembered: [400, 20],
     beside: 50,
 };
 
@@ -88,6 +92,7 @@ pub fn run(quick: bool, outputs: &Outputs) -> anyhow::Result<ExitCode> {
     rows.extend(more);
     lines.push(sum_of("clones of a golden image", &cost, amounts.files));
     rows.extend(crowds(&base, &yara, &amounts)?);
+    rows.extend(remembered(&base, &amounts)?);
     rows.extend(beside(&base, &yara, &amounts)?);
     clear();
     let plot = Plot {
@@ -303,6 +308,79 @@ fn crowds(base: &Path, engine: &Engine, amounts: &Amounts) -> anyhow::Result<Vec
         Goal::AtLeast(0.9),
     ));
     Ok(rows)
+}
+
+/// Two clones that remember as many files as a driver can, and new signatures.
+fn remembered(base: &Path, amounts: &Amounts) -> anyhow::Result<Vec<Row>> {
+    let [count, contents] = amounts.remembered;
+    let rules = base.join("few-rules");
+    write_rules(&rules, 10)?;
+    let make = |name: &str| -> anyhow::Result<(Stage, Vec<CString>)> {
+        step(format!("{count} files of {name}"));
+        // ext4 has an inode for each 16 KiB.
+        let stage = Stage::mount(name, u64::from(count) << 14)?;
+        let mut paths = Vec::new();
+        for n in 0..count {
+            let folder = stage.folder.join((n / 1000).to_string());
+            fs::create_dir_all(&folder)?;
+            let path = folder.join(n.to_string());
+            fs::write(&path, format!("content {}\n", n % contents))?;
+            paths.push(CString::new(path.as_os_str().as_bytes())?);
+        }
+        stage.sync()?;
+        Ok((stage, paths))
+    };
+    let (one, two) = (make("remembers-1")?, make("remembers-2")?);
+    let excluded: Vec<_> = (0..1000).map(|n| format!("\"/srv/excluded-{n}/*.tmp\"")).collect();
+    let config = format!("[policy]\nexclude.paths = [{}]\n", excluded.join(", "));
+    let folders = [one.0.folder.as_path(), two.0.folder.as_path()];
+    let host = Host::start(
+        &base.join("remembered"),
+        &Engine::Yara { rules: rules.clone() },
+        &config,
+        &folders,
+    )?;
+    let open_all = |guest: &(Stage, Vec<CString>)| {
+        time_opens(&guest.1, count, Pace::BackToBack, Use::Nothing).map(drop)
+    };
+    step("two guests remember them");
+    open_all(&one)?;
+    open_all(&two)?;
+    // A heartbeat brings it.
+    thread::sleep(Duration::from_millis(2500));
+    let guests = host.ask(&["guests"])?;
+    let memory = guests.as_array().into_iter().flatten();
+    let memory = memory.filter_map(|guest| guest["session"]["counters"]["memory_kib"].as_f64());
+    let memory = memory.reduce(f64::max).context("a driver tells its memory")? / 1024.0;
+    step("new signatures");
+    fs::write(
+        rules.join("never.yar"),
+        "rule Never { strings: $a = \"zq-never\" condition: $a }\n",
+    )?;
+    host.ask(&["reload"])?;
+    let mut sent = Vec::new();
+    for guest in [&one, &two] {
+        step("they are opened again");
+        let before = (counted(&host, "bytes_copied")?, counted(&host, "scans")?);
+        open_all(guest)?;
+        sent.push((
+            counted(&host, "bytes_copied")? - before.0,
+            counted(&host, "scans")? - before.1,
+        ));
+    }
+    drop(host);
+    fs::remove_dir_all(base.join("remembered"))?;
+    let name = format!("{count} known files of {contents} contents, new signatures");
+    Ok(vec![
+        goal(
+            format!("driver and supervisor with {count} files and 1000 exclusions"),
+            "MiB",
+            memory,
+            Goal::AtMost(8.0),
+        ),
+        row(format!("{name}: scans for the first guest"), "", sent[0].1 as f64),
+        goal(format!("{name}: bytes sent by the second"), "B", sent[1].0 as f64, Goal::AtMost(0.0)),
+    ])
 }
 
 /// New files in one guest, alone and beside one that opens new files as fast as it can.

@@ -178,6 +178,8 @@ impl Plot {
     fn draw_into(&self, svg: &mut String) -> Result<(), Box<dyn std::error::Error + '_>> {
         let all = || self.lines.iter().flat_map(|line| &line.points);
         let x_range = self.x.range(all().map(|point| point[0]));
+        // Room for the names beside the lines.
+        let x_range = x_range.start..x_range.end + 0.4 * (x_range.end - x_range.start);
         let y_range = self.y.range(all().map(|point| point[1]));
         let area = SVGBackend::with_string(svg, SIZE).into_drawing_area();
         area.fill(&WHITE)?;

@@ -28,8 +28,8 @@ fn expected(setups: &[(&str, usize)]) -> BTreeMap<String, usize> {
     setups.iter().map(|(setup, count)| ((*setup).to_owned(), *count)).collect()
 }
 
-/// Runs the benchmark quickly; what it says, and its results.
-fn quick(binaries: Option<&Path>) -> (Output, Value) {
+/// Runs the benchmark quickly; what it says, its results, and their page.
+fn quick(binaries: Option<&Path>) -> (Output, Value, String) {
     let folder = tempfile::tempdir().unwrap();
     let json = folder.path().join("results.json");
     let mut command = Command::new("timeout");
@@ -37,7 +37,9 @@ fn quick(binaries: Option<&Path>) -> (Output, Value) {
         .arg("180")
         .arg(env!("CARGO_BIN_EXE_seawall-perf"))
         .args(["--quick", "--json"])
-        .arg(&json);
+        .arg(&json)
+        .arg("--html")
+        .arg(folder.path().join("page.html"));
     if let Some(binaries) = binaries {
         command.env("SEAWALL_BIN_DIR", binaries);
     }
@@ -45,7 +47,8 @@ fn quick(binaries: Option<&Path>) -> (Output, Value) {
     let text = std::fs::read_to_string(&json).unwrap_or_default();
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     let results = serde_json::from_str(&text).unwrap_or_else(|_| panic!("no results: {error}"));
-    (output, results)
+    let page = std::fs::read_to_string(folder.path().join("page.html")).unwrap();
+    (output, results, page)
 }
 
 fn list<'a>(results: &'a Value, name: &str) -> Vec<&'a Value> {
@@ -55,7 +58,7 @@ fn list<'a>(results: &'a Value, name: &str) -> Vec<&'a Value> {
 #[test]
 fn every_row_is_there_and_positive() {
     ensure_binaries(Need::ALL).unwrap();
-    let (output, results) = quick(None);
+    let (output, results, page) = quick(None);
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(cases_by_setup(&results), expected(&[BARE.as_slice(), &OURS].concat()));
@@ -84,12 +87,15 @@ fn every_row_is_there_and_positive() {
         assert!(results["memory"][part].as_u64().unwrap() > 0, "{part}");
     }
     assert!(text.contains("new file, known content"), "{text}");
+    assert_eq!(page.matches("<svg").count(), 2, "{page}");
+    assert!(page.contains("clamonacc, new content, scanned"), "{page}");
 }
 
 #[test]
 fn what_cannot_run_is_said_and_the_rest_is_measured() {
     let nothing = tempfile::tempdir().unwrap();
-    let (output, results) = quick(Some(nothing.path()));
+    let (output, results, page) = quick(Some(nothing.path()));
+    assert!(page.contains("Not measured") && !page.contains("NaN"), "{page}");
     assert!(!output.status.success());
     assert_eq!(cases_by_setup(&results), expected(&BARE));
     let failed = list(&results, "failed");

@@ -20,6 +20,9 @@ pub struct Arguments {
     /// Write the results to this file too; without --quick they are kept under perf/results in any case
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write them to this file as a page with plots
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
 }
 
 /// Builds the benchmark as a program of its own, which makes namespaces for itself, and runs it.
@@ -35,10 +38,11 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     if arguments.quick {
         words.push("--quick".to_owned());
     }
-    if let Some(path) = &arguments.json {
+    for (name, path) in [("--json", &arguments.json), ("--html", &arguments.html)] {
+        let Some(path) = path else { continue };
         // Cargo runs in the workspace's folder, the caller may be elsewhere.
         let path = std::path::absolute(path)?;
-        words.extend(["--json".to_owned(), path.display().to_string()]);
+        words.extend([name.to_owned(), path.display().to_string()]);
     }
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     cargo("bench", &words, &[])?;
