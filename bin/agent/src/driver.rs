@@ -186,6 +186,8 @@ impl Job {
 /// How the host is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ask {
+    /// In the ring, where that can be; else as [`Self::Known`].
+    Ring,
     /// By the content's hash where that is remembered, or by the file's fingerprint, else with the content.
     Known,
     /// By its hash, which is worked out where it is not remembered, or by the file's fingerprint: the host may know it.

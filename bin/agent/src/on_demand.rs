@@ -255,6 +255,14 @@ pub fn work(driver: &Driver) {
     }
 }
 
+/// What is on the disks.
+struct WrittenOut {
+    /// Those of these file systems,
+    devices: HashSet<u64>,
+    /// which changed before this.
+    before: Time,
+}
+
 /// A walk under way. `None` from its functions: it is not wanted any more.
 struct Going<'a> {
     driver: &'a Driver,
@@ -269,8 +277,8 @@ struct Going<'a> {
     linked: HashSet<(u64, u64)>,
     /// What is being executed, for a quick scan.
     mapped: HashSet<(u64, u64)>,
-    /// The host learns files' fingerprints: of those that changed before this, and are on the disk as they are.
-    learns_before: Option<Time>,
+    /// The host learns files' fingerprints: of those that are on the disk as they are.
+    written_out: Option<WrittenOut>,
     since: Instant,
     told: Instant,
     looked: Instant,
@@ -282,7 +290,7 @@ impl<'a> Going<'a> {
         let mapped = if order.quick { running::mapped() } else { HashSet::new() };
         let (now, linked) = (Instant::now(), HashSet::new());
         let (since, told, looked, gone_through) = (now, now, now, Vec::new());
-        let (at, learns_before) = Default::default();
+        let (at, written_out) = Default::default();
         Self {
             driver,
             order,
@@ -292,7 +300,7 @@ impl<'a> Going<'a> {
             gone_through,
             linked,
             mapped,
-            learns_before,
+            written_out,
             since,
             told,
             looked,
@@ -308,7 +316,7 @@ impl<'a> Going<'a> {
         self.wait_for_mounts()?;
         let items = self.items();
         if self.session.golden().learns {
-            self.learns_before = Some(self.write_out());
+            self.written_out = Some(self.write_out());
         }
         self.progress.expected = if self.order.roots.is_empty() { expected(&items) } else { 0 };
         // Until there is nothing new: what is mounted meanwhile belongs to it.
@@ -349,17 +357,21 @@ impl<'a> Going<'a> {
         Some(())
     }
 
-    /// Has what was changed until now written to the disks, of which clones are made. Gives the time.
-    fn write_out(&self) -> Time {
+    /// Has what was changed until now written to the disks, of which clones are made.
+    fn write_out(&self) -> WrittenOut {
         golden::look(self.driver);
         let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
+        let before = (now.tv_sec, u32::try_from(now.tv_nsec).unwrap_or(0));
+        let mut devices = HashSet::new();
         for (device, path) in self.driver.coverage.reached() {
-            let written = open_mount(device, &path).and_then(|fd| Ok(rustix::fs::syncfs(fd)?));
-            if let Err(error) = written {
-                tracing::warn!(%error, path = %path.display(), "cannot be written out");
+            match open_mount(device, &path).and_then(|fd| Ok(rustix::fs::syncfs(fd)?)) {
+                Ok(()) => drop(devices.insert(device)),
+                Err(error) => {
+                    tracing::warn!(%error, path = %path.display(), "cannot be written out");
+                }
             }
         }
-        (now.tv_sec, u32::try_from(now.tv_nsec).unwrap_or(0))
+        WrittenOut { devices, before }
     }
 
     fn is_new(&self, (_, path): &(Option<u64>, PathBuf)) -> bool {
@@ -460,7 +472,7 @@ impl<'a> Going<'a> {
             return Some(());
         }
         let known = self.driver.memory.known(&identity, process::now_ms());
-        if known == Some(Known::Clean { unopened: false }) && self.learns_before.is_none() {
+        if known == Some(Known::Clean { unopened: false }) && self.written_out.is_none() {
             self.progress.known += 1;
             return Some(());
         }
@@ -475,7 +487,9 @@ impl<'a> Going<'a> {
         };
         self.wait_for(at_once)?;
         self.progress.bytes += identity.size;
-        let is_on_disk = self.learns_before.is_some_and(|time| look.changed_before(time));
+        let is_on_disk = self.written_out.as_ref().is_some_and(|written| {
+            look.changed_before(written.before) && written.devices.contains(&identity.device)
+        });
         let fingerprint =
             is_on_disk.then(|| golden::fingerprint(self.driver, file.as_fd(), &look)).flatten();
         let subject =

@@ -10,8 +10,10 @@
 //! A reader asks itself, and hands nothing to anybody: that is what makes it short. So it does nothing here that may
 //! wait: content comes from the page cache or not at all. RWF_NOWAIT (preadv2(2)) alone does not say so: it begins
 //! read-ahead, which may wait for a disk. So it is asked before whether all of it is there (cachestat(2)); kernels before 6.5
-//! cannot tell, and there hashes alone are asked for. The doorbell rings only where the link takes it at once. It only ever lets through. Whatever the host does not know to be clean, is not asked in time or
-//! has no answer in time is queued as if it had never been asked.
+//! cannot tell. What a reader cannot ask a filler does, which may wait: contents on a disk or of such a kernel, execs, and
+//! where policy asks which file it is. The doorbell rings only where the link takes it at once. It only ever lets through.
+//! Whatever the host does not know to be clean, is not asked in time or has no answer in time is queued as if it had never
+//! been asked.
 //!
 //! Slots of a query that was given up are free at once. The host may still read them, and hash what another request has in
 //! them by then; but nobody listens to what it says of that query any more.
@@ -169,50 +171,92 @@ impl Ring {
     }
 }
 
-/// Asks for an access, or queues it.
+/// Asks for an access, or queues it. Never waits: what would take a disk, or a look at which file it is, is left to a
+/// filler.
 pub fn ask(driver: &Driver, event: Arc<HeldEvent>) -> Option<Asking> {
-    let asking = try_ask(driver, &event);
-    if asking.is_none() {
-        driver.push_job(Job::new(Subject::Access(event)));
-    }
-    asking
+    let size = event.look.identity.size;
+    let ask = if event.operation == Operation::Exec || driver.policy().asks_which_file() {
+        Ask::Ring
+    } else if size > driver.policy().whole_file_limit {
+        Ask::Known
+    } else {
+        let session = driver.session();
+        match session.map(|session| try_ask(driver, &session, &event, event.look, Reads::Now)) {
+            Some(Ok(asking)) => return Some(asking),
+            Some(Err(NotAsked::Waits)) => Ask::Ring,
+            Some(Err(NotAsked::Never)) | None => Ask::Known,
+        }
+    };
+    driver.push_job(Job { ask, ..Job::new(Subject::Access(event)) });
+    None
 }
 
-fn try_ask(driver: &Driver, event: &Arc<HeldEvent>) -> Option<Asking> {
-    let size = event.look.identity.size;
-    if event.operation != Operation::Open || size > LEN_MAX {
-        return None;
+/// The same by a filler, who may wait for a disk, and has looked at the file.
+pub fn ask_and_look(
+    driver: &Driver,
+    session: &Arc<Session>,
+    event: &Arc<HeldEvent>,
+    look: Look,
+) -> bool {
+    let asking = try_ask(driver, session, event, look, Reads::Waiting);
+    asking.map(|asking| self::look(driver, asking)).is_ok()
+}
+
+/// How a content is read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reads {
+    /// From the page cache or not at all.
+    Now,
+    Waiting,
+}
+
+/// Why nothing was asked.
+enum NotAsked {
+    /// The content is on a disk, as far as the kernel tells.
+    Waits,
+    Never,
+}
+
+fn try_ask(
+    driver: &Driver,
+    session: &Arc<Session>,
+    event: &Arc<HeldEvent>,
+    look: Look,
+    reads: Reads,
+) -> Result<Asking, NotAsked> {
+    let (file, size) = (&event.file, look.identity.size);
+    let ring = session.ring().filter(|_| size <= LEN_MAX).ok_or(NotAsked::Never)?;
+    let hash = driver.memory.hash_of(&look.identity);
+    let by_fingerprint =
+        hash.is_none() && session.golden().is_asked() && driver.patience.golden.is_worth_it();
+    let fingerprint =
+        by_fingerprint.then(|| golden::fingerprint(driver, file.as_fd(), &look)).flatten();
+    let short = hash.map(Query::Hash).or(fingerprint.map(Query::Fingerprint));
+    if short.is_none() {
+        if reads == Reads::Now && !seawall_fanotify::is_cached(file.as_fd(), size).unwrap_or(false)
+        {
+            return Err(NotAsked::Waits);
+        }
+        if !driver.patience.asked.is_worth_it() {
+            return Err(NotAsked::Never);
+        }
     }
-    let rules = driver.policy();
-    if rules.asks_which_file() || size > rules.whole_file_limit {
-        return None;
-    }
-    let session = driver.session()?;
-    let ring = session.ring()?;
     // What is written through a mapping that exists already need not change the times.
-    if !driver.patience.asked.is_worth_it()
-        || seawall_fanotify::is_open_for_writing(event.file.as_fd()).unwrap_or(true)
-    {
-        return None;
+    if seawall_fanotify::is_open_for_writing(file.as_fd()).unwrap_or(true) {
+        return Err(NotAsked::Never);
     }
     let (since_ms, epoch) = (process::now_ms(), driver.epoch());
-    let hash = driver.memory.hash_of(&event.look.identity);
-    let by_fingerprint =
-        hash.is_none() && session.golden().knows && driver.patience.golden.is_worth_it();
-    let fingerprint = by_fingerprint
-        .then(|| golden::fingerprint(driver, event.file.as_fd(), &event.look))
-        .flatten();
-    let short = hash.map(Query::Hash).or(fingerprint.map(Query::Fingerprint));
-    let (number, slots) = match short {
-        Some(query) => (ring.put(&session, &query, Filled::Pieces(0))?, Vec::new()),
-        None if seawall_fanotify::is_cached(event.file.as_fd(), size).unwrap_or(false) => {
-            ring.put_content(&session, &event.file, size)?
+    let asked = match (short, reads) {
+        (Some(query), _) => {
+            ring.put(session, &query, Filled::Pieces(0)).map(|number| (number, Vec::new()))
         }
-        None => return None,
+        (None, Reads::Now) => ring.put_content(session, file, size),
+        (None, Reads::Waiting) => ring.put_read(session, file, size),
     };
-    let (event, look) = (Arc::clone(event), event.look);
+    let (number, slots) = asked.ok_or(NotAsked::Never)?;
+    let event = Arc::clone(event);
     let asked = Asked { event, look, fingerprint, epoch, slots, since_ms };
-    Some(Asking { session: Arc::clone(&session), number, asked, since: Instant::now() })
+    Ok(Asking { session: Arc::clone(session), number, asked, since: Instant::now() })
 }
 
 impl Ring {
@@ -256,6 +300,22 @@ impl Ring {
             self.desk.fill(number, Filled::Pieces(before + 1));
         }
         Some((number, slots))
+    }
+
+    /// The same for a content that is read from wherever it is, before it is asked for: the host waits for no disk.
+    fn put_read(&self, session: &Session, file: &File, size: u64) -> Option<(u64, Vec<Slot>)> {
+        let len = u32::try_from(size).ok()?;
+        let take = |_| self.desk.region().take_slot();
+        let mut slots = (0..len.div_ceil(SLOT_LEN)).map(take).collect::<Option<Vec<_>>>()?;
+        for (slot, start) in slots.iter_mut().zip((0..len).step_by(SLOT_LEN as usize)) {
+            let filled = slot.fill(file, start.into()).ok()?;
+            if filled < (len - start).min(SLOT_LEN) {
+                return None;
+            }
+        }
+        let query = Query::Content { len, slots: slots.iter().map(Slot::index).collect() };
+        let pieces = u8::try_from(len.div_ceil(PIECE_LEN)).ok()?;
+        Some((self.put(session, &query, Filled::Pieces(pieces))?, slots))
     }
 
     fn look_until(&self, number: u64, until: Instant) -> Option<Reply> {
@@ -355,16 +415,22 @@ pub fn end(driver: &Driver, session: &Session) {
 }
 
 fn lost(driver: &Driver, asked: Asked) {
+    // Not in the ring once more.
     driver.push_job(Job::new(Subject::Access(asked.event)));
 }
 
 fn settle(driver: &Driver, asked: Asked, reply: Reply) {
     let Asked { event, look, fingerprint, epoch, slots, .. } = asked;
+    let by_content = !slots.is_empty();
     drop(slots);
     let job = Job { fingerprint, ..Job::new(Subject::Access(event)) };
     let patience = &driver.patience;
-    let tried = if fingerprint.is_some() { &patience.golden } else { &patience.asked };
-    tried.was(reply == Reply::Unknown);
+    // To ask by a hash costs next to nothing.
+    let tried = match fingerprint {
+        Some(_) => Some(&patience.golden),
+        None => by_content.then_some(&patience.asked),
+    };
+    tried.into_iter().for_each(|tried| tried.was(reply == Reply::Unknown));
     match reply {
         Reply::Clean(clean) => {
             count(&driver.counters.requests);

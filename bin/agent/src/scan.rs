@@ -20,12 +20,13 @@ use crate::file::{Look, metadata};
 use crate::golden;
 use crate::memory::Known;
 use crate::region;
+use crate::ring;
 use crate::session::{Filled, Opening, Session};
 use crate::truth::{self, ShownPath};
 use seawall_fanotify::{Answer, process};
 use seawall_proto::{
-    ContentHash, Ended, ExposureReason, Facts, Fingerprint, INLINE_MAX, Mode, Operation, RequestId,
-    Rules,
+    ContentHash, Ended, ExposureReason, Facts, Fingerprint, Golden, INLINE_MAX, Mode, Operation,
+    RequestId, Rules,
 };
 use seawall_region::{FillError, GuestRegion, layout::SLOT_LEN};
 use std::fs::File;
@@ -88,6 +89,12 @@ pub fn scan(driver: &Driver, job: Job, buffer: &mut Vec<u8>) {
     let Some(session) = driver.wait_session() else {
         return abandon(driver, &job.subject, ExposureReason::LinkDown);
     };
+    if job.ask == Ask::Ring
+        && let Subject::Access(event) = &job.subject
+        && ring::ask_and_look(driver, &session, event, look)
+    {
+        return;
+    }
     let Ok((filled, fingerprint)) = way(driver, &session, &job, file, &look, buffer) else {
         return abandon(driver, &job.subject, ExposureReason::Unreadable);
     };
@@ -107,18 +114,21 @@ fn way(
     look: &Look,
     buffer: &mut Vec<u8>,
 ) -> io::Result<(Option<Filled<'static>>, Option<Fingerprint>)> {
-    let known = session.golden().knows && !session.golden().learns;
+    let golden = session.golden();
     let fingerprint = || golden::fingerprint(driver, file.as_fd(), look).filter(|_| !look.written);
     // It may have changed since.
-    let own = job.fingerprint.filter(|own| fingerprint() == Some(*own));
+    let wants = golden != Golden::default();
+    let own = job.fingerprint.filter(|own| wants && fingerprint() == Some(*own));
     if job.ask == Ask::Content {
         return Ok((None, own));
     }
-    // It may have been clean before there were new signatures.
-    if let Some(hash) = driver.memory.hash_of(&look.identity) {
+    // It may have been clean before there were new signatures. Of a template is learned what is read.
+    if own.is_none()
+        && let Some(hash) = driver.memory.hash_of(&look.identity)
+    {
         return Ok((Some(Filled::Hash(hash)), own));
     }
-    if known
+    if golden.is_asked()
         && driver.patience.golden.is_worth_it()
         && let Some(fingerprint) = fingerprint()
     {
@@ -126,7 +136,7 @@ fn way(
     }
     let hash = match job.ask {
         Ask::Hash => Some(Filled::Hash(hash_of(file, buffer)?)),
-        Ask::Known | Ask::Content => None,
+        Ask::Ring | Ask::Known | Ask::Content => None,
     };
     // Of what was read while somebody wrote it, it is nobody's.
     let own = own.filter(|_| hash.is_none() || look.again(file).steady);

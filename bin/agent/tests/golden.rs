@@ -40,15 +40,23 @@ fn hash(content: &[u8]) -> ContentHash {
 }
 
 fn walk(native: &Native, id: u64) {
+    begin_walk(native, id, 0);
+    await_walk(native, id);
+}
+
+fn begin_walk(native: &Native, id: u64, bytes_per_second: u64) {
     native.host.say(&ToGuest::Walk(Walk {
         id,
         roots: Vec::new(),
         quick: false,
         place: None,
-        bytes_per_second: 0,
+        bytes_per_second,
         file_limit: 1 << 30,
         pressure_percent: 0,
     }));
+}
+
+fn await_walk(native: &Native, id: u64) {
     native.host.heard(|message| match message {
         ToHost::WalkProgress(progress) if progress.id == id && progress.done => Some(()),
         _ => None,
@@ -211,38 +219,68 @@ fn on_what_a_user_may_have_mounted_inodes_and_times_say_nothing() {
 }
 
 #[test]
-fn nor_do_those_of_a_file_that_somebody_writes_or_of_a_users_where_policy_is_strict() {
+fn nor_do_those_of_a_file_that_somebody_writes_or_others_than_root_may_change() {
     let folder = tempfile::tempdir().unwrap();
     let (image, learned) = template(folder.path());
-    let strict = Policy { mode: Mode::Strict, ..Policy::default() };
-    let native = clone_of(&image, "rw", RingMode::Off, strict, &learned);
+    let native = clone_of(&image, "rw", RingMode::Off, policy(), &learned);
+    // To open it for writing is an access, too.
     let writer = std::fs::OpenOptions::new().write(true).open(native.path("f1")).unwrap();
-    let before = asked(&native);
     std::fs::read(native.path("f1")).unwrap();
-    assert_eq!(asked(&native), before);
+    assert_eq!(asked(&native), 0);
     drop(writer);
-    native.settle();
-    let before = asked(&native);
-    std::fs::read(native.path("f2")).unwrap();
-    assert_eq!(asked(&native), before + 1, "root's own");
     std::os::unix::fs::chown(native.path("f3"), Some(1000), None).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+    std::fs::set_permissions(native.path("f4"), mode).unwrap();
     native.settle();
-    std::fs::read(native.path("f3")).unwrap();
-    assert_eq!(asked(&native), before + 1);
+    for file in ["f3", "f4"] {
+        std::fs::read(native.path(file)).unwrap();
+    }
+    assert_eq!(asked(&native), 0);
+    std::fs::read(native.path("f2")).unwrap();
+    assert_eq!(asked(&native), 1, "root's own");
 }
 
-/// What somebody writes while it is learned is nobody's.
+/// It is to be seen as it is.
+#[test]
+fn while_a_template_is_learned_nothing_is_asked_by_fingerprint() {
+    let folder = tempfile::tempdir().unwrap();
+    let (image, learned) = template(folder.path());
+    let native = clone_of(&image, "rw", RingMode::Looks, policy(), &learned);
+    native.host.say(&ToGuest::Golden(Golden { knows: true, learns: true }));
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    for number in 0..5 {
+        std::fs::read(native.path(&format!("f{number}"))).unwrap();
+    }
+    walk(&native, 1);
+    let queries = native.host.seen.asked.lock().unwrap().clone();
+    assert!(!queries.iter().any(|query| matches!(query, Query::Fingerprint(_))), "{queries:?}");
+    assert_eq!(asked(&native), 0);
+    assert_eq!(named(&native), learned);
+}
+
+/// What somebody writes while it is learned is nobody's, and what was changed since it began is not on the disk yet.
 #[test]
 fn a_template_is_not_learned_of_what_changes() {
     let folder = tempfile::tempdir().unwrap();
     let image = new_image(folder.path(), EXT4);
     let native = Native::start_on(&image, policy(), |_, _| Reply::Clean);
+    let before: Vec<_> = (0..40).map(|number| vec![number; 5000]).collect();
+    for (number, content) in before.iter().enumerate() {
+        native.write(&format!("f{number}"), content);
+    }
     native.write("held", b"held");
-    native.write("calm", b"calm");
     native.settle();
     let writer = std::fs::OpenOptions::new().write(true).open(native.path("held")).unwrap();
     native.host.say(&LEARNS);
-    walk(&native, 1);
-    assert_eq!(named(&native).values().copied().collect::<Vec<_>>(), [hash(b"calm")]);
+    begin_walk(&native, 1, 100_000);
+    std::thread::sleep(std::time::Duration::from_millis(700));
+    for number in 0..40 {
+        native.write(&format!("f{number}"), &vec![number + 100; 5000]);
+    }
+    await_walk(&native, 1);
+    let hashes: Vec<_> = before.iter().map(|content| hash(content)).collect();
+    let named = named(&native);
+    assert!((1..40).contains(&named.len()), "{}", named.len());
+    assert!(named.values().all(|own| hashes.contains(own)));
     drop(writer);
 }

@@ -5,13 +5,14 @@ use crate::render::{self, Style};
 use crate::{FAILED, INFECTED, OK, print, scan, scans};
 use anyhow::{Context, bail};
 use clap::Subcommand;
-use rustix::fs::{AtFlags, StatxFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, StatVfsMountFlags, StatxFlags};
 use seawall_client::{
     Client, ClientError, GoldenFile, GoldenFiles, GoldenLearnRequest, GuestScanState, Verdict,
 };
 use std::collections::HashSet;
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 #[derive(Debug, Subcommand)]
@@ -121,6 +122,12 @@ async fn learn_tree(
         (Some(name), _) | (None, Some(name)) => name,
         (None, None) => bail!("give the golden image a name with --name"),
     };
+    let flags = rustix::fs::statvfs(&whole)?.f_flag;
+    anyhow::ensure!(
+        flags.contains(StatVfsMountFlags::RDONLY),
+        "{} may change while it is learned: mount it read-only (`mount -o remount,ro`)",
+        whole.display()
+    );
     let mut left_out = LeftOut::default();
     let files = files_of(client, &whole, &mut left_out).await?;
     let wanted = GoldenFiles { tree: whole.display().to_string(), files };
@@ -181,7 +188,7 @@ fn is_of_file(error: &anyhow::Error) -> bool {
 
 enum Learned {
     File(GoldenFile),
-    /// It has no content, or is known by another name.
+    /// It has no content, is known by another name, or others than root may change it.
     Nothing,
     Infected,
 }
@@ -191,7 +198,13 @@ async fn learn_file(
     path: &Path,
     seen: &mut HashSet<u64>,
 ) -> anyhow::Result<Learned> {
-    let file = File::open(path)?;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOFOLLOW;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    // What others than root may change a driver does not name either.
+    let metadata = file.metadata()?;
+    if metadata.uid() != 0 || metadata.mode() & 0o022 != 0 {
+        return Ok(Learned::Nothing);
+    }
     let before = look(&file)?;
     if before.size == 0 || !seen.insert(before.inode) {
         return Ok(Learned::Nothing);
@@ -202,7 +215,7 @@ async fn learn_file(
         Verdict::Infected => return Ok(Learned::Infected),
         Verdict::Error | Verdict::TimedOut => bail!(report.reason.unwrap_or_default()),
     }
-    anyhow::ensure!(look(&file)? == before, "it was changed meanwhile; mount the tree read-only");
+    anyhow::ensure!(look(&file)? == before, "it was changed meanwhile");
     Ok(Learned::File(GoldenFile { hash: report.hash, ..before }))
 }
 

@@ -101,9 +101,9 @@ pub fn router(api: Api) -> Router {
         .route(
             "/v1/golden/{name}",
             put(golden::put)
+                .layer(DefaultBodyLimit::max(golden::BODY_MAX))
                 .post(golden::learn)
-                .delete(golden::forget)
-                .layer(DefaultBodyLimit::max(golden::BODY_MAX)),
+                .delete(golden::forget),
         )
         .route("/v1/guests/{guest}/golden", post(golden::trust))
         .route("/v1/reload", post(reload))

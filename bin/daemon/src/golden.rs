@@ -55,6 +55,12 @@ pub enum GoldenError {
         "nothing could be learned: no clean file has a change time and a birth time that its kernel gave it"
     )]
     Nothing,
+    #[error("`{0}` is not 64 hexadecimal digits")]
+    Hash(String),
+    #[error("the files are not understood: {0}")]
+    Files(#[from] serde_json::Error),
+    #[error("the guest is no longer configured, or of another tenant than when it was learned")]
+    Moved,
     #[error("it cannot be written: {0}")]
     Write(#[from] io::Error),
 }

@@ -17,7 +17,7 @@ mod store;
 
 use crate::config::{Config, OnDemand, Schedule};
 use crate::events::Events;
-use crate::golden::Learned;
+use crate::golden::GoldenError;
 use crate::host::Host;
 use crate::session::Session;
 use job::{Job, Kept, Window};
@@ -306,12 +306,15 @@ impl Scans {
                 |job: &mut Job| Some((job.shown.id, job.shown.guest.clone(), job.take_learned()?));
             jobs.values_mut().filter_map(of).collect()
         };
-        for (id, guest, (name, files)) in learned {
-            let tenant = host.guests.find(|one| one.name() == guest);
-            let tenant = tenant.and_then(|guest| guest.policy().tenant());
-            let source = format!("guest {guest}");
-            let put = host.golden.put(Learned { name, source, tenant, for_all: false, files });
-            if let Some(job) = self.lock().get_mut(&id) {
+        for (id, guest, learned) in learned {
+            let now = host.guests.find(|one| one.name() == guest);
+            let put = match now.map(|guest| guest.policy().tenant()) {
+                Some(tenant) if tenant == learned.tenant => host.golden.put(learned),
+                _ => Err(GoldenError::Moved),
+            };
+            // It may have been cancelled meanwhile.
+            let mut jobs = self.lock();
+            if let Some(job) = jobs.get_mut(&id).filter(|job| !job.shown.state.has_ended()) {
                 match &put {
                     Ok(list) => {
                         job.end(GuestScanState::Done, &format!("{} files are known", list.files));
@@ -320,6 +323,7 @@ impl Scans {
                 }
                 self.tell_end(job);
             }
+            drop(jobs);
             host.tell_golden();
         }
     }
@@ -344,7 +348,8 @@ impl Scans {
         let session_of = |name: &str| {
             guests.iter().find(|guest| guest.name() == name).map(|guest| guest.session())
         };
-        for job in jobs.values_mut().filter(|job| !job.shown.state.has_ended()) {
+        let is_open = |job: &&mut Job| !job.shown.state.has_ended() && !job.is_learned();
+        for job in jobs.values_mut().filter(is_open) {
             let Some(session) = session_of(&job.shown.guest) else {
                 job.stop(GuestScanState::Failed, "the guest is no longer configured");
                 self.tell_end(job);
@@ -373,7 +378,7 @@ impl Scans {
             .collect();
         for job in jobs.values_mut() {
             let may = matches!(job.shown.state, GuestScanState::Queued | GuestScanState::Waiting);
-            if !may || pressed {
+            if !may || pressed || job.is_learned() {
                 continue;
             }
             if job.window.closes.is_some_and(|closes| closes <= now) {

@@ -129,15 +129,18 @@ impl Session {
 
     /// Says what is known of golden images, where the driver does not know it.
     pub fn tell_golden(&self) {
-        let learns = self.golden().learns;
-        self.learn(learns);
+        self.tell(None);
     }
 
-    /// Says whether the walk that begins is one of a template.
+    /// Says whether a walk through a template is under way.
     pub fn learn(&self, learns: bool) {
+        self.tell(Some(learns));
+    }
+
+    fn tell(&self, learns: Option<bool>) {
         let mut told = self.golden();
         let knows = self.host.golden.knows(self.guest.name(), &self.guest.policy().tenant());
-        let now = Golden { knows, learns };
+        let now = Golden { knows, learns: learns.unwrap_or(told.learns) };
         if std::mem::replace(&mut *told, now) != now {
             self.outbox.push(&ToGuest::Golden(now));
         }
@@ -245,7 +248,9 @@ impl Session {
             self.expect_outcome(asked, hash, answer);
         }
         if verdict == Verdict::Clean
+            && asked.operation == Operation::OnDemand
             && let (Some(fingerprint), Some(hash)) = (asked.fingerprint, hash)
+            && self.golden().learns
         {
             self.host.scans.learned(self, fingerprint, hash);
         }

@@ -149,6 +149,7 @@ fn learned(service: &Service, count: u8) -> Driver {
     }
     end(&mut template, walk);
     until(service, id, GuestScanState::Done);
+    assert_eq!((hear_golden(&mut template), hear_golden(&mut template)), (NOTHING, KNOWS));
     template
 }
 
@@ -166,6 +167,7 @@ fn what_is_clean_in_a_template_is_learned_and_known_in_its_clones() {
     assert_eq!(send(&mut template, Operation::Open, None, &content(2)), VerdictKind::Clean);
     assert!(ask(&mut template, on_demand, fingerprint(2), Some(hash(&content(2)))).is_some());
     assert_eq!(send(&mut template, on_demand, None, &content(3)), VerdictKind::Clean);
+    assert_eq!(send(&mut template, Operation::Open, one(5), &content(5)), VerdictKind::Clean);
     let infected = b"SEAWALL-FAULT found=X";
     assert_eq!(send(&mut template, on_demand, one(4), infected), VerdictKind::Infected);
     end(&mut template, walk);
@@ -186,7 +188,7 @@ fn what_is_clean_in_a_template_is_learned_and_known_in_its_clones() {
     for driver in [&mut clone, &mut other] {
         assert_eq!(ask_again(driver, fingerprint(1)), Some(hash(&content(1))));
         assert_eq!(ask_again(driver, fingerprint(2)), Some(hash(&content(2))));
-        for number in [3, 4, 9] {
+        for number in [3, 4, 5, 9] {
             assert_eq!(ask_again(driver, fingerprint(number)), None);
         }
     }
@@ -210,7 +212,7 @@ fn what_is_clean_in_a_template_is_learned_and_known_in_its_clones() {
 #[test]
 fn one_in_a_hundred_is_looked_at_and_who_does_not_agree_is_not_believed() {
     let mut service = Service::start(setup(""));
-    let template = learned(&service, 3);
+    let mut template = learned(&service, 3);
     let (mut clone, mut other) = (service.driver("clone"), service.driver("other"));
     assert_eq!((hear_golden(&mut clone), hear_golden(&mut other)), (KNOWS, KNOWS));
     let asked: Vec<_> =
@@ -234,6 +236,9 @@ fn one_in_a_hundred_is_looked_at_and_who_does_not_agree_is_not_believed() {
         text.contains("clone is no clone of base: /data/\\x1b[2Jfile\\xff was another"),
         "{text}"
     );
+    // Nor is the template, once it is no more what it was.
+    send(&mut template, open, Some(fingerprint(3)), b"another");
+    service.wait_event(EventKind::GoldenDistrusted, "template");
     // It stays so, also where the service is killed.
     std::thread::sleep(std::time::Duration::from_millis(1500));
     drop((template, clone, other));
@@ -371,7 +376,7 @@ fn what_makes_no_sense_is_refused() {
     assert_eq!(refused(block_on(client.forget_golden("none")).unwrap_err()), "no-such-image");
     assert_eq!(refused(block_on(client.trust_golden("clone")).unwrap_err()), "not-distrusted");
     let file = GoldenFile {
-        fs_type: 1,
+        fs_type: 0xef53,
         fs_id: 1,
         inode: 1,
         size: 1,
@@ -437,12 +442,22 @@ fn a_tree_is_learned_by_the_command() {
     fs::write(tree.join("empty"), "").unwrap();
     fs::write(tree.join("evil"), eicar()).unwrap();
     std::os::unix::fs::symlink("/etc", tree.join("etc")).unwrap();
+    fs::write(tree.join("everybodys"), "everybody's").unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+    fs::set_permissions(tree.join("everybodys"), mode).unwrap();
+    let refused = seawall(&service, &["golden", "learn", tree.to_str().unwrap()]);
+    assert_eq!(refused.status.code(), Some(4), "it may change");
+    let remount =
+        |how: &str| run("mount", &["-o", &format!("remount,{how}"), tree.to_str().unwrap()]);
+    remount("ro");
     let learned = seawall(&service, &["golden", "learn", tree.to_str().unwrap()]);
     let text = String::from_utf8(learned.stdout).unwrap();
     assert_eq!(learned.status.code(), Some(1), "{text}");
     assert!(text.contains("debian13: 5 files of tree"), "{text}");
     assert!(text.contains("infected: ") && text.contains("/debian13/evil"), "{text}");
+    remount("rw");
     fs::remove_file(tree.join("evil")).unwrap();
+    remount("ro");
     let tree = tree.to_str().unwrap();
     let learned = seawall(&service, &["--json", "golden", "learn", tree, "--name", "base"]);
     assert_eq!(learned.status.code(), Some(0), "{learned:?}");

@@ -8,7 +8,10 @@ use crate::remedy::Time;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// `f_type` of XFS (statfs(2)), whose `f_fsid` is a device number and not the file system's own.
+/// `f_type` of the file systems that count (statfs(2)): each gives a change time of the kernel's own, to the nanosecond.
+const EXT4: u64 = 0xef53;
+const BTRFS: u64 = 0x9123_683e;
+/// Its `f_fsid` is a device number and not the file system's own.
 const XFS: u64 = 0x5846_5342;
 
 /// What a file system says of a file that has content.
@@ -32,10 +35,11 @@ pub struct Origin {
 
 impl Origin {
     /// `None` where it says too little: a change time in whole seconds is a program's that made the file system, or one
-    /// of a file system that keeps no better ones, and another file may have the same.
+    /// of a file system that keeps no better ones, and another file may have the same. So it is with file systems of other
+    /// kinds, which may have their change times from whoever made the file.
     #[must_use]
     pub fn fingerprint(&self) -> Option<Fingerprint> {
-        if self.changed.1 == 0 {
+        if self.changed.1 == 0 || ![EXT4, BTRFS, XFS].contains(&self.fs_type) {
             return None;
         }
         let mut hasher = blake3::Hasher::new_derive_key("seawall 2026 a file of a golden image");
@@ -120,6 +124,10 @@ mod tests {
     #[test]
     fn times_that_a_kernel_does_not_give_say_too_little() {
         assert_eq!(Origin { changed: (5, 0), ..ORIGIN }.fingerprint(), None);
+        // tmpfs and exFAT.
+        for fs_type in [0x0102_1994, 0x2011_bab0] {
+            assert_eq!(Origin { fs_type, ..ORIGIN }.fingerprint(), None);
+        }
     }
 
     #[test]

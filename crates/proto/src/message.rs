@@ -110,6 +110,14 @@ pub struct Golden {
     pub learns: bool,
 }
 
+impl Golden {
+    /// Whether files are asked for by their fingerprints: not while a template is learned, which is to be seen as it is.
+    #[must_use]
+    pub fn is_asked(self) -> bool {
+        self.knows && !self.learns
+    }
+}
+
 /// A content is known to be clean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Clean {

@@ -3,14 +3,15 @@
 use super::{Api, fault};
 use crate::golden::{GoldenError, Learned, check_name};
 use axum::Json;
+use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use seawall_client::{
     Fault, GoldenFile, GoldenFiles, GoldenLearnRequest, GoldenList, GoldenReport, GuestScan,
 };
+use seawall_proto::ContentHash;
 use seawall_proto::golden::Origin;
-use seawall_proto::{ContentHash, Fingerprint};
 
 /// The most bytes that the files of a tree may be, in JSON: room for a million.
 pub const BODY_MAX: usize = 512 << 20;
@@ -66,29 +67,15 @@ pub async fn learn(
         (status = 507, description = "It cannot be written", body = Fault),
     )
 )]
-pub async fn put(
-    State(api): State<Api>,
-    Path(name): Path<String>,
-    Json(wanted): Json<GoldenFiles>,
-) -> Response {
-    let source =
-        format!("tree {}", seawall_client::text::escape_short(wanted.tree.as_bytes(), 1024));
-    let mut files = Vec::with_capacity(wanted.files.len());
-    for file in &wanted.files {
-        match read(file) {
-            Some(Some(one)) => files.push(one),
-            Some(None) => (),
-            None => {
-                let message =
-                    format!("`{}` is not 64 hexadecimal digits", file.hash.escape_debug());
-                return fault(StatusCode::BAD_REQUEST, "bad-hash", message);
-            }
-        }
+pub async fn put(State(api): State<Api>, Path(name): Path<String>, body: Bytes) -> Response {
+    if let Err(error) = check_name(&name) {
+        return refuse(&error);
     }
     let host = std::sync::Arc::clone(&api.host);
-    // Whoever has a tenant gets verdicts from what that tenant has; so a tree's content is sent once for each of them.
-    let learned = Learned { name, source, tenant: None, for_all: true, files };
+    // There may be a million of them.
     let put = tokio::task::spawn_blocking(move || {
+        let learned = read(name, &body)?;
+        drop(body);
         let list = host.golden.put(learned);
         host.tell_golden();
         list
@@ -98,6 +85,21 @@ pub async fn put(
         Ok(Err(error)) => refuse(&error),
         Err(error) => fault(StatusCode::INTERNAL_SERVER_ERROR, "internal", error.to_string()),
     }
+}
+
+fn read(name: String, body: &[u8]) -> Result<Learned, GoldenError> {
+    let wanted: GoldenFiles = serde_json::from_slice(body)?;
+    let mut files = Vec::with_capacity(wanted.files.len());
+    for file in &wanted.files {
+        let hash = blake3::Hash::from_hex(&file.hash)
+            .map_err(|_| GoldenError::Hash(file.hash.escape_debug().to_string()))?;
+        let GoldenFile { fs_type, fs_id, inode, size, modified, changed, born, .. } = *file;
+        let origin = Origin { fs_type, fs_id, inode, size, modified, changed, born };
+        files.extend(origin.fingerprint().map(|own| (own, ContentHash(*hash.as_bytes()))));
+    }
+    let tree = seawall_client::text::escape_short(wanted.tree.as_bytes(), 1024);
+    // Whoever has a tenant gets verdicts from what that tenant has; so a tree's content is sent once for each of them.
+    Ok(Learned { name, source: format!("tree {tree}"), tenant: None, for_all: true, files })
 }
 
 /// Forgets a golden image: what its clones have is asked for by content again.
@@ -139,14 +141,6 @@ async fn changed(
     }
 }
 
-/// `None` where its hash is none; `Some(None)` where it has no fingerprint.
-fn read(file: &GoldenFile) -> Option<Option<(Fingerprint, ContentHash)>> {
-    let hash = blake3::Hash::from_hex(&file.hash).ok()?;
-    let GoldenFile { fs_type, fs_id, inode, size, modified, changed, born, .. } = *file;
-    let origin = Origin { fs_type, fs_id, inode, size, modified, changed, born };
-    Some(origin.fingerprint().map(|own| (own, ContentHash(*hash.as_bytes()))))
-}
-
 fn refuse(error: &GoldenError) -> Response {
     let (status, code) = match error {
         GoldenError::Name => (StatusCode::BAD_REQUEST, "bad-name"),
@@ -156,6 +150,9 @@ fn refuse(error: &GoldenError) -> Response {
             (StatusCode::BAD_REQUEST, "too-many")
         }
         GoldenError::Nothing => (StatusCode::BAD_REQUEST, "nothing-to-learn"),
+        GoldenError::Hash(_) => (StatusCode::BAD_REQUEST, "bad-hash"),
+        GoldenError::Files(_) => (StatusCode::BAD_REQUEST, "bad-body"),
+        GoldenError::Moved => (StatusCode::CONFLICT, "moved"),
         GoldenError::Write(_) => (StatusCode::INSUFFICIENT_STORAGE, "no-room"),
     };
     fault(status, code, error.to_string())

@@ -2,7 +2,8 @@
 
 use super::say;
 use crate::events::format_time;
-use crate::golden::FILES_MAX;
+use crate::golden::{FILES_MAX, Learned};
+use crate::pipeline::Tenant;
 use crate::session::Session;
 use seawall_client::{FoundFile, GuestScan, GuestScanState, LeftOut};
 use seawall_proto::walk::{PLACE_MAX, WalkOrder, WalkProgress};
@@ -62,6 +63,8 @@ pub struct Job {
     /// Files of the template; kept nowhere else, so after a restart of the service it begins anew.
     learned: Vec<(Fingerprint, ContentHash)>,
     learned_all: bool,
+    /// Whose guests may use what is learned.
+    tenant: Tenant,
 }
 
 impl Job {
@@ -122,6 +125,7 @@ impl Job {
             changed: false,
             learned: Vec::new(),
             learned_all: false,
+            tenant: None,
         }
     }
 
@@ -180,6 +184,7 @@ impl Job {
         self.run = run;
         self.word = Instant::now();
         self.session = Arc::downgrade(&session);
+        self.tenant = session.guest.policy().tenant();
         self.since = Instant::now();
         self.held = false;
         self.base = self.shown(false);
@@ -223,15 +228,33 @@ impl Job {
     /// Its walk is at its end; `true` where what was learned is still to be taken.
     pub fn has_learned_all(&mut self) -> bool {
         self.learned_all = self.shown.learns.is_some();
+        self.learn_no_more();
         self.learned_all
     }
 
-    /// All that was learned, once, and the golden image's name.
-    pub fn take_learned(&mut self) -> Option<(String, Vec<(Fingerprint, ContentHash)>)> {
-        if !std::mem::take(&mut self.learned_all) || self.shown.state.has_ended() {
+    /// Whether its walk is at its end, and what was learned is still to be taken.
+    pub fn is_learned(&self) -> bool {
+        self.learned_all && !self.shown.state.has_ended()
+    }
+
+    fn learn_no_more(&self) {
+        if let Some(session) = self.session.upgrade().filter(|_| self.shown.learns.is_some()) {
+            session.learn(false);
+        }
+    }
+
+    /// All that was learned, once.
+    pub fn take_learned(&mut self) -> Option<Learned> {
+        if !self.is_learned() {
             return None;
         }
-        Some((self.shown.learns.clone()?, std::mem::take(&mut self.learned)))
+        Some(Learned {
+            name: self.shown.learns.clone()?,
+            source: format!("guest {}", self.shown.guest),
+            tenant: self.tenant.clone(),
+            for_all: false,
+            files: std::mem::take(&mut self.learned),
+        })
     }
 
     pub fn find(&mut self, found: FoundFile) {
@@ -305,7 +328,7 @@ impl Job {
         self.set(state, why);
         self.shown.ended = Some(format_time(jiff::Timestamp::now()));
         self.known = HashSet::new();
-        self.learned = Vec::new();
+        (self.learned, self.learned_all) = (Vec::new(), false);
     }
 
     /// Why it is not its turn.
@@ -316,6 +339,9 @@ impl Job {
     }
 
     fn set(&mut self, state: GuestScanState, why: &str) {
+        if state != GuestScanState::Running {
+            self.learn_no_more();
+        }
         self.shown.state = state;
         self.shown.reason = why.to_owned();
         self.changed = true;
