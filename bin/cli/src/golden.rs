@@ -22,7 +22,8 @@ pub enum Golden {
     /// Scan a template, and know its clean files in all clones of it.
     #[command(after_help = "\
 The template is a guest that runs, or its file system, mounted on this host read-only. A guest that was learned is a
-template until its files change: what is changed is asked for by its content as before.
+template until its files change: what is changed is asked for by its content as before. Files that others than root may
+change are not learned.
 
 Examples:
   seawall golden learn template-debian13
