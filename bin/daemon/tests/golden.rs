@@ -326,7 +326,13 @@ fn a_template_is_learned_over_restarts_and_in_place_of_an_earlier_one() {
     // A scan besides learns nothing.
     let scans = seawall(&service, &["scan", "template", "--detach"]);
     assert!(scans.status.success());
-    let _walk = hear_walk(&mut template);
+    let walk = hear_walk(&mut template);
+    let content = send(&mut template, Operation::OnDemand, Some(fingerprint(7)), &content(7));
+    assert_eq!(content, VerdictKind::Clean);
+    end(&mut template, walk);
+    until(&service, id + 1, GuestScanState::Done);
+    assert_eq!(report(&service).lists[0].files, 1);
+    assert_eq!(ask_again(&mut clone, fingerprint(7)), None);
     let knows = Golden { knows: true, learns: false };
     assert_eq!(template.said.iter().rev().find_map(golden).unwrap_or(knows), knows);
 }
