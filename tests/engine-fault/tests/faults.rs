@@ -147,6 +147,20 @@ fn two_kinds_of_content_that_crash_both_end_and_nothing_else() {
 }
 
 #[test]
+fn one_that_is_tried_again_is_not_blamed_for_another_that_crashes() {
+    // One that ends while it is tried alone, and one that takes so long that others are fed beside it.
+    for innocent in ["sleep=100", "sleep=500"] {
+        let engine = start(EngineConfig { threads: 2, ..fault() }).ready();
+        let innocent = engine.send(&order(innocent), LONG);
+        let bad: Vec<_> = (0..3).map(|_| engine.send(&order("crash"), LONG)).collect();
+        for reply in bad {
+            assert_eq!(reply.recv_timeout(LONG).unwrap().result, Err(ScanError::KilledTwice));
+        }
+        assert_eq!(innocent.recv_timeout(LONG).unwrap().result, Ok(Outcome::Clean));
+    }
+}
+
+#[test]
 fn a_hang_is_killed_at_its_limit_and_is_not_tried_again() {
     let engine = ready();
     let first = engine.pid();

@@ -11,9 +11,9 @@
 //! ```
 //!
 //! Which scan killed a process cannot be seen from outside when several are in work, so all of them
-//! are suspects. Suspects are fed again one at a time: when the next process dies, too, the one
-//! suspect in work is the culprit, and the innocent have lost nothing but time. A scan that was only
-//! waiting is never suspected.
+//! are suspects. Suspects are fed again one at a time with nothing beside them: when the next process dies,
+//! too, it is the culprit, and the innocent have lost nothing but time. One that takes long gets company, and is not
+//! blamed for what happens then. A scan that was only waiting is never suspected.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -27,6 +27,8 @@ use super::{EngineConfig, Lane, Metadata, Reply, ScanError, ScanReport, SharedCo
 use crate::protocol::{Answer, Scan, ToEngine, encode_to_engine};
 use crate::report::Generation;
 
+/// How long a suspect is at a process alone. Others wait so long.
+const ALONE: Duration = Duration::from_millis(200);
 /// Crashes with a scan in work after which it is not fed to a process again.
 const MOST_DEATHS: u8 = 2;
 /// Processes that a scan is fed to at most, when it is not to blame for their ends.
@@ -324,7 +326,8 @@ impl Flow {
         let mut here_on_demand = self.of(process).filter(on_demand).count();
         while here < self.workers.in_hand() {
             let room_on_demand = here_on_demand < most_on_demand;
-            let Some((job, suspect)) = self.next(process, room_on_demand, &lately) else {
+            let Some((job, suspect)) = self.next(process, here == 0, room_on_demand, &lately)
+            else {
                 return false;
             };
             match send(&link, &job, by_descriptor) {
@@ -348,14 +351,28 @@ impl Flow {
         false
     }
 
-    /// The next scan to send, and whether it is a suspect. `on_demand`: whether there is room for such a one; `lately`:
-    /// whose accesses came lately.
-    fn next(&mut self, process: ProcessId, on_demand: bool, lately: &[u64]) -> Option<(Job, bool)> {
-        if !self.flights.values().any(|flight| flight.suspect) {
-            let is_access = |job: &Job| job.lane == Lane::OnAccess;
-            let first = self.suspects.iter().position(is_access).or(on_demand.then_some(0));
-            if let Some(job) = first.and_then(|at| self.suspects.remove(at)) {
-                return Some((job, true));
+    /// The next scan to send, and whether it is a suspect. `idle`: whether the process has none; `on_demand`: whether there
+    /// is room for such a one; `lately`: whose accesses came lately.
+    fn next(
+        &mut self,
+        process: ProcessId,
+        idle: bool,
+        on_demand: bool,
+        lately: &[u64],
+    ) -> Option<(Job, bool)> {
+        match self.alone_until() {
+            Some(until) if until > Instant::now() => return None,
+            Some(_) => (),
+            None => {
+                let is_access = |job: &Job| job.lane == Lane::OnAccess;
+                let first = self.suspects.iter().position(is_access).or(on_demand.then_some(0));
+                let first = first.filter(|at| *at < self.suspects.len());
+                if first.is_some() && !idle {
+                    return None;
+                }
+                if let Some(job) = first.and_then(|at| self.suspects.remove(at)) {
+                    return Some((job, true));
+                }
             }
         }
         // Where others come too, nobody has all workers: whoever has an access finds one free.
@@ -372,6 +389,11 @@ impl Flow {
         let job = self.on_access.pop(may);
         let job = job.or_else(|| if on_demand { self.on_demand.pop(|_| true) } else { None })?;
         Some((job, false))
+    }
+
+    /// Until when the suspect that is at a process is to be alone.
+    fn alone_until(&self) -> Option<Instant> {
+        self.flights.values().find(|flight| flight.suspect).map(|flight| flight.sent + ALONE)
     }
 
     fn fly(&mut self, mut job: Job, process: ProcessId, link: Arc<Link>, suspect: bool) {
@@ -471,11 +493,18 @@ impl Flow {
             .collect();
         // Each is put in front of the one before, so the oldest comes last.
         gone.sort_by_key(|flight| std::cmp::Reverse(flight.job.id));
-        gone.into_iter().filter_map(|flight| self.judge(flight, blame, now)).collect()
+        let alone = gone.iter().filter(|flight| flight.started.is_some()).count() == 1;
+        gone.into_iter().filter_map(|flight| self.judge(flight, blame, alone, now)).collect()
     }
 
     /// One scan of a process that is gone.
-    fn judge(&mut self, mut flight: Flight, blame: Blame, now: Instant) -> Option<Finished> {
+    fn judge(
+        &mut self,
+        mut flight: Flight,
+        blame: Blame,
+        alone: bool,
+        now: Instant,
+    ) -> Option<Finished> {
         let in_work = flight.started.is_some();
         let mut suspect = flight.suspect;
         match blame {
@@ -483,7 +512,7 @@ impl Flow {
                 return Some(flight.finish(Err(ScanError::TimedOut), None));
             }
             Blame::InWork if in_work => {
-                flight.job.deaths += 1;
+                flight.job.deaths += u8::from(alone || !flight.suspect);
                 suspect = true;
                 if flight.job.deaths >= MOST_DEATHS {
                     return Some(flight.finish(Err(ScanError::KilledTwice), None));
@@ -525,7 +554,8 @@ impl Flow {
     /// The next moment at which a scan passes its limit, or is to be sent again.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         let send_again = self.current.as_ref().and(self.send_again_at);
-        self.flights.values().filter_map(deadline).chain(send_again).min()
+        let company = self.alone_until().filter(|until| *until > Instant::now());
+        self.flights.values().filter_map(deadline).chain(send_again).chain(company).min()
     }
 
     fn of(&self, process: ProcessId) -> impl Iterator<Item = &Flight> {
