@@ -7,9 +7,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use seawall_lab::Binaries;
+use seawall_lab::{Binaries, Process};
 use serde_json::Value;
 
+use crate::cpu::{self, Cpus};
 use crate::stage::text_of;
 
 const REGION: u64 = 16 << 20;
@@ -150,6 +151,25 @@ impl Host {
             Ok(guests.as_array().is_some_and(|guests| guests.iter().all(watches)))
         })?;
         Ok(host)
+    }
+
+    /// Keeps the drivers on the guests' CPU, and all else on the host's.
+    pub fn pin(&self, cpus: Cpus) -> anyhow::Result<()> {
+        let (service, drivers) = self.parts()?;
+        cpu::pin_tree(&service, cpus.host)?;
+        drivers.iter().try_for_each(|driver| cpu::pin_tree(driver, cpus.guest))
+    }
+
+    /// Those of the drivers, and those of the service and its engine.
+    pub fn processes(&self) -> anyhow::Result<[Vec<Process>; 2]> {
+        let (service, drivers) = self.parts()?;
+        Ok([drivers.iter().flat_map(cpu::tree).collect(), cpu::tree(&service)])
+    }
+
+    fn parts(&self) -> anyhow::Result<(Process, Vec<Process>)> {
+        let process = |child: &Child| Process::from_pid(child.id()).context("one has ended");
+        let (service, drivers) = self.children.split_first().context("nothing was started")?;
+        Ok((process(service)?, drivers.iter().map(process).collect::<anyhow::Result<_>>()?))
     }
 
     fn service(&self) -> u32 {

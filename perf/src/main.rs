@@ -35,11 +35,14 @@ mod machine;
 mod ours;
 mod outputs;
 mod plan;
+mod replay;
 mod report;
 mod run;
 mod sample;
+mod single;
 mod stage;
 mod storm;
+mod trace;
 mod watchdog;
 
 use std::path::PathBuf;
@@ -51,7 +54,8 @@ use seawall_lab::{Need, ensure_binaries, ensure_debian_image};
 
 use crate::engines::Scenario;
 use crate::outputs::Outputs;
-use crate::plan::Amounts;
+use crate::plan::{Amounts, Case};
+use crate::replay::Replayed;
 
 #[derive(Parser)]
 #[command(name = "seawall-perf", about = "Measures what an open and what a scan costs")]
@@ -71,9 +75,14 @@ struct Options {
     /// How often every case is measured
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: Option<u32>,
+    /// open: only cases whose name has this in it, and what they are compared with
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
     /// Two rounds of few samples: shows that the benchmark works, tells nothing about time
     #[arg(long)]
     quick: bool,
+    #[command(flatten)]
+    replayed: Replayed,
     #[command(flatten)]
     outputs: Outputs,
 }
@@ -131,7 +140,15 @@ fn main() -> ExitCode {
             match scenario {
                 Scenario::Storm => storm::run(quick, outputs, debian.as_deref()),
                 Scenario::Guests => guests::run(quick, outputs),
-                _ => run::run(options.amounts(), quick, outputs, without_ours),
+                Scenario::Files => single::run(quick, outputs),
+                Scenario::Replay => replay::run(quick, outputs, &options.replayed),
+                _ => run::run(
+                    options.amounts(),
+                    quick,
+                    outputs,
+                    without_ours,
+                    options.only.as_deref(),
+                ),
             }
         }
         Some(Role::Listener { mount, marks }) => listener::listen(&mount, marks),
@@ -155,7 +172,7 @@ fn measure(scenarios: &[Scenario], options: &Options) -> anyhow::Result<ExitCode
     };
     ensure!(
         scenarios.len() < 2,
-        "open, guests and storm are measured alone: they need the machine for themselves"
+        "open, files, guests, replay and storm are measured alone: they need the machine for themselves"
     );
     outside(options, alone)
 }
@@ -163,7 +180,11 @@ fn measure(scenarios: &[Scenario], options: &Options) -> anyhow::Result<ExitCode
 /// Builds what is measured, then starts this program again inside new namespaces.
 fn outside(options: &Options, scenario: Scenario) -> anyhow::Result<ExitCode> {
     ensure!(rustix::process::geteuid().is_root(), "fanotify and mounts need root");
-    let outputs = options.outputs.arguments()?;
+    let (outputs, replayed) = (options.outputs.arguments()?, options.replayed.arguments()?);
+    ensure!(
+        replayed.is_empty() || scenario == Scenario::Replay,
+        "--trace and --guests are for replay"
+    );
     let without_ours = ensure_binaries(Need::ALL).err().map(|error| format!("{error:#}"));
 
     let mut inside = Command::new(std::env::current_exe()?);
@@ -174,10 +195,15 @@ fn outside(options: &Options, scenario: Scenario) -> anyhow::Result<ExitCode> {
     if let Some(rounds) = options.rounds {
         inside.args(["--rounds", &rounds.to_string()]);
     }
+    if let Some(only) = &options.only {
+        ensure!(scenario == Scenario::Open, "--only is for open");
+        ensure!(Case::named(Some(only)).next().is_some(), "no case has `{only}` in its name");
+        inside.args(["--only", only]);
+    }
     if options.quick {
         inside.arg("--quick");
     }
-    inside.args(outputs);
+    inside.args(outputs).args(replayed);
     if let Some(why) = without_ours {
         inside.arg("--without-ours").arg(why);
     }

@@ -168,6 +168,19 @@ impl Case {
         kinds.into_iter().flat_map(of).filter(is_one).collect()
     }
 
+    /// Those whose name has this in it, and what they are compared with.
+    pub fn named(only: Option<&str>) -> impl Iterator<Item = Self> {
+        let is_named = move |case: &Self| only.is_none_or(|only| case.name().contains(only));
+        let is_peer = move |peer: &Self, case: &Self| {
+            Setup::ALL.iter().any(|setup| case.peer(*setup).as_ref() == Some(peer))
+                || case.rivals().iter().any(|(rival, _)| rival == peer)
+        };
+        Self::all().into_iter().filter(move |case| {
+            let all = Self::all();
+            is_named(case) || all.iter().any(|other| is_named(other) && is_peer(case, other))
+        })
+    }
+
     /// Its name in the report and in raw results.
     pub fn name(&self) -> String {
         let Self { setup, what, pace, size } = self;
@@ -326,6 +339,15 @@ mod tests {
         for setup in [Setup::Unprotected, Setup::Listener, Setup::MarksOnly] {
             assert_eq!(repeat.peer(setup), Some(Case { setup, ..repeat }));
         }
+    }
+
+    #[test]
+    fn some_cases_alone_are_chosen_with_what_they_are_compared_with() {
+        assert_eq!(Case::named(None).count(), Case::all().len());
+        let names: Vec<String> =
+            Case::named(Some("after new signatures, 4 KiB")).map(|case| case.name()).collect();
+        let peer = "listener, repeat open, 4 KiB, back to back";
+        assert_eq!(names, [peer, "ours, after new signatures, 4 KiB, back to back"]);
     }
 
     #[test]

@@ -48,6 +48,7 @@ pub fn run(
     quick: bool,
     outputs: &Outputs,
     without_ours: Option<String>,
+    only: Option<&str>,
 ) -> anyhow::Result<ExitCode> {
     stage::settle_in()?;
     start_watchdog();
@@ -56,7 +57,7 @@ pub fn run(
     let mut bench = Bench::prepare(amounts, without_ours)?;
     let mut random = Random(u64::from_le_bytes(seed()?));
     for round in 0..amounts.rounds {
-        let mut cases = Case::all();
+        let mut cases: Vec<Case> = Case::named(only).collect();
         random.shuffle(&mut cases);
         for (n, case) in cases.iter().enumerate() {
             let of = (round + 1, amounts.rounds, n + 1, cases.len());

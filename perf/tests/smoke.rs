@@ -177,3 +177,71 @@ fn a_storm_is_measured() {
         assert!(value(name) > 0.0, "{name}");
     }
 }
+
+/// Replays; the value of each row by its name.
+fn replayed(options: &[&str]) -> BTreeMap<String, f64> {
+    ensure_binaries(Need::ALL).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let json = folder.path().join("results.json");
+    let mut command = Command::new("timeout");
+    command.arg("180").arg(env!("CARGO_BIN_EXE_seawall-perf"));
+    command.args(["replay", "--quick", "--json"]).arg(&json).args(options);
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{text}");
+    let results: Value = serde_json::from_str(&std::fs::read_to_string(&json).unwrap()).unwrap();
+    let name = |row: &Value| row["name"].as_str().unwrap().to_owned();
+    let rows = list(&results, "rows").into_iter();
+    rows.map(|row| (name(row), row["value"].as_f64().unwrap())).collect()
+}
+
+#[test]
+fn a_busy_host_is_replayed_under_each_setup() {
+    let rows = replayed(&[]);
+    for setup in ["unprotected", "listener", "ours", "clamonacc"] {
+        for what in ["opened again", "opened first", "opened beside a writer", "opened and written"]
+        {
+            assert!(rows[&format!("{setup}: {what}, p50")] > 0.0, "{setup}: {rows:?}");
+        }
+        assert!(rows[&format!("{setup}: done in time, of all")] > 0.0, "{rows:?}");
+    }
+    assert!(rows["ours: CPU of who watches in guests"] > 0.0, "{rows:?}");
+    assert!(rows["ours over unprotected: opened again, p99"] > 0.0, "{rows:?}");
+}
+
+#[test]
+fn a_recorded_trace_is_replayed_in_several_guests() {
+    let folder = tempfile::tempdir().unwrap();
+    let trace = folder.path().join("trace");
+    let mut text = String::from("{\"seawall_trace\":1,\"began\":1}\n");
+    for n in 0..200 {
+        let (act, file) = if n % 9 == 0 { ("write", n % 5) } else { ("open", n % 20) };
+        text += &format!("[{},\"{act}\",{file},5000,{}]\n", 7_000_000 + n * 1000, n % 3);
+    }
+    std::fs::write(&trace, text).unwrap();
+    let rows = replayed(&["--guests", "2", "--trace", trace.to_str().unwrap()]);
+    for setup in ["unprotected", "listener", "ours", "clamonacc"] {
+        assert!(rows[&format!("{setup}: opened first, p99")] > 0.0, "{setup}: {rows:?}");
+    }
+    // Nobody holds a file open in it.
+    assert!(!rows.keys().any(|name| name.contains("beside a writer")), "{rows:?}");
+}
+
+#[test]
+fn single_files_are_measured() {
+    ensure_binaries(Need::ALL).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let json = folder.path().join("results.json");
+    let mut command = Command::new("timeout");
+    command.arg("180").arg(env!("CARGO_BIN_EXE_seawall-perf"));
+    let output = command.args(["files", "--quick", "--json"]).arg(&json).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{text}");
+    let results: Value = serde_json::from_str(&std::fs::read_to_string(&json).unwrap()).unwrap();
+    let rows = list(&results, "rows");
+    let with_goal = rows.iter().filter(|row| row["met"].is_boolean()).count();
+    assert_eq!((rows.len(), with_goal), (16, 5), "{rows:#?}");
+    let mut measured =
+        rows.iter().filter(|row| !row["name"].as_str().unwrap().contains("scans in"));
+    assert!(measured.all(|row| row["value"].as_f64().unwrap() > 0.0), "{rows:#?}");
+}

@@ -7,7 +7,7 @@ use crate::tools::cargo;
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// open (when nothing is given), guests, storm, engines-yara, engines-clamav, engines-cost, engines-rules,
+    /// open (when nothing is given), files, guests, replay, storm, engines-yara, engines-clamav, engines-cost, engines-rules,
     /// engines-signatures, engines-hash, exclusions
     #[arg(value_name = "SCENARIO")]
     scenarios: Vec<String>,
@@ -17,6 +17,15 @@ pub struct Arguments {
     /// Few samples: shows that the benchmark works, tells nothing about time
     #[arg(long)]
     quick: bool,
+    /// open: only cases whose name has this in it, and what they are compared with
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+    /// replay: what a driver has recorded (seawall-agent run --record) instead of a made trace of a busy host
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+    /// replay: so many guests do the same at once
+    #[arg(long, value_name = "COUNT")]
+    guests: Option<u32>,
     /// Write the results to this file too; without --quick they are kept under perf/results in any case
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -38,7 +47,15 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     if arguments.quick {
         words.push("--quick".to_owned());
     }
-    for (name, path) in [("--json", &arguments.json), ("--html", &arguments.html)] {
+    if let Some(only) = &arguments.only {
+        words.extend(["--only".to_owned(), only.clone()]);
+    }
+    if let Some(guests) = arguments.guests {
+        words.extend(["--guests".to_owned(), guests.to_string()]);
+    }
+    let paths =
+        [("--trace", &arguments.trace), ("--json", &arguments.json), ("--html", &arguments.html)];
+    for (name, path) in paths {
         let Some(path) = path else { continue };
         // Cargo runs in the workspace's folder, the caller may be elsewhere.
         let path = std::path::absolute(path)?;

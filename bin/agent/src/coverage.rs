@@ -334,8 +334,7 @@ fn exclude(driver: &Driver, mount: &Mount, path: &Path) {
     if was_covered {
         let unmarked = reach(path, mount).and_then(|fd| {
             let path = path_of(&fd);
-            let groups = &driver.groups;
-            for group in [&groups.permission, &groups.close_write] {
+            for group in driver.groups.all() {
                 match group.unmark_filesystem(&path) {
                     Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                         return Err(error.to_string());
@@ -434,18 +433,16 @@ fn mark(driver: &Driver, mount: &Mount, path: &Path) {
 
 /// Gives the `st_dev` of what it marked.
 fn mark_fd(driver: &Driver, fd: &OwnedFd) -> Result<u64, String> {
-    let (path, groups) = (path_of(fd), &driver.groups);
+    let path = path_of(fd);
     let mode = driver.policy().mode;
     let holds = match (mode.holds_open(), mode.holds_exec()) {
         (true, _) => Holds::OpenAndExec,
         (false, true) => Holds::Exec,
         (false, false) => Holds::Nothing,
     };
-    groups
-        .close_write
-        .mark_filesystem(&path, holds)
-        .and_then(|()| groups.permission.mark_filesystem(&path, holds))
-        .map_err(|error| error.to_string())?;
+    for group in driver.groups.all() {
+        group.mark_filesystem(&path, holds).map_err(|error| error.to_string())?;
+    }
     rustix::fs::fstat(fd).map(|stat| stat.st_dev).map_err(|error| error.to_string())
 }
 

@@ -13,7 +13,7 @@ use crate::file::{
 use crate::golden::FileSystems;
 use crate::hunt::Hunts;
 use crate::journal::Exposed;
-use crate::memory::{Known, Memory};
+use crate::memory::Memory;
 use crate::on_demand::OnDemand;
 use crate::region::Region;
 use crate::remedy::Task;
@@ -24,13 +24,12 @@ use crate::truth;
 use seawall_fanotify::ledger::{Claim, Ledger};
 use seawall_fanotify::{Answer, FileHandle, Group, IgnoreMark, process};
 use seawall_proto::{
-    ContentHash, Decision, ExposureReason, FailMode, Fingerprint, Generation, Heartbeat, Mode,
-    Notice, Operation, Policy, Rules,
+    Decision, ExposureReason, FailMode, Fingerprint, Generation, Heartbeat, Notice, Operation,
+    Policy, Rules,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::fs::File;
-use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
@@ -47,8 +46,6 @@ const START_GRACE: Duration = Duration::from_secs(5);
 /// How many verdicts `status` shows.
 const LAST_VERDICTS: usize = 16;
 
-/// Where clean marks keep their inodes in memory there are at most this many.
-const PLAIN_MARKS_MAX: u64 = 4096;
 /// How many answered execs are remembered for the open that follows each.
 const LAST_EXECS: usize = 64;
 /// The open that belongs to an exec follows within this, in milliseconds.
@@ -82,7 +79,16 @@ pub fn count(counter: &AtomicU64) {
 pub struct Groups {
     pub permission: Group,
     pub close_write: Group,
+    /// Where opens are recorded.
+    pub record: Option<Group>,
     pub ignore: IgnoreMark,
+}
+
+impl Groups {
+    /// All of them.
+    pub fn all(&self) -> impl Iterator<Item = &Group> {
+        [&self.close_write, &self.permission].into_iter().chain(&self.record)
+    }
 }
 
 /// A verdict or a file let through, for `status`.
@@ -249,7 +255,7 @@ pub struct Driver {
     last_verdicts: Mutex<VecDeque<LastVerdict>>,
     execs: Mutex<VecDeque<ExecAnswer>>,
     deadline_keeper: OnceLock<Thread>,
-    plain_marks: AtomicU64,
+    pub plain_marks: AtomicU64,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -349,100 +355,12 @@ impl Driver {
         self.epoch.load(Ordering::Acquire)
     }
 
-    /// Marks a file clean, unless it is not the same any more, or all was forgotten since `epoch`. Called
-    /// before the answer, so that a change between the copy and the mark is seen: a write after the mark
-    /// takes it away again, one before it has changed the file's times.
-    /// `unopened` says that it is an archive that nobody has looked into; `hash` is the content's, as the host has it.
-    pub fn remember_clean(
-        &self,
-        file: impl AsFd,
-        look: &Look,
-        epoch: u64,
-        unopened: bool,
-        hash: ContentHash,
-    ) {
-        let (file, identity) = (file.as_fd(), &look.identity);
-        if self.policy().mode == Mode::Strict && look.user_changeable {
-            return;
-        }
-        if seawall_fanotify::is_open_for_writing(file).unwrap_or(true) {
-            self.memory.remember_exposed(identity, process::now_ms());
-            if self.policy().mode.scans_written()
-                && let Ok(handle) = FileHandle::of(file, identity.device)
-            {
-                self.background.add_written(handle);
-            }
-            return;
-        }
-        self.mark_clean(file);
-        match Look::at(file) {
-            Ok(now) if now.identity == *identity => {
-                self.memory.remember_clean(identity, unopened, hash);
-            }
-            _ => drop(self.groups.permission.unignore(file, self.groups.ignore)),
-        }
-        if self.epoch() != epoch {
-            self.forget(file, identity);
-        }
-    }
-
-    /// Remembers a file as clean that nobody has opened for it; the next open of it is answered from memory.
-    pub fn remember_unmarked(&self, look: &Look, epoch: u64, unopened: bool, hash: ContentHash) {
-        if self.policy().mode == Mode::Strict && look.user_changeable {
-            return;
-        }
-        let identity = &look.identity;
-        self.memory.remember_clean(identity, unopened, hash);
-        if self.epoch() != epoch {
-            self.memory.forget(identity.device, identity.inode);
-        }
-    }
-
     /// A scan for which nobody waited has its verdict. Never waits.
     pub fn done(&self, purpose: Purpose) {
         match purpose {
             Purpose::OnDemand => self.on_demand.wake(),
             _ => self.background.done(purpose),
         }
-    }
-
-    /// Marks a file clean that is remembered as clean: its mark went with the inode when the kernel
-    /// evicted it. Whoever forgets files forgets them here before the kernel's marks go, so what is
-    /// still remembered after the mark was not forgotten before it.
-    pub fn mark_again(&self, file: impl AsFd, identity: &Identity) {
-        let file = file.as_fd();
-        if !self.mark_clean(file) {
-            return;
-        }
-        let same = Look::at(file).is_ok_and(|now| now.identity == *identity);
-        let known = self.memory.known(identity, process::now_ms());
-        if !same || !matches!(known, Some(Known::Clean { .. })) {
-            let _none = self.groups.permission.unignore(file, self.groups.ignore);
-        }
-    }
-
-    /// Infected, or written: nothing of this file is remembered any more.
-    pub fn forget(&self, file: impl AsFd, identity: &Identity) {
-        self.memory.forget(identity.device, identity.inode);
-        let _none = self.groups.permission.unignore(file.as_fd(), self.groups.ignore);
-    }
-
-    /// Sets the clean mark, unless policy has none. Plain ones keep inodes in memory: at a bound all go, and files
-    /// come back as they are opened.
-    fn mark_clean(&self, file: impl AsFd) -> bool {
-        // Whoever gives a file away (chown(2), chmod(2)) leaves its mark: then memory alone counts, which compares.
-        if self.policy().mode == Mode::Strict {
-            return false;
-        }
-        let Groups { permission, ignore, .. } = &self.groups;
-        if *ignore == IgnoreMark::Plain
-            && self.plain_marks.fetch_add(1, Ordering::Relaxed) >= PLAIN_MARKS_MAX
-        {
-            self.plain_marks.store(0, Ordering::Relaxed);
-            let _none = permission.flush_ignored();
-        }
-        // Without the mark the next open raises an event and is answered from memory.
-        permission.ignore_opens(file.as_fd(), *ignore).is_ok()
     }
 
     // --- the link -------------------------------------------------------------------------------

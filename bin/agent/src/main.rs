@@ -21,8 +21,10 @@ mod link;
 mod memory;
 mod mounts;
 mod on_demand;
+mod record;
 mod region;
 mod remedy;
+mod remember;
 mod ring;
 mod running;
 mod scan;
@@ -110,6 +112,9 @@ pub struct RunArgs {
     /// Use the clean marks of kernels that have no evictable ones.
     #[arg(long, hide = true)]
     plain_marks: bool,
+    /// Record what is opened and written into this file, for `bench replay`: times, numbers and sizes, no names.
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
     /// Append the log to this file instead of standard error.
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,

@@ -3,7 +3,8 @@
 //!
 //! Forgetting costs a scan, nothing else, so there is a bound, and at it an eighth is forgotten. What was clean for an
 //! earlier generation of signatures is clean no more; its hash is still that of its content. Files are compared by keyed
-//! 64-bit hashes of inode and identity, whose keys nobody knows. What is done under the lock is short, but for making room
+//! 64-bit hashes of inode and identity, whose keys nobody knows. They lie one behind the other, and a table has their places:
+//! a table of the files themselves would be a third larger. What is done under the lock is short, but for making room
 //! and for growing: a millisecond or two, once in thousands of files.
 
 use crate::file::Identity;
@@ -15,6 +16,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// How many clean files are remembered, with 52 bytes each.
 const MOST: usize = 100_000;
+/// For so many more there is room made at a time.
+const STEP: usize = 4_096;
 /// How many files with writers.
 const EXPOSED_MOST: usize = 512;
 
@@ -44,6 +47,12 @@ struct Note {
 
 const _: () = assert!(size_of::<Note>() == 52);
 
+impl Note {
+    fn is(&self, inode: u64) -> bool {
+        self.inode == words(inode)
+    }
+}
+
 fn words(number: u64) -> [u32; 2] {
     [(number >> 32) as u32, number as u32]
 }
@@ -54,7 +63,9 @@ fn number([high, low]: [u32; 2]) -> u64 {
 
 #[derive(Default)]
 struct Notes {
-    table: HashTable<Note>,
+    clean: Vec<Note>,
+    /// Where in `clean` each is.
+    places: HashTable<u32>,
     /// Grows with each generation of signatures.
     age: u32,
     /// How often room was made.
@@ -74,31 +85,52 @@ impl Notes {
 
     fn find(&self, identity: &Identity) -> Option<&Note> {
         let inode = self.inode(identity.device, identity.inode)?;
-        let note = self.table.find(inode, |note| note.inode == words(inode))?;
+        let place = self.places.find(inode, |place| self.clean[*place as usize].is(inode))?;
+        let note = &self.clean[*place as usize];
         (note.identity == words(self.keys.hash_one(identity))).then_some(note)
     }
 
     fn forget(&mut self, device: u64, inode: u64) {
         self.exposed.remove(&(device, inode));
         let Some(inode) = self.inode(device, inode) else { return };
-        if let Ok(found) = self.table.find_entry(inode, |note| note.inode == words(inode)) {
-            found.remove();
+        let Self { clean, places, .. } = self;
+        let found = places.find_entry(inode, |place| clean[*place as usize].is(inode));
+        let Ok((place, _)) = found.map(hashbrown::hash_table::OccupiedEntry::remove) else {
+            return;
+        };
+        clean.swap_remove(place as usize);
+        // The last one is where it was.
+        if let Some(moved) = clean.get(place as usize) {
+            let before = clean.len() as u32;
+            let its = places.find_mut(number(moved.inode), |other| *other == before);
+            its.into_iter().for_each(|its| *its = place);
         }
     }
 
+    fn add(&mut self, note: Note) {
+        if self.clean.len() >= MOST {
+            self.make_room();
+        }
+        if self.clean.len() == self.clean.capacity() {
+            self.clean.reserve_exact(STEP);
+        }
+        let (inode, place) = (number(note.inode), self.clean.len() as u32);
+        self.clean.push(note);
+        let clean = &self.clean;
+        let inode_of = |place: &u32| number(clean[*place as usize].inode);
+        self.places.insert_unique(inode, place, inode_of);
+    }
+
     fn make_room(&mut self) {
-        if self.table.len() >= MOST {
-            // Another one each time, or there would soon be nothing left of it.
-            let eighth = self.rounds & 7;
-            self.rounds = self.rounds.wrapping_add(1);
-            // Into a new table: one that much was taken out of would grow at the next entry.
-            let mut left = HashTable::with_capacity(MOST);
-            for note in std::mem::take(&mut self.table) {
-                if note.inode[1] & 7 != eighth {
-                    left.insert_unique(number(note.inode), note, |note| number(note.inode));
-                }
-            }
-            self.table = left;
+        // Another one each time, or there would soon be nothing left of it.
+        let eighth = self.rounds & 7;
+        self.rounds = self.rounds.wrapping_add(1);
+        self.clean.retain(|note| note.inode[1] & 7 != eighth);
+        let clean = &self.clean;
+        let inode_of = |place: &u32| number(clean[*place as usize].inode);
+        self.places.clear();
+        for (place, note) in (0..).zip(clean) {
+            self.places.insert_unique(number(note.inode), place, inode_of);
         }
     }
 }
@@ -133,7 +165,6 @@ impl Memory {
     pub fn remember_clean(&self, identity: &Identity, unopened: bool, hash: ContentHash) {
         let mut notes = self.lock();
         notes.forget(identity.device, identity.inode);
-        notes.make_room();
         let next = notes.next_device;
         if *notes.devices.entry(identity.device).or_insert(next) == next {
             notes.next_device += 1;
@@ -145,7 +176,7 @@ impl Memory {
             hash,
             age: notes.age << 1 | u32::from(unopened),
         };
-        notes.table.insert_unique(inode, note, |note| number(note.inode));
+        notes.add(note);
     }
 
     pub fn remember_exposed(&self, identity: &Identity, now_ms: u64) {
@@ -180,7 +211,8 @@ impl Memory {
 
     pub fn forget_all(&self) {
         let mut notes = self.lock();
-        notes.table = HashTable::new();
+        notes.clean = Vec::new();
+        notes.places = HashTable::new();
         notes.devices.clear();
         notes.exposed.clear();
     }
@@ -247,6 +279,34 @@ mod tests {
     }
 
     #[test]
+    fn forgetting_one_leaves_the_others() {
+        let file = tempfile::tempfile().unwrap();
+        let memory = Memory::new();
+        let one = Look::at(&file).unwrap().identity;
+        let of = |inode| {
+            let mut other = one;
+            other.inode = inode;
+            other
+        };
+        let mut expected = std::collections::BTreeSet::new();
+        for turn in 0..20_000_u64 {
+            // In an order without a pattern, each now remembered and now forgotten.
+            let inode = turn.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 52;
+            if expected.remove(&inode) {
+                memory.forget(one.device, inode);
+            } else {
+                memory.remember_clean(&of(inode), false, ContentHash([inode as u8; 32]));
+                expected.insert(inode);
+            }
+        }
+        assert!((500..4_096).contains(&expected.len()), "{}", expected.len());
+        for inode in 0..4_096 {
+            let hash = expected.contains(&inode).then(|| ContentHash([inode as u8; 32]));
+            assert_eq!(memory.hash_of(&of(inode)), hash, "{inode}");
+        }
+    }
+
+    #[test]
     fn a_hundred_thousand_files_are_remembered_and_no_more() {
         let file = tempfile::tempfile().unwrap();
         let memory = Memory::new();
@@ -265,11 +325,12 @@ mod tests {
             assert!(memory.known(&of(inode), 0).is_some());
         }
         let notes = memory.lock();
-        let left = notes.table.len();
+        let left = notes.clean.len();
+        assert_eq!(notes.places.len(), left);
         assert!((MOST * 3 / 4..=MOST).contains(&left), "{left}");
         // Each time there is room for thousands.
         assert!((1..60).contains(&notes.rounds), "{}", notes.rounds);
-        let bytes = notes.table.allocation_size();
-        assert!(bytes < 8 << 20, "{bytes}");
+        let bytes = notes.places.allocation_size() + notes.clean.capacity() * size_of::<Note>();
+        assert!(bytes < 6 << 20, "{bytes}");
     }
 }

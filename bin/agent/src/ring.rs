@@ -22,6 +22,7 @@ use crate::driver::{Ask, Driver, Job, Subject, count};
 use crate::event::HeldEvent;
 use crate::file::Look;
 use crate::golden;
+use crate::remember::When;
 use crate::session::Session;
 use crate::verdict;
 use seawall_fanotify::process;
@@ -92,8 +93,7 @@ struct Asked {
     look: Look,
     /// By which it was asked.
     fingerprint: Option<Fingerprint>,
-    /// From before it was asked.
-    epoch: u64,
+    when: When,
     /// Given back with the reply.
     slots: Vec<Slot>,
     since_ms: u64,
@@ -255,7 +255,8 @@ fn try_ask(
     };
     let (number, slots) = asked.ok_or(NotAsked::Never)?;
     let event = Arc::clone(event);
-    let asked = Asked { event, look, fingerprint, epoch, slots, since_ms };
+    let when = When { epoch, unwritten: !look.written };
+    let asked = Asked { event, look, fingerprint, when, slots, since_ms };
     Ok(Asking { session: Arc::clone(session), number, asked, since: Instant::now() })
 }
 
@@ -420,7 +421,7 @@ fn lost(driver: &Driver, asked: Asked) {
 }
 
 fn settle(driver: &Driver, asked: Asked, reply: Reply) {
-    let Asked { event, look, fingerprint, epoch, slots, .. } = asked;
+    let Asked { event, look, fingerprint, when, slots, .. } = asked;
     let by_content = !slots.is_empty();
     drop(slots);
     let job = Job { fingerprint, ..Job::new(Subject::Access(event)) };
@@ -435,7 +436,7 @@ fn settle(driver: &Driver, asked: Asked, reply: Reply) {
         Reply::Clean(clean) => {
             count(&driver.counters.requests);
             count(&driver.counters.in_ring);
-            verdict::allow(driver, job, &look, Some(clean), epoch);
+            verdict::allow(driver, job, &look, Some(clean), when);
         }
         Reply::Unknown => driver.push_job(Job { ask: Ask::Content, ..job }),
     }

@@ -14,6 +14,7 @@
 
 use crate::RunArgs;
 use crate::file::{Look, fails_open, mode_from_number};
+use crate::record::Recording;
 use crate::worker;
 use anyhow::Context;
 use nix::sys::signal::{SigSet, Signal};
@@ -50,6 +51,7 @@ pub struct Shared {
     pub args: RunArgs,
     pub groups: crate::driver::Groups,
     pub ledger: Ledger,
+    pub recording: Option<Recording>,
 }
 
 /// Runs supervisor and worker until stopped.
@@ -73,9 +75,11 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     } else {
         ledger.overlay().store(probe::overlay().number(), Ordering::Relaxed);
     }
+    let recording = args.record.as_deref().map(Recording::begin).transpose()?;
     let groups = crate::driver::Groups {
         permission: Group::new(Purpose::Permission).context("fanotify_init")?,
         close_write: Group::new(Purpose::CloseWrite).context("fanotify_init")?,
+        record: recording.is_some().then(|| Group::new(Purpose::Record)).transpose()?,
         ignore,
     };
     let mut signals = SigSet::empty();
@@ -85,7 +89,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     signals.thread_block().context("signals cannot be blocked")?;
     let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
     let signals = SignalFd::with_flags(&signals, flags).context("signalfd")?;
-    let shared = Shared { args: args.clone(), groups, ledger };
+    let shared = Shared { args: args.clone(), groups, ledger, recording };
     supervise(&shared, &signals)
 }
 

@@ -10,6 +10,7 @@ use crate::file::Look;
 use crate::hunt::{self, Hunted};
 use crate::on_demand::Judging;
 use crate::remedy::Task;
+use crate::remember::When;
 use crate::scan;
 use crate::session::{Pending, Session};
 use crate::truth::{self, Born, ShownPath};
@@ -81,7 +82,10 @@ pub fn take_later(driver: &Driver, session: &Arc<Session>, pending: Pending, ver
 fn carry_out(driver: &Driver, session: &Arc<Session>, pending: Pending, verdict: Verdict) {
     let Pending { job: Some(job), look, .. } = pending else { return };
     match verdict.decision {
-        Some(Decision::Allow) => allow(driver, job, &look, clean(&verdict), driver.epoch()),
+        Some(Decision::Allow) => {
+            let when = When { epoch: driver.epoch(), unwritten: false };
+            allow(driver, job, &look, clean(&verdict), when);
+        }
         Some(Decision::Deny) => deny(driver, session, job, look, &verdict),
         None => {
             let late = verdict.kind == VerdictKind::TimedOut;
@@ -94,10 +98,10 @@ fn carry_out(driver: &Driver, session: &Arc<Session>, pending: Pending, verdict:
     }
 }
 
-/// Lets an access go on whose content is clean, or allowed all the same. `epoch` is from before that was found.
-pub fn allow(driver: &Driver, job: Job, look: &Look, clean: Option<Clean>, epoch: u64) {
-    let now = job.subject.file().map(Look::at);
-    match now {
+/// Lets an access go on whose content is clean, or allowed all the same.
+pub fn allow(driver: &Driver, job: Job, look: &Look, clean: Option<Clean>, when: When) {
+    // Before it is marked, too: what has changed shall not have a mark for a moment.
+    match job.subject.file().map(Look::at) {
         Some(Ok(now)) if now.identity == look.identity => (),
         // Of a file that is gone what it held is known.
         None => (),
@@ -111,7 +115,7 @@ pub fn allow(driver: &Driver, job: Job, look: &Look, clean: Option<Clean>, epoch
         // What was written until a moment ago is scanned after its close; that counts, not this.
         let file = file.as_fd();
         if !look.written || seawall_fanotify::is_open_for_writing(file).unwrap_or(false) {
-            driver.remember_clean(file, look, epoch, clean.unopened, clean.hash);
+            driver.remember_clean(file, look, when, clean);
         }
     }
     if let Subject::Access(event) = &job.subject {

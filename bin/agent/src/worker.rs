@@ -9,9 +9,11 @@ use crate::driver::{Driver, Groups};
 use crate::region::Region;
 use crate::sole::{self, SoleError};
 use crate::supervisor::Shared;
-use crate::{control, deadline, event, housekeeping, hunt, on_demand, remedy, scan, session};
+use crate::{
+    control, deadline, event, housekeeping, hunt, on_demand, record, remedy, scan, session,
+};
 use nix::sys::signal::{SigSet, Signal};
-use seawall_fanotify::process;
+use seawall_fanotify::{Group, process};
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
@@ -77,6 +79,7 @@ fn start(shared: &Shared, supervisor: u32) -> Result<Arc<Driver>, StartError> {
     let groups = Groups {
         permission: shared.groups.permission.try_clone()?,
         close_write: shared.groups.close_write.try_clone()?,
+        record: shared.groups.record.as_ref().map(Group::try_clone).transpose()?,
         ignore: shared.groups.ignore,
     };
     let (notices, noticed) = sync_channel(NOTICES);
@@ -107,6 +110,10 @@ fn start(shared: &Shared, supervisor: u32) -> Result<Arc<Driver>, StartError> {
         spawn("filler", with(scan::fill))?;
     }
     spawn("closes", with(background::watch_closes))?;
+    if let Some(recording) = &shared.recording {
+        let (driver, recording) = (Arc::clone(&driver), recording.try_clone()?);
+        spawn("record", move || record::keep(&driver, recording))?;
+    }
     let scanner = Arc::clone(&driver);
     spawn("journal", move || background::work(&scanner, &args.journal))?;
     spawn("background", with(background::scan_all))?;
@@ -154,7 +161,7 @@ fn wait_for_the_end(driver: &Driver) -> u8 {
 
 /// Takes all marks away: from here on no access is held.
 pub fn unmark(driver: &Driver) {
-    for group in [&driver.groups.permission, &driver.groups.close_write] {
+    for group in driver.groups.all() {
         if let Err(error) = group.flush_filesystems() {
             tracing::error!(%error, "marks cannot be taken away");
         }

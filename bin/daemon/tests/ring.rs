@@ -310,6 +310,24 @@ fn a_region_cut_short_ends_no_session() {
     clean(Asker::new(&service, "g1").ask(b"known"));
 }
 
+/// Of memory that is gone zeros are read. That zeros are clean says nothing of what was there.
+#[test]
+fn zeros_of_what_is_gone_are_no_content() {
+    let service = Service::start(Setup::default());
+    let mut one = Asker::new(&service, "g1");
+    let zeros = vec![0; 40_000];
+    assert_eq!(one.driver.scan(&zeros).kind, VerdictKind::Clean);
+    clean(one.ask(&zeros));
+    let (_slots, query, filled) = one.content(&[7; 40_000]);
+    let file = fs::File::options().write(true).open(service.path("g1.region")).unwrap();
+    // The ring stays, the slots go.
+    file.set_len(65_536).unwrap();
+    let number = one.put(&query, filled);
+    assert_eq!(one.hear_answer(number), None);
+    file.set_len(1 << 20).unwrap();
+    clean(Asker::new(&service, "g1").ask(&zeros));
+}
+
 /// Content that changes while it is read is never taken for what it is not.
 #[test]
 fn content_that_changes_is_what_was_read_or_unknown() {

@@ -17,12 +17,15 @@ pub enum Purpose {
     Permission,
     /// Tells of files closed after writing.
     CloseWrite,
+    /// Tells of files that were opened, and of those closed after writing.
+    Record,
 }
 
 impl Purpose {
     fn mask(self, holds: Holds) -> u64 {
         match (self, holds) {
             (Self::CloseWrite, _) => libc::FAN_CLOSE_WRITE,
+            (Self::Record, _) => libc::FAN_OPEN | libc::FAN_CLOSE_WRITE,
             (Self::Permission, Holds::OpenAndExec) => {
                 libc::FAN_OPEN_PERM | libc::FAN_OPEN_EXEC_PERM
             }
@@ -59,9 +62,13 @@ pub enum EventKind {
     Open,
     /// A process waits to execute the file.
     Exec,
+    /// A file was opened.
+    Opened,
     /// A file was closed after it had been open for writing.
     CloseWrite,
-    /// Events of a [`Purpose::CloseWrite`] group were lost.
+    /// Both by the same process: the kernel makes one event of what is queued for a file.
+    OpenedAndWritten,
+    /// Events of a group that holds nothing were lost.
     Overflow,
 }
 
@@ -103,11 +110,11 @@ impl Group {
     pub fn new(purpose: Purpose) -> io::Result<Self> {
         let class = match purpose {
             Purpose::Permission => libc::FAN_CLASS_CONTENT,
-            Purpose::CloseWrite => libc::FAN_CLASS_NOTIF,
+            Purpose::CloseWrite | Purpose::Record => libc::FAN_CLASS_NOTIF,
         };
         let unlimited = match purpose {
             Purpose::Permission => libc::FAN_UNLIMITED_QUEUE | libc::FAN_UNLIMITED_MARKS,
-            Purpose::CloseWrite => libc::FAN_UNLIMITED_MARKS,
+            Purpose::CloseWrite | Purpose::Record => libc::FAN_UNLIMITED_MARKS,
         };
         let flags = libc::FAN_CLOEXEC | libc::FAN_NONBLOCK | class | unlimited;
         let event_flags = libc::O_RDONLY
@@ -284,12 +291,15 @@ fn ignore_flags(how: IgnoreMark) -> u32 {
 }
 
 fn kind_of(mask: u64) -> Option<EventKind> {
+    const BOTH: u64 = libc::FAN_OPEN | libc::FAN_CLOSE_WRITE;
     [
         (libc::FAN_OPEN_EXEC_PERM, EventKind::Exec),
         (libc::FAN_OPEN_PERM, EventKind::Open),
+        (BOTH, EventKind::OpenedAndWritten),
+        (libc::FAN_OPEN, EventKind::Opened),
         (libc::FAN_CLOSE_WRITE, EventKind::CloseWrite),
         (libc::FAN_Q_OVERFLOW, EventKind::Overflow),
     ]
     .into_iter()
-    .find_map(|(bit, kind)| (mask & bit != 0).then_some(kind))
+    .find_map(|(bits, kind)| (mask & bits == bits).then_some(kind))
 }

@@ -2,18 +2,22 @@
 //!
 //! The kernel tells of a touch of nothing by SIGBUS. The handler puts memory of zeros there and lets the program go on: it
 //! finds no header, no reply and nobody who looks, and asks the kernel whether the region is there before it believes that.
-//! Only a region's beginning is guarded, before its slots: those the kernel alone touches.
+//! A driver guards a region's beginning, before its slots: those the kernel alone touches.
 
 #![allow(unsafe_code)] // A signal handler and mmap; see the SAFETY comments.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 
-/// How many mappings are guarded at a time. A driver has one, and another while it changes them.
-const MOST: usize = 64;
+/// How many mappings are guarded at a time. A driver has one, and another while it changes them; a host one for each guest.
+const MOST: usize = 4096;
+/// So much is put in place of what is gone, around what was touched.
+const BLOCK: usize = 64 * 1024;
 
-static STARTS: [AtomicUsize; MOST] = [const { AtomicUsize::new(0) }; MOST];
-static LENS: [AtomicUsize; MOST] = [const { AtomicUsize::new(0) }; MOST];
+/// Where each begins, on a page, and in the bits below the exponent of its length: one word, so that nobody sees half of it.
+static RANGES: [AtomicUsize; MOST] = [const { AtomicUsize::new(0) }; MOST];
+const EXPONENT: usize = 0xfff;
+static WHOLE: [AtomicBool; MOST] = [const { AtomicBool::new(true) }; MOST];
 static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
 
 /// Guards a mapping until it is dropped.
@@ -21,24 +25,40 @@ static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
 pub struct Guard(usize);
 
 impl Guard {
-    /// Guards `len` bytes from the address `start` on, whole pages. `None` when too many are guarded.
+    /// Guards `len` bytes from the address `start` on. `None` when too many are guarded.
+    ///
+    /// # Panics
+    /// When `start` is not on a page, or `len` no power of two of at least a block of 64 KiB.
     pub fn new(start: usize, len: usize) -> Option<Self> {
+        assert!(start & EXPONENT == 0 && len.is_power_of_two() && len >= BLOCK, "a mapping");
         BEFORE.get_or_init(install);
-        let free = |place: &&AtomicUsize| {
-            place.compare_exchange(0, start, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        // Nobody else can have a place that is not whole, and nobody looks before there is a range.
+        let range = start | len.trailing_zeros() as usize;
+        let take = |place: &&AtomicUsize| {
+            place.compare_exchange(0, TAKEN, Ordering::AcqRel, Ordering::Relaxed).is_ok()
         };
-        let place = STARTS.iter().position(|place| free(&place))?;
-        LENS[place].store(len, Ordering::Release);
+        let place = RANGES.iter().position(|place| take(&place))?;
+        WHOLE[place].store(true, Ordering::Relaxed);
+        RANGES[place].store(range, Ordering::Release);
         Some(Self(place))
+    }
+
+    /// Whether nothing of it was gone when it was touched.
+    pub fn is_whole(&self) -> bool {
+        // What was read before this comes before it.
+        fence(Ordering::SeqCst);
+        WHOLE[self.0].load(Ordering::Acquire)
     }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        LENS[self.0].store(0, Ordering::Release);
-        STARTS[self.0].store(0, Ordering::Release);
+        RANGES[self.0].store(0, Ordering::Release);
     }
 }
+
+/// A place that is being filled in.
+const TAKEN: usize = EXPONENT;
 
 /// Gives what was installed before.
 fn install() -> libc::sigaction {
@@ -65,12 +85,19 @@ extern "C" fn on_sigbus(
     unsafe {
         let errno = *libc::__errno_location();
         let at = (*info).si_addr() as usize;
-        for (start, len) in STARTS.iter().zip(&LENS) {
-            let (start, len) = (start.load(Ordering::Acquire), len.load(Ordering::Acquire));
-            if start != 0 && (start..start.saturating_add(len)).contains(&at) {
+        for (range, whole) in RANGES.iter().zip(&WHOLE) {
+            let range = range.load(Ordering::Acquire);
+            if range == 0 || range == TAKEN {
+                continue;
+            }
+            let (start, len) = (range & !EXPONENT, 1_usize << (range & EXPONENT));
+            if (start..start + len).contains(&at) {
+                // Before anybody can read zeros.
+                whole.store(false, Ordering::SeqCst);
+                let block = start + (at - start) / BLOCK * BLOCK;
                 let flags = libc::MAP_FIXED | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
                 let access = libc::PROT_READ | libc::PROT_WRITE;
-                let mapped = libc::mmap(start as *mut libc::c_void, len, access, flags, -1, 0);
+                let mapped = libc::mmap(block as *mut libc::c_void, BLOCK, access, flags, -1, 0);
                 if mapped != libc::MAP_FAILED {
                     *libc::__errno_location() = errno;
                     return;

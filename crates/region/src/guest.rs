@@ -13,16 +13,15 @@
 
 #![allow(unsafe_code)] // Mapping device memory and reading into it; see the SAFETY comments.
 
-use crate::guard::Guard;
 use crate::layout::{
     ENCODED_HEADER_LEN, Geometry, HEADER_LEN, Header, LayoutError, MAGIC, SLOT_LEN,
 };
+use crate::mapping::Mapping;
 use seawall_proto::SlotRef;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::ptr::NonNull;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -69,29 +68,6 @@ pub enum FillError {
 struct Probe {
     reader: File,
     writer: File,
-}
-
-#[derive(Debug)]
-struct Mapping {
-    start: NonNull<u8>,
-    len: usize,
-    /// Of the bytes before the slots.
-    guard: Option<Guard>,
-}
-
-// SAFETY: the mapping is plain memory that lives until drop; all access goes through raw pointers
-// within slots that one owner holds at a time, and the header is only read.
-unsafe impl Send for Mapping {}
-// SAFETY: as above.
-unsafe impl Sync for Mapping {}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // Before the addresses can be another mapping's.
-        self.guard = None;
-        // SAFETY: `start` and `len` are those of the mmap that made this mapping, unmapped nowhere else.
-        unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
-    }
 }
 
 #[derive(Debug)]
@@ -145,36 +121,15 @@ impl GuestRegion {
         let file = OpenOptions::new().read(true).write(true).open(path).map_err(error("opened"))?;
         let len = file.metadata().map_err(error("examined"))?.len();
         let geometry = Geometry::of(len)?;
-        let len = usize::try_from(len).expect("a region fits the address space");
         let (reader, writer) = io::pipe().map_err(error("probed"))?;
         let probe = Probe {
             reader: File::from(std::os::fd::OwnedFd::from(reader)),
             writer: File::from(std::os::fd::OwnedFd::from(writer)),
         };
-        // SAFETY: a new shared mapping of a file of `len` bytes at an address of the kernel's choice.
-        let start = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                len,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                file.as_raw_fd(),
-                0,
-            )
-        };
-        if start == libc::MAP_FAILED {
-            return Err(error("mapped")(io::Error::last_os_error()));
-        }
-        let start = NonNull::new(start.cast::<u8>()).expect("mmap never returns null on success");
-        let header = usize::try_from(HEADER_LEN).expect("it is short");
-        let Some(guard) = Guard::new(start.as_ptr().addr(), header) else {
-            // SAFETY: this mapping was just made, and nobody else has it.
-            unsafe { libc::munmap(start.as_ptr().cast(), len) };
-            return Err(error("mapped")(io::ErrorKind::ResourceBusy.into()));
-        };
+        let mapping = Mapping::new(&file, len, HEADER_LEN).map_err(error("mapped"))?;
         let free = Free { slots: (0..geometry.slots()).rev().collect(), waiting: 0 };
         Ok(Self {
-            mapping: Arc::new(Mapping { start, len, guard: Some(guard) }),
+            mapping: Arc::new(mapping),
             probe: Arc::new(Mutex::new(probe)),
             pool: Arc::new(Pool { free: Mutex::new(free), returned: Condvar::new() }),
             geometry,
@@ -207,9 +162,8 @@ impl GuestRegion {
         // SAFETY: the mapping is longer than a header and lives as long as `self`; only the kernel
         // reads it, and fails with EFAULT where nothing is behind it any more. A pipe takes PIPE_BUF
         // (4,096) bytes at once or not at all (pipe(7)), and it is empty between two calls.
-        let copied = unsafe {
-            libc::write(probe.writer.as_raw_fd(), self.mapping.start.as_ptr().cast(), len)
-        };
+        let copied =
+            unsafe { libc::write(probe.writer.as_raw_fd(), self.mapping.address(0).cast(), len) };
         if copied < 0 {
             return Err(io::Error::last_os_error());
         }
@@ -221,15 +175,9 @@ impl GuestRegion {
         Ok(())
     }
 
-    /// Where a word before the slots is mapped, under guard as long as this region lives.
-    ///
-    /// # Panics
-    /// When it is no word there.
-    pub(crate) fn address(&self, at: u64) -> *mut u8 {
-        assert!(at < HEADER_LEN && at.is_multiple_of(8), "a word of the region's beginning");
-        let at = usize::try_from(at).expect("it is short");
-        // SAFETY: within the mapping, which is longer than HEADER_LEN (Geometry::of).
-        unsafe { self.mapping.start.as_ptr().add(at) }
+    /// What is mapped.
+    pub(crate) fn mapping(&self) -> &Mapping {
+        &self.mapping
     }
 
     /// How many slots there are.
@@ -315,7 +263,7 @@ impl Slot {
             // SAFETY: start + SLOT_LEN is within the mapping (Geometry::offset), which lives as long
             // as `self.region`; this slot is held by `self` alone, and no reference to it exists.
             let read = unsafe {
-                let target = self.region.mapping.start.as_ptr().add(start + done as usize);
+                let target = self.region.mapping.address(start + done as usize);
                 libc::pread(file.as_raw_fd(), target.cast(), (SLOT_LEN - done) as usize, at)
             };
             match read {
@@ -359,7 +307,7 @@ impl Slot {
             i64::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EOVERFLOW))?;
         // SAFETY: as in `fill`; `len` bytes from `start` on are this slot's.
         let read = unsafe {
-            let target = self.region.mapping.start.as_ptr().add(start);
+            let target = self.region.mapping.address(start);
             let piece = libc::iovec { iov_base: target.cast(), iov_len: len as usize };
             libc::preadv2(file.as_raw_fd(), &raw const piece, 1, offset, libc::RWF_NOWAIT)
         };

@@ -1,9 +1,7 @@
 //! The driver's side of the ring.
 
-#![allow(unsafe_code)] // Words of the mapped region; see the SAFETY comment.
-
 use crate::guest::GuestRegion;
-use crate::ring::{self, ENTRY_LEN, Filled, Query, Reply};
+use crate::ring::{self, Filled, Query, Reply};
 use seawall_proto::RingKey;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -32,10 +30,7 @@ impl GuestRing {
     }
 
     fn word(&self, at: u64) -> &AtomicU64 {
-        let address = self.region.address(at);
-        // SAFETY: a word of the region's beginning, which is mapped and guarded as long as the region lives
-        // (`GuestRegion::address`), at a multiple of eight bytes. Others change it too, so it is only touched as an atomic.
-        unsafe { AtomicU64::from_ptr(address.cast()) }
+        self.region.mapping().word(at)
     }
 
     /// Asks. Queries are to be asked in the order of their numbers, one behind the other; the reply to query `number` - 64
@@ -48,10 +43,7 @@ impl GuestRing {
         // What it is about before it is asked.
         self.region.publish();
         let bytes = query.to_bytes(&self.key, number);
-        for (at, word) in (ring::query_at(number)..).step_by(8).zip(bytes.chunks_exact(8)) {
-            let word = u64::from_le_bytes(word.try_into().expect("eight bytes"));
-            self.word(at).store(word, Ordering::Relaxed);
-        }
+        self.region.mapping().store(ring::query_at(number), &bytes);
         self.region.publish();
     }
 
@@ -76,11 +68,7 @@ impl GuestRing {
         if self.word(at).load(Ordering::Relaxed) != number {
             return None;
         }
-        let mut bytes = [0; ENTRY_LEN];
-        for (at, word) in (at..).step_by(8).zip(bytes.chunks_exact_mut(8)) {
-            word.copy_from_slice(&self.word(at).load(Ordering::Relaxed).to_le_bytes());
-        }
-        Reply::of_bytes(&bytes, &self.key, number)
+        Reply::of_bytes(&self.region.mapping().load(at), &self.key, number)
     }
 
     /// Looks for this reply no longer. It may have come just before; if not it comes on the link.

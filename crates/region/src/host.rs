@@ -1,9 +1,11 @@
 //! The host's side: the file behind the BAR, by pread and pwrite.
 //!
-//! Owns the open file and the geometry it had when it was opened. It never maps the file, never
+//! Owns the open file and the geometry it had when it was opened. It never
 //! reads the header, and hands out nothing but bytes that were copied once.
 
-use crate::layout::{Geometry, HEADER_LEN, Header, LayoutError};
+use crate::layout::{Geometry, Header, LayoutError};
+use crate::mapping::Mapping;
+use crate::ring;
 use seawall_proto::SlotRef;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -96,26 +98,16 @@ impl HostRegion {
         self.file.read_exact_at(copy, offset).map_err(io_error("read"))
     }
 
-    /// Copies bytes of a slot from `at` on, once.
-    ///
-    /// # Errors
-    /// As [`Self::copy_slot`].
-    pub fn copy_piece(&self, index: u16, at: u32, copy: &mut [u8]) -> Result<(), HostRegionError> {
-        let len = u32::try_from(copy.len()).unwrap_or(u32::MAX).saturating_add(at);
-        let offset = self.geometry.offset(SlotRef { index, len })? + u64::from(at);
-        self.file.read_exact_at(copy, offset).map_err(io_error("read"))
+    /// Takes the ring's memory and empties it.
+    pub(crate) fn clear_ring(&self) -> Result<(), HostRegionError> {
+        let zeros = vec![0; usize::try_from(ring::END - ring::START).expect("it is short")];
+        self.file.write_all_at(&zeros, ring::START).map_err(io_error("written"))
     }
 
-    /// Copies bytes from before the slots.
-    pub(crate) fn peek(&self, bytes: &mut [u8], at: u64) -> Result<(), HostRegionError> {
-        debug_assert!(at + bytes.len() as u64 <= HEADER_LEN);
-        self.file.read_exact_at(bytes, at).map_err(io_error("read"))
-    }
-
-    /// Writes bytes there.
-    pub(crate) fn poke(&self, bytes: &[u8], at: u64) -> Result<(), HostRegionError> {
-        debug_assert!(at + bytes.len() as u64 <= HEADER_LEN);
-        self.file.write_all_at(bytes, at).map_err(io_error("written"))
+    /// Maps it.
+    pub(crate) fn map(&self) -> Result<Mapping, HostRegionError> {
+        let len = self.geometry.len();
+        Mapping::new(&self.file, len, len).map_err(io_error("mapped"))
     }
 }
 

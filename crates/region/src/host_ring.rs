@@ -1,60 +1,89 @@
 //! The host's side of the ring.
 //!
-//! All that a driver wrote is copied once before it is looked at. What makes no sense is not there.
+//! All that a driver wrote is copied once before it is looked at. What makes no sense is not there. It is mapped, and
+//! guarded as the driver's side is: looking at it asks the kernel nothing. Where its file was cut short nothing is asked, and
+//! what is copied is not whole.
 
 use crate::guest_ring::is_watched;
 use crate::host::{HostRegion, HostRegionError};
-use crate::ring::{self, ENTRY_LEN, Filled, Query, Reply};
-use seawall_proto::RingKey;
+use crate::layout::{Geometry, LayoutError};
+use crate::mapping::Mapping;
+use crate::ring::{self, Filled, Query, Reply};
+use seawall_proto::{RingKey, SlotRef};
 use std::sync::atomic::{Ordering, fence};
 
-impl HostRegion {
-    /// Query `number` of the session with this key, if it was asked.
+/// A session's ring, as the host has it. Nothing here waits.
+#[derive(Debug)]
+pub struct HostRing {
+    mapping: Mapping,
+    geometry: Geometry,
+    key: RingKey,
+}
+
+impl HostRing {
+    /// An empty ring in this region, for the session with this key.
     ///
     /// # Errors
     /// [`HostRegionError::Io`].
-    pub fn query(&self, key: &RingKey, number: u64) -> Result<Option<Query>, HostRegionError> {
-        let mut bytes = [0; ENTRY_LEN];
-        self.peek(&mut bytes, ring::query_at(number))?;
-        Ok(Query::of_bytes(&bytes, key, number))
+    pub fn new(region: &HostRegion, key: RingKey) -> Result<Self, HostRegionError> {
+        // So that there is memory behind all of it.
+        region.clear_ring()?;
+        Ok(Self { mapping: region.map()?, geometry: region.geometry(), key })
+    }
+
+    /// Query `number`, if it was asked.
+    #[must_use]
+    pub fn query(&self, number: u64) -> Option<Query> {
+        let at = ring::query_at(number);
+        if self.mapping.word(at).load(Ordering::Relaxed) != number {
+            return None;
+        }
+        Query::of_bytes(&self.mapping.load(at), &self.key, number)
     }
 
     /// How much of the content of query `number` is there.
-    ///
-    /// # Errors
-    /// [`HostRegionError::Io`].
-    pub fn filled(&self, key: &RingKey, number: u64) -> Result<Filled, HostRegionError> {
-        let word = self.word(ring::filled_at(number))?;
+    #[must_use]
+    pub fn filled(&self, number: u64) -> Filled {
+        let word = self.mapping.word(ring::filled_at(number)).load(Ordering::Relaxed);
         // What is copied next was written before that word.
         fence(Ordering::SeqCst);
-        Ok(Filled::of_word(key, word, number))
+        Filled::of_word(&self.key, word, number)
     }
 
-    /// Answers query `number`. `false`: the driver does not look for the answer, it is to be told on the link too.
+    /// Copies bytes of a slot from `at` on, a multiple of eight, once. [`Self::is_whole`] says whether they were there.
     ///
     /// # Errors
-    /// [`HostRegionError::Io`].
-    pub fn reply(&self, key: &RingKey, number: u64, reply: Reply) -> Result<bool, HostRegionError> {
-        self.poke(&reply.to_bytes(key, number), ring::reply_at(number))?;
-        fence(Ordering::SeqCst);
-        Ok(is_watched(key, self.word(ring::watched_at(number))?, number))
-    }
-
-    /// Says whether the host looks for queries from now on. Whoever stops has to look once more afterwards.
+    /// [`LayoutError::Slot`] when the guest named bytes outside the slots.
     ///
-    /// # Errors
-    /// [`HostRegionError::Io`].
-    pub fn look(&self, key: &RingKey, looks: bool) -> Result<(), HostRegionError> {
-        let word = if looks { ring::looks(key) } else { 0 };
-        self.poke(&word.to_le_bytes(), ring::HOST_LOOKS_AT)?;
-        fence(Ordering::SeqCst);
+    /// # Panics
+    /// When `at` is no multiple of eight.
+    pub fn copy_piece(&self, index: u16, at: u32, copy: &mut [u8]) -> Result<(), LayoutError> {
+        let len = u32::try_from(copy.len()).unwrap_or(u32::MAX).saturating_add(at);
+        let offset = self.geometry.offset(SlotRef { index, len })? + u64::from(at);
+        self.mapping.copy(offset, copy);
         Ok(())
     }
 
-    fn word(&self, at: u64) -> Result<u64, HostRegionError> {
-        let mut bytes = [0; 8];
-        self.peek(&mut bytes, at)?;
-        Ok(u64::from_le_bytes(bytes))
+    /// Whether all that was copied was there; what was not is zeros. A region's file that was cut short stays so.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.mapping.is_whole()
+    }
+
+    /// Answers query `number`. `false`: the driver does not look for the answer, it is to be told on the link too.
+    #[must_use]
+    pub fn reply(&self, number: u64, reply: Reply) -> bool {
+        self.mapping.store(ring::reply_at(number), &reply.to_bytes(&self.key, number));
+        fence(Ordering::SeqCst);
+        let word = self.mapping.word(ring::watched_at(number)).load(Ordering::Relaxed);
+        is_watched(&self.key, word, number)
+    }
+
+    /// Says whether the host looks for queries from now on. Whoever stops has to look once more afterwards.
+    pub fn look(&self, looks: bool) {
+        let word = if looks { ring::looks(&self.key) } else { 0 };
+        self.mapping.word(ring::HOST_LOOKS_AT).store(word, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
     }
 }
 
@@ -73,12 +102,18 @@ mod tests {
 
     const KEY: RingKey = RingKey([9; 32]);
 
-    fn both(key: RingKey) -> (tempfile::NamedTempFile, HostRegion, GuestRing) {
+    fn both(key: RingKey) -> (tempfile::NamedTempFile, HostRing, GuestRing) {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(LEN_MIN).unwrap();
-        let host = HostRegion::open(file.path()).unwrap();
+        let host = HostRing::new(&HostRegion::open(file.path()).unwrap(), key.clone()).unwrap();
         let region = GuestRegion::open_file(file.path()).unwrap();
         (file, host, GuestRing::new(region, key))
+    }
+
+    /// The same ring for another session.
+    fn other(file: &tempfile::NamedTempFile, key: RingKey) -> HostRing {
+        let region = HostRegion::open(file.path()).unwrap();
+        HostRing { mapping: region.map().unwrap(), geometry: region.geometry(), key }
     }
 
     fn hash(n: u64) -> ContentHash {
@@ -93,40 +128,41 @@ mod tests {
 
     #[test]
     fn a_query_is_there_once_it_was_asked_and_so_is_its_reply() {
-        let (_file, host, guest) = both(KEY);
+        let (file, host, guest) = both(KEY);
+        let others = other(&file, RingKey([8; 32]));
         for number in [0, 1, 63, 64, 1 << 40] {
-            assert_eq!(host.query(&KEY, number).unwrap(), None);
+            assert_eq!(host.query(number), None);
             let query = Query::Content { len: 70_000, slots: vec![2, 1] };
             guest.ask(number, &query, Filled::Pieces(1));
-            assert_eq!(host.query(&KEY, number).unwrap(), Some(query));
-            assert_eq!(host.query(&RingKey([8; 32]), number).unwrap(), None, "another session's");
-            assert_eq!(host.filled(&KEY, number).unwrap(), Filled::Pieces(1));
+            assert_eq!(host.query(number), Some(query));
+            assert_eq!(others.query(number), None, "another session's");
+            assert_eq!(host.filled(number), Filled::Pieces(1));
             guest.fill(number, Filled::Pieces(2));
-            assert_eq!(host.filled(&KEY, number).unwrap(), Filled::Pieces(2));
+            assert_eq!(host.filled(number), Filled::Pieces(2));
             guest.fill(number, Filled::GivenUp);
-            assert_eq!(host.filled(&KEY, number).unwrap(), Filled::GivenUp);
+            assert_eq!(host.filled(number), Filled::GivenUp);
             assert_eq!(guest.reply(number), None);
-            assert!(host.reply(&KEY, number, clean(number)).unwrap(), "it looks");
+            assert!(host.reply(number, clean(number)), "it looks");
             assert_eq!(guest.reply(number), Some(clean(number)));
             guest.look_away(number);
-            assert!(!host.reply(&KEY, number, Reply::Unknown).unwrap());
+            assert!(!host.reply(number, Reply::Unknown));
             assert_eq!(guest.reply(number), Some(Reply::Unknown));
         }
         assert!(!guest.host_looks());
-        host.look(&KEY, true).unwrap();
+        host.look(true);
         assert!(guest.host_looks());
-        host.look(&KEY, false).unwrap();
+        host.look(false);
         assert!(!guest.host_looks());
-        host.look(&RingKey([8; 32]), true).unwrap();
+        others.look(true);
         assert!(!guest.host_looks(), "it looks for another session");
     }
 
     #[test]
     fn where_the_region_is_gone_nobody_answers_and_nobody_dies() {
         let (file, host, guest) = both(KEY);
-        host.look(&KEY, true).unwrap();
+        host.look(true);
         guest.ask(0, &Query::Hash(hash(1)), Filled::Pieces(0));
-        host.reply(&KEY, 0, clean(1)).unwrap();
+        assert!(host.reply(0, clean(1)));
         assert!(guest.host_looks() && guest.reply(0).is_some());
         file.as_file().set_len(0).unwrap();
         assert!(!guest.host_looks());
@@ -134,7 +170,10 @@ mod tests {
         guest.ask(1, &Query::Hash(hash(1)), Filled::Pieces(0));
         guest.look_away(1);
         assert!(!guest.region().is_there());
-        assert!(host.query(&KEY, 1).is_err());
+        assert_eq!(host.query(1), None);
+        let mut copy = [1; 64];
+        host.copy_piece(0, 0, &mut copy).unwrap();
+        assert!(copy == [0; 64] && !host.is_whole(), "zeros, and it says so");
         let mut content = tempfile::tempfile().unwrap();
         content.write_all(b"words").unwrap();
         let mut slot = guest.region().take_slot().unwrap();
@@ -142,7 +181,7 @@ mod tests {
         // Another that is there is as it was.
         let (_file, host, guest) = both(KEY);
         guest.ask(0, &Query::Hash(hash(1)), Filled::Pieces(0));
-        assert!(host.query(&KEY, 0).unwrap().is_some());
+        assert!(host.query(0).is_some());
     }
 
     proptest! {
@@ -152,9 +191,9 @@ mod tests {
         ) {
             let (file, host, _guest) = both(KEY);
             file.as_file().write_all_at(&bytes, 8192).unwrap();
-            prop_assert_eq!(host.query(&KEY, number).unwrap(), None);
-            let _any = host.filled(&KEY, number).unwrap();
-            host.reply(&KEY, number, Reply::Unknown).unwrap();
+            prop_assert_eq!(host.query(number), None);
+            let _any = host.filled(number);
+            let _looks = host.reply(number, Reply::Unknown);
         }
     }
 
@@ -176,16 +215,16 @@ mod tests {
                 let until = Instant::now() + Duration::from_nanos(number * 7919 % 4000);
                 let mut asked = false;
                 while !asked && Instant::now() < until {
-                    asked = host.query(&KEY, number).unwrap().is_some();
+                    asked = host.query(number).is_some();
                 }
                 if !asked {
-                    host.look(&KEY, false).unwrap();
-                    while host.query(&KEY, number).unwrap().is_none() {
+                    host.look(false);
+                    while host.query(number).is_none() {
                         from_guest.read_exact(&mut bell).expect("the doorbell rings");
                     }
-                    host.look(&KEY, true).unwrap();
+                    host.look(true);
                 }
-                if !host.reply(&KEY, number, clean(number)).unwrap() {
+                if !host.reply(number, clean(number)) {
                     to_guest.write_all(&number.to_le_bytes()).unwrap();
                 }
                 number += 1;
@@ -232,7 +271,7 @@ mod tests {
         guest.ask(0, &query, Filled::Pieces(0));
         let mut read = Vec::new();
         for (piece, start) in (0..).zip((0..3 * SLOT_LEN).step_by(PIECE_LEN as usize)) {
-            assert_eq!(host.filled(&KEY, 0).unwrap(), Filled::Pieces(piece));
+            assert_eq!(host.filled(0), Filled::Pieces(piece));
             let (slot, at) = (&mut slots[(start / SLOT_LEN) as usize], start % SLOT_LEN);
             assert!(slot.fill_now(at, &content, start.into(), PIECE_LEN).unwrap());
             guest.fill(0, Filled::Pieces(piece + 1));

@@ -93,6 +93,11 @@ impl Geometry {
         self.slots
     }
 
+    /// The region's length in bytes.
+    pub(crate) fn len(&self) -> u64 {
+        HEADER_LEN + u64::from(self.slots) * u64::from(SLOT_LEN)
+    }
+
     /// The byte offset of what `slot` names.
     ///
     /// # Errors

@@ -2,10 +2,10 @@
 //!
 //! The host writes a [`Header`] at its start; the rest is slots of content that the driver fills and
 //! the host copies out. [`layout`] says where everything is. [`HostRegion`] is the host's side, by
-//! pread and pwrite on the file behind the BAR: no mapping, so a file that somebody truncates gives
+//! pread and pwrite on the file behind the BAR: a file that somebody truncates gives
 //! an error and not a SIGBUS. [`GuestRegion`] is the driver's side: the BAR mapped write-combining,
 //! with a pool of [`Slot`]s that are filled straight from a file and never read back. Between header and slots is the
-//! [`ring`].
+//! [`ring`], whose words both sides touch themselves.
 //!
 //! ```
 //! use seawall_proto::{Key, RegionId, SlotRef};
@@ -36,10 +36,12 @@ mod guest_ring;
 mod host;
 mod host_ring;
 pub mod layout;
+mod mapping;
 pub mod ring;
 
 pub use guest::{FillError, GuestRegion, GuestRegionError, Slot};
 pub use guest_ring::GuestRing;
 pub use host::{HostRegion, HostRegionError};
+pub use host_ring::HostRing;
 pub use layout::{Geometry, Header, LayoutError};
 pub use ring::{Filled, Query, Reply};

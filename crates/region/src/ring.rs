@@ -14,7 +14,7 @@
 //! look no longer says so, then looks once more, and whoever has written looks who looks afterwards, each with a full fence
 //! between: one of the two sees the other's word (the pattern of Dekker's algorithm).
 
-use crate::layout::SLOT_LEN;
+use crate::layout::{HEADER_LEN, SLOT_LEN};
 use seawall_proto::{ContentHash, Fingerprint, Generation, RingKey};
 
 /// How many queries may be under way.
@@ -35,6 +35,11 @@ pub(crate) const HOST_LOOKS_AT: u64 = 24 * 1024;
 pub(crate) const ENTRY_LEN: usize = 64;
 const DIGEST_AT: usize = 56;
 
+/// Where it is in a region.
+pub(crate) const START: u64 = QUERIES_AT;
+pub(crate) const END: u64 = HOST_LOOKS_AT + 8;
+
+const _: () = assert!(END <= HEADER_LEN);
 const _: () = assert!(QUERY_SLOTS as u32 * SLOT_LEN / PIECE_LEN < u8::MAX as u32);
 const _: () = assert!(QUERIES_AT + PLACES * QUERY_STRIDE <= REPLIES_AT);
 const _: () = assert!(REPLIES_AT + PLACES * ENTRY_LEN as u64 <= HOST_LOOKS_AT);

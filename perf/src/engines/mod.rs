@@ -35,8 +35,12 @@ use crate::watchdog::clear;
 pub enum Scenario {
     /// What an open costs: unprotected, under a bare listener, and under Seawall
     Open,
+    /// What single files cost: large, growing, mapped ones, and first opens with many rules
+    Files,
     /// What a further guest costs, and whether guests leave each other their share
     Guests,
+    /// A trace of opens and writes, replayed under Seawall, a bare listener, clamonacc, and unprotected
+    Replay,
     /// Full scans of many guests at once beside a clamd in each
     Storm,
     /// The YARA-X engine beside the yr command
@@ -58,13 +62,15 @@ pub enum Scenario {
 impl Scenario {
     /// Whether it needs the machine for itself, in namespaces of its own.
     pub fn is_alone(self) -> bool {
-        matches!(self, Self::Open | Self::Guests | Self::Storm)
+        matches!(self, Self::Open | Self::Files | Self::Guests | Self::Replay | Self::Storm)
     }
 
     /// As on the command line, of those that are alone.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Files => "files",
             Self::Guests => "guests",
+            Self::Replay => "replay",
             Self::Storm => "storm",
             _ => "open",
         }
@@ -130,7 +136,11 @@ pub fn run(
     let mut rows = Vec::new();
     for scenario in scenarios {
         let (name, measured) = match scenario {
-            Scenario::Open | Scenario::Guests | Scenario::Storm => continue,
+            Scenario::Open
+            | Scenario::Files
+            | Scenario::Guests
+            | Scenario::Replay
+            | Scenario::Storm => continue,
             Scenario::EnginesYara => ("engines-yara", yara::run(&mut bench)),
             Scenario::EnginesClamav => ("engines-clamav", clamav::run(&mut bench)),
             Scenario::EnginesCost => ("engines-cost", cost::run(&mut bench)),

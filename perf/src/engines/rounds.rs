@@ -119,6 +119,22 @@ impl Row {
         Self { scenario, name, value, unit, spread, against: None, goal: None, met: None, rounds }
     }
 
+    /// The median of what rounds gave; none of none.
+    pub fn of_rounds(
+        scenario: &'static str,
+        name: impl Into<String>,
+        unit: &'static str,
+        rounds: Vec<f64>,
+    ) -> Option<Self> {
+        let Median { median, spread } = Median::of(rounds.iter().copied())?;
+        Some(Self { rounds, spread, ..Self::single(scenario, name, unit, median) })
+    }
+
+    /// With what is aimed at.
+    pub fn aim(self, goal: Goal) -> Self {
+        Self { met: Some(goal.is_met(self.value)), goal: Some(goal), ..self }
+    }
+
     fn of(
         scenario: &'static str,
         case: &Case<'_>,

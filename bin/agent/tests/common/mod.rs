@@ -9,7 +9,7 @@ use seawall_proto::{
     VerdictKind, frame,
 };
 use seawall_region::ring::PIECE_LEN;
-use seawall_region::{Filled, Header, HostRegion, Query, Reply as Replied};
+use seawall_region::{Filled, Header, HostRegion, HostRing, Query, Reply as Replied};
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -237,11 +237,13 @@ fn serve(
                 if ring != RingMode::Off {
                     send(&ToGuest::Ring(RING_KEY));
                     let looks = ring != RingMode::Sleeps;
-                    region.look(&RING_KEY, looks).unwrap();
+                    let desk = HostRing::new(region, RING_KEY).unwrap();
+                    desk.look(looks);
                     let ring = InRing {
                         mode: ring,
                         seen: Arc::clone(seen),
                         region: Arc::clone(region),
+                        desk,
                         generation: Arc::clone(generation),
                         writer: Arc::clone(&writer),
                         ended: Arc::clone(&ended),
@@ -328,6 +330,7 @@ struct InRing {
     mode: RingMode,
     seen: Arc<Seen>,
     region: Arc<HostRegion>,
+    desk: HostRing,
     generation: Arc<AtomicU64>,
     writer: Arc<Mutex<UnixStream>>,
     ended: Arc<AtomicBool>,
@@ -345,7 +348,7 @@ impl InRing {
             }
             // The region may be unplugged for a while.
             let mut is_filling = false;
-            while let Some(query) = self.region.query(&RING_KEY, number).ok().flatten() {
+            while let Some(query) = self.desk.query(number) {
                 let Some(hash) = self.hash(number, &query) else {
                     is_filling = true;
                     break;
@@ -376,14 +379,14 @@ impl InRing {
             Query::Content { len, slots } => (*len as usize, slots),
         };
         let pieces = len.div_ceil(PIECE_LEN as usize);
-        match self.region.filled(&RING_KEY, number).ok()? {
+        match self.desk.filled(number) {
             Filled::GivenUp => return Some(ContentHash([0; 32])),
             Filled::Pieces(filled) if usize::from(filled) < pieces => return None,
             Filled::Pieces(_) => (),
         }
         let mut content = vec![0; len];
         for (index, part) in slots.iter().zip(content.chunks_mut(65_536)) {
-            self.region.copy_piece(*index, 0, part).ok()?;
+            self.desk.copy_piece(*index, 0, part).ok()?;
         }
         Some(ContentHash(*blake3::hash(&content).as_bytes()))
     }
@@ -394,7 +397,7 @@ impl InRing {
             RingMode::Late(late) => Some(late),
             _ => {
                 let reply = clean.map_or(Replied::Unknown, Replied::Clean);
-                let looks = self.region.reply(&RING_KEY, number, reply).unwrap_or(true);
+                let looks = self.desk.reply(number, reply);
                 (!looks).then_some(Duration::ZERO)
             }
         };

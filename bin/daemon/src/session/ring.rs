@@ -14,7 +14,7 @@ use seawall_proto::frame::Decoder;
 use seawall_proto::{Clean, ContentHash, RingKey, ToGuest};
 use seawall_region::layout::SLOT_LEN;
 use seawall_region::ring::PIECE_LEN;
-use seawall_region::{Filled, HostRegion, HostRegionError, Query, Reply};
+use seawall_region::{Filled, HostRing, LayoutError, Query, Reply};
 use std::sync::Arc;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -65,16 +65,15 @@ impl Drop for Looker {
 enum Fault {
     #[error("a query names {slots} slots for {len} bytes")]
     Slots { slots: usize, len: u32 },
-    #[error("there is no region")]
-    NoRegion,
+    #[error("the region's file was cut short")]
+    Gone,
     #[error(transparent)]
-    Region(#[from] HostRegionError),
+    Layout(#[from] LayoutError),
 }
 
 pub struct Ring {
     session: Arc<Session>,
-    region: Arc<OpenRegion>,
-    key: RingKey,
+    desk: HostRing,
     next: u64,
     /// As the driver knows it.
     looks: bool,
@@ -86,17 +85,19 @@ pub struct Ring {
 impl Ring {
     /// Tells the driver that there is a ring, where there is a region.
     pub fn begin(session: &Arc<Session>, region: &Arc<OpenRegion>) -> Option<Self> {
-        region.slots.as_ref()?;
+        let slots = region.slots.as_ref()?;
         let key = RingKey(random().ok()?);
-        session.outbox.push(&ToGuest::Ring(key.clone()));
-        let (session, region) = (Arc::clone(session), Arc::clone(region));
+        let desk = match HostRing::new(slots, key.clone()) {
+            Ok(desk) => desk,
+            Err(error) => {
+                session.guest.complain(&format!("it has no ring: {error}"));
+                return None;
+            }
+        };
+        session.outbox.push(&ToGuest::Ring(key));
+        let session = Arc::clone(session);
         let (next, looks, turns, faults, scratch) = Default::default();
-        Some(Self { session, region, key, next, looks, turns, faults, scratch })
-    }
-
-    fn slots(&self) -> Result<&HostRegion, Fault> {
-        // One without is not begun.
-        self.region.slots.as_ref().ok_or(Fault::NoRegion)
+        Some(Self { session, desk, next, looks, turns, faults, scratch })
     }
 
     /// The driver has asked something, and saw that nobody looks.
@@ -114,6 +115,10 @@ impl Ring {
         decoder: &mut Decoder,
     ) -> Result<bool, ReadError> {
         if !self.looks {
+            return Ok(false);
+        }
+        if !self.desk.is_whole() {
+            self.blame(&Fault::Gone);
             return Ok(false);
         }
         self.turns = self.turns.wrapping_add(1);
@@ -155,28 +160,21 @@ impl Ring {
 
     fn set_looks(&mut self, looks: bool) {
         self.looks = looks;
-        let said = self.slots().and_then(|slots| Ok(slots.look(&self.key, looks)?));
-        if let Err(fault) = said {
-            self.blame(&fault);
-        }
+        self.desk.look(looks);
     }
 
-    fn is_asked(&mut self) -> bool {
+    fn is_asked(&self) -> bool {
         self.next_query().is_some()
     }
 
-    fn next_query(&mut self) -> Option<Query> {
-        if self.faults >= FAULTS_MAX {
-            return None;
-        }
-        let query = self.slots().and_then(|slots| Ok(slots.query(&self.key, self.next)?));
-        query.map_err(|fault| self.blame(&fault)).ok().flatten()
+    fn next_query(&self) -> Option<Query> {
+        (self.faults < FAULTS_MAX).then(|| self.desk.query(self.next)).flatten()
     }
 
     fn blame(&mut self, fault: &Fault) {
         self.faults += 1;
         // A region that is gone does not come back for this session.
-        if matches!(fault, Fault::Region(HostRegionError::Io { .. })) {
+        if matches!(fault, Fault::Gone) {
             self.faults = FAULTS_MAX;
         }
         if self.faults == FAULTS_MAX {
@@ -198,16 +196,12 @@ impl Ring {
             let number = self.next;
             self.next += 1;
             answered += 1;
-            match self.slots().and_then(|slots| Ok(slots.reply(&self.key, number, reply)?)) {
-                Ok(true) => {}
-                Ok(false) => {
-                    let clean = match reply {
-                        Reply::Clean(clean) => Some(clean),
-                        Reply::Unknown => None,
-                    };
-                    self.session.outbox.push(&ToGuest::Answered { number, clean });
-                }
-                Err(fault) => self.blame(&fault),
+            if !self.desk.reply(number, reply) {
+                let clean = match reply {
+                    Reply::Clean(clean) => Some(clean),
+                    Reply::Unknown => None,
+                };
+                self.session.outbox.push(&ToGuest::Answered { number, clean });
             }
         }
         answered
@@ -248,12 +242,11 @@ impl Ring {
         len: u32,
         slots: &[u16],
     ) -> Result<Option<(ContentHash, bool)>, Fault> {
-        let region = self.slots()?;
         let (mut hasher, mut is_archive, mut filled) = (blake3::Hasher::new(), false, 0);
         let until = Instant::now() + FILLING_MAX;
         for (before, start) in (0..).zip((0..len).step_by(PIECE_LEN as usize)) {
             while filled <= before {
-                match region.filled(&self.key, self.next)? {
+                match self.desk.filled(self.next) {
                     Filled::GivenUp => return Ok(None),
                     Filled::Pieces(pieces) => filled = pieces,
                 }
@@ -264,11 +257,14 @@ impl Ring {
             }
             let copy = &mut scratch[..(len - start).min(PIECE_LEN) as usize];
             let index = slots[(start / SLOT_LEN) as usize];
-            region.copy_piece(index, start % SLOT_LEN, copy)?;
+            self.desk.copy_piece(index, start % SLOT_LEN, copy)?;
             hasher.update(copy);
             if start == 0 {
                 is_archive = archive::kind(&copy[..copy.len().min(archive::HEAD)]).is_some();
             }
+        }
+        if !self.desk.is_whole() {
+            return Err(Fault::Gone);
         }
         self.session.metrics().bytes_copied.fetch_add(len.into(), Relaxed);
         Ok(Some((ContentHash(*hasher.finalize().as_bytes()), is_archive)))
