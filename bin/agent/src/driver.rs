@@ -12,6 +12,7 @@ use crate::file::{
 };
 use crate::golden::FileSystems;
 use crate::hunt::Hunts;
+use crate::jobs::Jobs;
 use crate::journal::Exposed;
 use crate::memory::Memory;
 use crate::on_demand::OnDemand;
@@ -248,8 +249,7 @@ pub struct Driver {
     epoch: AtomicU64,
     link: Mutex<Link>,
     link_changed: Condvar,
-    jobs: Mutex<VecDeque<Job>>,
-    jobs_added: Condvar,
+    pub jobs: Arc<Jobs>,
     notices: SyncSender<Waiting>,
     remedies: SyncSender<(Arc<Session>, Task)>,
     last_verdicts: Mutex<VecDeque<LastVerdict>>,
@@ -297,8 +297,7 @@ impl Driver {
                 why: "not connected yet".into(),
             }),
             link_changed: Condvar::new(),
-            jobs: Mutex::default(),
-            jobs_added: Condvar::new(),
+            jobs: Arc::default(),
             notices,
             remedies,
             last_verdicts: Mutex::default(),
@@ -414,37 +413,8 @@ impl Driver {
         }
     }
 
-    // --- jobs -----------------------------------------------------------------------------------
-
     pub fn push_job(&self, job: Job) {
-        lock(&self.jobs).push_back(job);
-        self.jobs_added.notify_one();
-    }
-
-    /// The next access to scan. Looks again now and then, in case a wake went missing.
-    pub fn next_job(&self) -> Job {
-        let mut jobs = lock(&self.jobs);
-        loop {
-            if let Some(job) = jobs.pop_front() {
-                return job;
-            }
-            let tick = Duration::from_secs(2);
-            let waited = self.jobs_added.wait_timeout(jobs, tick);
-            jobs = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
-
-    /// Drops jobs whose access was answered meanwhile, so that their files do not stay open.
-    pub fn purge_jobs(&self) -> Vec<Arc<HeldEvent>> {
-        let mut lost = Vec::new();
-        lock(&self.jobs).retain(|job| match &job.subject {
-            Subject::Access(event) if !self.ledger.is_held(event.claim) => {
-                lost.push(Arc::clone(event));
-                false
-            }
-            _ => true,
-        });
-        lost
+        self.jobs.push(job);
     }
 
     // --- answers --------------------------------------------------------------------------------
@@ -533,7 +503,9 @@ impl Driver {
         }
         self.note_exec(event, answer);
         event.process();
-        if self.answer_fail(event.claim, answer, reason) {
+        let is_first = self.answer_fail(event.claim, answer, reason);
+        event.end_turn();
+        if is_first {
             self.note_unscanned(event, reason, answer);
         } else {
             self.note_lost(event);
@@ -578,7 +550,7 @@ impl Driver {
             Subject::Access(event) if event.is_to_be_looked_up(now_ms) => Some(Arc::clone(event)),
             _ => None,
         };
-        let mut waiting: Vec<_> = lock(&self.jobs).iter().filter_map(long).collect();
+        let mut waiting = self.jobs.events(|event| event.is_to_be_looked_up(now_ms));
         if let Some(session) = self.session() {
             waiting.extend(session.jobs(long));
         }

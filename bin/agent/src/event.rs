@@ -7,6 +7,7 @@
 
 use crate::driver::{Driver, OUTSTANDING_MAX, count};
 use crate::file::{Look, fails_open};
+use crate::jobs::Turn;
 use crate::memory::Known;
 use crate::ring;
 use crate::truth;
@@ -16,7 +17,7 @@ use seawall_fanotify::{Answer, Event, EventKind, FileHandle, Group, process};
 use seawall_proto::{ExposureReason, Operation, Policy, Process};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// Events read at once. What waits in a reader's hand is not seen by the other one.
@@ -41,6 +42,8 @@ pub struct HeldEvent {
     pub since_ms: u64,
     pub deadline_ms: u64,
     process: OnceLock<Process>,
+    /// While its file is read for it.
+    turn: Mutex<Option<Turn>>,
 }
 
 impl HeldEvent {
@@ -53,8 +56,27 @@ impl HeldEvent {
         deadline_ms: u64,
     ) -> Arc<Self> {
         LIVE.fetch_add(1, Ordering::Relaxed);
-        let (claim, process) = (file.claim(), OnceLock::new());
-        Arc::new(Self { claim, file, operation, pid, look, since_ms, deadline_ms, process })
+        let (claim, process, turn) = (file.claim(), OnceLock::new(), Mutex::default());
+        Arc::new(Self { claim, file, operation, pid, look, since_ms, deadline_ms, process, turn })
+    }
+
+    fn turn(&self) -> MutexGuard<'_, Option<Turn>> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the file is read for this access, and others of it wait.
+    pub fn has_turn(&self) -> bool {
+        self.turn().is_some()
+    }
+
+    pub fn give_turn(&self, turn: Turn) {
+        *self.turn() = Some(turn);
+    }
+
+    /// It is answered: the others need not wait for what else is done with it.
+    pub fn end_turn(&self) {
+        let turn = self.turn().take();
+        drop(turn);
     }
 
     /// Who waits. To be asked before the answer: afterwards the process may be gone. It waits in open(2),

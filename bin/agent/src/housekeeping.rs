@@ -88,7 +88,7 @@ fn pass_on(driver: &Driver, notices: &Receiver<Waiting>) {
 
 /// Closes the files of accesses that the deadline answered, wherever they still wait.
 fn purge(driver: &Driver) {
-    for event in driver.purge_jobs() {
+    for event in driver.jobs.purge(&driver.ledger) {
         driver.note_lost(&event);
     }
     let Some(session) = driver.session() else { return };

@@ -16,6 +16,7 @@ mod file;
 mod golden;
 mod housekeeping;
 mod hunt;
+mod jobs;
 mod journal;
 mod link;
 mod memory;

@@ -301,7 +301,7 @@ mod tests {
         }
         assert!((500..4_096).contains(&expected.len()), "{}", expected.len());
         for inode in 0..4_096 {
-            let hash = expected.contains(&inode).then(|| ContentHash([inode as u8; 32]));
+            let hash = expected.contains(&inode).then_some(ContentHash([inode as u8; 32]));
             assert_eq!(memory.hash_of(&of(inode)), hash, "{inode}");
         }
     }

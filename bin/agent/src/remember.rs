@@ -8,7 +8,7 @@ use crate::file::{Identity, Look};
 use crate::memory::Known;
 use seawall_fanotify::{FileHandle, IgnoreMark, process};
 use seawall_proto::{Clean, ContentHash, Mode};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::Ordering;
 
 /// Where clean marks keep their inodes in memory there are at most this many.
@@ -33,13 +33,7 @@ impl Driver {
             return;
         }
         if !when.unwritten && seawall_fanotify::is_open_for_writing(file).unwrap_or(true) {
-            self.memory.remember_exposed(identity, process::now_ms());
-            if self.policy().mode.scans_written()
-                && let Ok(handle) = FileHandle::of(file, identity.device)
-            {
-                self.background.add_written(handle);
-            }
-            return;
+            return self.remember_exposed(file, look);
         }
         self.mark_clean(file);
         match Look::at(file) {
@@ -50,6 +44,17 @@ impl Driver {
         }
         if self.epoch() != when.epoch {
             self.forget(file, identity);
+        }
+    }
+
+    /// Lets a file through for a while that was scanned a moment ago, while a writer held it.
+    pub fn remember_exposed(&self, file: BorrowedFd<'_>, look: &Look) {
+        let identity = &look.identity;
+        self.memory.remember_exposed(identity, process::now_ms());
+        if self.policy().mode.scans_written()
+            && let Ok(handle) = FileHandle::of(file, identity.device)
+        {
+            self.background.add_written(handle);
         }
     }
 

@@ -51,7 +51,7 @@ const BACKGROUND_MS_PER_MIB: u64 = 250;
 pub fn fill(driver: &Driver) {
     let mut buffer = Vec::new();
     loop {
-        scan(driver, driver.next_job(), &mut buffer);
+        scan(driver, driver.jobs.next(), &mut buffer);
     }
 }
 
@@ -81,10 +81,14 @@ pub fn scan(driver: &Driver, job: Job, buffer: &mut Vec<u8>) {
     {
         driver.fails_by_path(event, mode);
     }
-    if let Subject::Access(event) = &job.subject
-        && identity.size > rules.whole_file_limit
-    {
-        return driver.give_up(event, ExposureReason::TooLarge);
+    if let Subject::Access(event) = &job.subject {
+        if identity.size > rules.whole_file_limit {
+            return driver.give_up(event, ExposureReason::TooLarge);
+        }
+        // Once it is this one's turn another may have found out just before.
+        if !driver.jobs.take_turn(event) || answered_from_memory(driver, event) {
+            return;
+        }
     }
     let Some(session) = driver.wait_session() else {
         return abandon(driver, &job.subject, ExposureReason::LinkDown);
@@ -227,22 +231,34 @@ fn answered_here(driver: &Driver, rules: &Rules, event: &HeldEvent, shown: &Show
     if event.operation == Operation::Exec {
         coverage::before_exec(driver, event.pid);
     }
-    let known = driver.memory.known(&event.look.identity, process::now_ms());
+    if answered_from_memory(driver, event) {
+        return true;
+    }
+    if !is_excluded(rules, event, shown) {
+        return false;
+    }
+    count(&driver.counters.passed);
+    driver.note_exec(event, Answer::Allow);
+    driver.answer(event.claim, Answer::Allow);
+    true
+}
+
+/// Answers what is remembered.
+fn answered_from_memory(driver: &Driver, event: &HeldEvent) -> bool {
+    // It may have changed while it waited.
+    let identity = Look::at(&*event.file).map_or(event.look.identity, |look| look.identity);
+    let known = driver.memory.known(&identity, process::now_ms());
     let answer = if let Some(answer) = driver.exec_answer(event) {
-        count(&driver.counters.remembered);
         answer
     } else if matches!(known, Some(Known::Clean { .. }))
         // Exec has a fail mode of its own, and nobody writes a program that runs.
         || known == Some(Known::Exposed) && event.operation == Operation::Open
     {
-        count(&driver.counters.remembered);
-        Answer::Allow
-    } else if is_excluded(rules, event, shown) {
-        count(&driver.counters.passed);
         Answer::Allow
     } else {
         return false;
     };
+    count(&driver.counters.remembered);
     driver.note_exec(event, answer);
     driver.answer(event.claim, answer);
     true

@@ -105,6 +105,9 @@ pub fn allow(driver: &Driver, job: Job, look: &Look, clean: Option<Clean>, when:
         Some(Ok(now)) if now.identity == look.identity => (),
         // Of a file that is gone what it held is known.
         None => (),
+        Some(Ok(now)) if is_written(driver, &job, look, clean) => {
+            return allow_written(driver, &job, &now);
+        }
         _ => return read_again(driver, job),
     }
     // Before it is remembered: what somebody writes is noted anew then.
@@ -121,7 +124,27 @@ pub fn allow(driver: &Driver, job: Job, look: &Look, clean: Option<Clean>, when:
     if let Subject::Access(event) = &job.subject {
         driver.note_exec(event, Answer::Allow);
         driver.answer(event.claim, Answer::Allow);
+        event.end_turn();
     }
+}
+
+/// Whether an access is to a file that has changed under the read since somebody has it open for writing, and policy says
+/// nothing of such.
+fn is_written(driver: &Driver, job: &Job, look: &Look, clean: Option<Clean>) -> bool {
+    let Subject::Access(event) = &job.subject else { return false };
+    look.written
+        && clean.is_some_and(|clean| clean.generation == driver.generation())
+        && event.operation == Operation::Open
+        && driver.policy().fail_changing.is_none()
+        && seawall_fanotify::is_open_for_writing(event.file.as_fd()).unwrap_or(false)
+}
+
+/// Lets it through as one that is written a moment after the read: to read it again would find the same, for ever.
+fn allow_written(driver: &Driver, job: &Job, now: &Look) {
+    let Subject::Access(event) = &job.subject else { return };
+    driver.remember_exposed(event.file.as_fd(), now);
+    driver.answer(event.claim, Answer::Allow);
+    event.end_turn();
 }
 
 /// The same for a file that was as it was read, after the read: it need not be opened for that.
@@ -210,7 +233,9 @@ fn word(kind: VerdictKind) -> &'static str {
 
 fn deny_access(driver: &Driver, event: &HeldEvent) -> Option<Decision> {
     driver.note_exec(event, Answer::Deny);
-    if !driver.answer(event.claim, Answer::Deny) {
+    let is_first = driver.answer(event.claim, Answer::Deny);
+    event.end_turn();
+    if !is_first {
         driver.note_lost(event);
         return None;
     }

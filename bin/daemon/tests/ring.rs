@@ -322,9 +322,13 @@ fn zeros_of_what_is_gone_are_no_content() {
     let file = fs::File::options().write(true).open(service.path("g1.region")).unwrap();
     // The ring stays, the slots go.
     file.set_len(65_536).unwrap();
-    let number = one.put(&query, filled);
-    assert_eq!(one.hear_answer(number), None);
+    assert_eq!(one.ask_with(&query, filled), Reply::Unknown);
     file.set_len(1 << 20).unwrap();
+    // This session's ring is used no longer.
+    let number = one.put(&Query::Hash(hash(&zeros)), Filled::Pieces(0));
+    one.driver.heartbeat();
+    while !matches!(one.driver.connection.hear().unwrap(), ToGuest::Alive) {}
+    assert_eq!(one.ring.reply(number), None);
     clean(Asker::new(&service, "g1").ask(&zeros));
 }
 

@@ -1,0 +1,111 @@
+//! Many opens of one file at once, on this machine's kernel.
+
+#![allow(clippy::unwrap_used)] // A test says what it expects by unwrapping it.
+
+mod common;
+
+use common::{Native, Reply, is_denied, read_in_thread};
+use seawall_proto::{FailMode, Policy, ScanRequest};
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// A host that takes a while, and calls contents that begin so infected.
+fn slow(_: &ScanRequest, content: &[u8]) -> Reply {
+    std::thread::sleep(Duration::from_millis(300));
+    if content.starts_with(b"evil") { Reply::Infected } else { Reply::Clean }
+}
+
+/// Larger than what is asked for in the ring.
+fn content(start: &[u8]) -> Vec<u8> {
+    let mut content = vec![7; 3 << 20];
+    content[..start.len()].copy_from_slice(start);
+    content
+}
+
+#[test]
+fn many_openers_have_a_file_read_once() {
+    let native = Native::start(Policy::default(), slow);
+    let path = native.write("large", &content(b"good"));
+    native.settle();
+    std::thread::sleep(Duration::from_millis(600));
+    // Forgotten: nobody has looked at it since.
+    native.host.renew();
+    std::thread::sleep(Duration::from_millis(100));
+    let before = native.host.requests();
+    let readers: Vec<_> = (0..20).map(|_| read_in_thread(path.clone())).collect();
+    for reader in readers {
+        assert_eq!(reader.join().unwrap().0.unwrap().len(), 3 << 20);
+    }
+    assert_eq!(native.host.requests() - before, 1, "{}", native.status());
+}
+
+#[test]
+fn each_of_many_openers_is_denied() {
+    let policy = Policy { open_deadline_ms: 20_000, ..Policy::default() };
+    let native = Native::start(policy, slow);
+    let path = native.write("large", &content(b"evil"));
+    let readers: Vec<_> = (0..8).map(|_| read_in_thread(path.clone())).collect();
+    for reader in readers {
+        assert!(is_denied(&reader.join().unwrap().0));
+    }
+}
+
+#[test]
+fn who_waits_for_another_is_answered_at_its_deadline() {
+    let policy = Policy {
+        open_deadline_ms: 600,
+        fail_open: FailMode::Open,
+        most_deadline_ms: 600,
+        ..Policy::default()
+    };
+    let native =
+        Native::start(
+            policy,
+            |_, content: &[u8]| {
+                if content.len() > 1 << 20 { Reply::Silence } else { Reply::Clean }
+            },
+        );
+    let path = native.write("large", &content(b"good"));
+    let readers: Vec<_> = (0..8).map(|_| read_in_thread(path.clone())).collect();
+    for reader in readers {
+        let (read, took) = reader.join().unwrap();
+        assert!(read.is_ok() && took < Duration::from_secs(3), "{took:?}");
+    }
+    // Nothing of them is open any more.
+    std::thread::sleep(Duration::from_millis(1500));
+    let unmounted = nix::mount::umount2(&native.path(""), nix::mount::MntFlags::empty());
+    assert_eq!(unmounted, Ok(()));
+}
+
+#[test]
+fn a_file_that_grows_under_the_read_is_read_once_and_let_through_for_a_while() {
+    let native = Native::start(Policy::default(), slow);
+    let path = native.write("grows", &content(b"good"));
+    native.settle();
+    std::thread::sleep(Duration::from_millis(600));
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (stop, path) = (&stop, &path);
+        scope.spawn(move || {
+            let mut file = OpenOptions::new().append(true).open(path).unwrap();
+            while !stop.load(Ordering::Relaxed) {
+                file.write_all(b"more").unwrap();
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        });
+        std::thread::sleep(Duration::from_millis(100));
+        let before = native.host.requests();
+        for _ in 0..10 {
+            let readers: Vec<_> = (0..4).map(|_| read_in_thread(path.clone())).collect();
+            readers.into_iter().for_each(|reader| drop(reader.join().unwrap().0.unwrap()));
+        }
+        let asked = native.host.requests() - before;
+        stop.store(true, Ordering::Relaxed);
+        assert_eq!(asked, 1, "{}", native.status());
+    });
+    // What was written is scanned after the close.
+    let status = native.status();
+    assert_eq!((&status["unscanned"], &status["denied"]), (&0.into(), &0.into()), "{status}");
+}
