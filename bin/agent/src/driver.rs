@@ -439,7 +439,7 @@ impl Driver {
     }
 
     /// What fail mode answers an access with that gets no verdict for this reason.
-    fn fails(&self, claim: Claim, look: Option<&Look>, reason: ExposureReason) -> Answer {
+    pub fn fails(&self, claim: Claim, look: Option<&Look>, reason: ExposureReason) -> Answer {
         if let Some(answer) = self.ledger.later_fail(claim) {
             return answer;
         }

@@ -128,14 +128,14 @@ pub fn allow(driver: &Driver, job: Job, look: &Look, clean: Option<Clean>, when:
     }
 }
 
-/// Whether an access is to a file that has changed under the read since somebody has it open for writing, and policy says
-/// nothing of such.
+/// Whether an access is to a file that has changed under the read since somebody has it open for writing, and fail mode
+/// would let it through.
 fn is_written(driver: &Driver, job: &Job, look: &Look, clean: Option<Clean>) -> bool {
     let Subject::Access(event) = &job.subject else { return false };
     look.written
         && clean.is_some_and(|clean| clean.generation == driver.generation())
         && event.operation == Operation::Open
-        && driver.policy().fail_changing.is_none()
+        && driver.fails(event.claim, Some(&event.look), ExposureReason::Changing) == Answer::Allow
         && seawall_fanotify::is_open_for_writing(event.file.as_fd()).unwrap_or(false)
 }
 
