@@ -38,7 +38,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The largest content that is asked for so.
-const LEN_MAX: u64 = QUERY_SLOTS as u64 * SLOT_LEN as u64;
+pub const LEN_MAX: u64 = QUERY_SLOTS as u64 * SLOT_LEN as u64;
 /// How long a reader looks for its reply; one that comes later comes on the link.
 const LOOK: Duration = Duration::from_micros(150);
 /// How long a reply may take, in milliseconds. It is looked for now and then.
@@ -84,6 +84,8 @@ pub struct Patience {
     looked: InVain,
     /// Asking by a file's fingerprint.
     pub golden: InVain,
+    /// Asking by the hash of what is too large for the ring.
+    pub large: InVain,
 }
 
 /// What was asked, and for whom.

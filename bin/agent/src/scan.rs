@@ -41,8 +41,9 @@ const PART: usize = 16;
 /// the link, twice where it encrypts.
 const PIECE: usize = 8 * 1024;
 const _: () = assert!(PIECE <= INLINE_MAX);
-/// Bytes that are read and hashed at a time where content is asked for by its hash.
-const HASHED: usize = 64 * 1024;
+/// Bytes that are read and hashed at a time where content is asked for by its hash: as much as BLAKE3 hashes at once. Each
+/// filler has a buffer of this.
+const HASHED: usize = 16 * 1024;
 /// How long a scan for which nobody waits may take, in milliseconds, and how much longer for each MiB.
 const BACKGROUND_MS: u64 = 60_000;
 const BACKGROUND_MS_PER_MIB: u64 = 250;
@@ -56,7 +57,7 @@ pub fn fill(driver: &Driver) {
 }
 
 /// Brings one job as far as it goes without a verdict. `buffer` is for content that goes inline.
-pub fn scan(driver: &Driver, job: Job, buffer: &mut Vec<u8>) {
+pub fn scan(driver: &Driver, mut job: Job, buffer: &mut Vec<u8>) {
     let Some(file) = job.subject.file() else { return };
     let Ok(mut look) = Look::at(file) else {
         return abandon(driver, &job.subject, ExposureReason::Unreadable);
@@ -99,6 +100,7 @@ pub fn scan(driver: &Driver, job: Job, buffer: &mut Vec<u8>) {
     {
         return;
     }
+    job.ask = by_hash(driver, &job, &look);
     let Ok((filled, fingerprint)) = way(driver, &session, &job, file, &look, buffer) else {
         return abandon(driver, &job.subject, ExposureReason::Unreadable);
     };
@@ -106,6 +108,16 @@ pub fn scan(driver: &Driver, job: Job, buffer: &mut Vec<u8>) {
     match filled {
         Some(filled) => ask(driver, &session, job, look, shown, filled),
         None => send(driver, &session, job, look, shown, buffer),
+    }
+}
+
+/// How the host is asked for what is too large for the ring. To send it takes twice as long as to work out its hash, and the
+/// host keeps it until there is a verdict: where it knows most of them, it is asked by the hash first.
+fn by_hash(driver: &Driver, job: &Job, look: &Look) -> Ask {
+    let is_large = look.identity.size > ring::LEN_MAX && job.ask != Ask::Content;
+    match &job.subject {
+        Subject::Access(_) if is_large && driver.patience.large.is_worth_it() => Ask::Hash,
+        _ => job.ask,
     }
 }
 

@@ -35,9 +35,7 @@ pub fn take(
     judging: Judging,
 ) {
     let asked = pending.job.as_ref().filter(|job| job.ask != Ask::Content);
-    if asked.is_some_and(|job| job.fingerprint.is_some()) {
-        driver.patience.golden.was(false);
-    }
+    asked.into_iter().for_each(|job| learn(driver, job, false));
     match &pending.job {
         Some(Job { subject: Subject::Background { .. }, ask, .. }) => {
             let is_on_demand = pending.operation() == Some(Operation::OnDemand);
@@ -56,12 +54,20 @@ pub fn take(
     }
 }
 
+/// What came of asking without the content.
+fn learn(driver: &Driver, job: &Job, in_vain: bool) {
+    let is_access = matches!(job.subject, Subject::Access(_));
+    if job.fingerprint.is_some() {
+        driver.patience.golden.was(in_vain);
+    } else if is_access && job.ask == Ask::Hash {
+        driver.patience.large.was(in_vain);
+    }
+}
+
 /// The host wants the content itself. Never waits.
 pub fn send_content(driver: &Driver, pending: Pending) {
     let Some(job) = pending.job else { return };
-    if job.fingerprint.is_some() {
-        driver.patience.golden.was(true);
-    }
+    learn(driver, &job, true);
     let job = Job { ask: Ask::Content, ..job };
     match &job.subject {
         Subject::Access(_) => driver.push_job(job),

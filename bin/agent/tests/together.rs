@@ -5,7 +5,7 @@
 mod common;
 
 use common::{Native, Reply, is_denied, read_in_thread};
-use seawall_proto::{FailMode, Policy, ScanRequest};
+use seawall_proto::{ContentHash, FailMode, Policy, ScanRequest};
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,6 +39,33 @@ fn many_openers_have_a_file_read_once() {
         assert_eq!(reader.join().unwrap().0.unwrap().len(), 3 << 20);
     }
     assert_eq!(native.host.requests() - before, 1, "{}", native.status());
+}
+
+#[test]
+fn a_large_content_that_the_host_knows_is_not_sent() {
+    let native = Native::start(Policy::default(), |_, _| Reply::Clean);
+    let known = content(b"known");
+    let hash = ContentHash(*blake3::hash(&known).as_bytes());
+    native.host.seen.known.lock().unwrap().push(hash);
+    let path = native.write("known", &known);
+    // Its scan after the close. Under another policy nothing of it is remembered.
+    native.settle();
+    std::thread::sleep(Duration::from_millis(600));
+    native.host.set_policy(Policy { open_deadline_ms: 6_000, ..Policy::default() });
+    std::thread::sleep(Duration::from_millis(100));
+    let before = native.parts();
+    assert_eq!(std::fs::read(&path).unwrap(), known);
+    assert_eq!(native.parts(), before, "{}", native.status());
+    assert_eq!(*native.host.seen.hashes.lock().unwrap(), [hash]);
+    // What it does not know is sent, and one that is never known is hashed now and then only.
+    for n in 0..20 {
+        let new = content(&[n]);
+        let path = native.write(&format!("new-{n}"), &new);
+        assert_eq!(std::fs::read(path).unwrap(), new);
+    }
+    assert!(native.parts() > before);
+    let hashes = native.host.seen.hashes.lock().unwrap().len();
+    assert!((5..10).contains(&hashes), "{hashes}");
 }
 
 #[test]
