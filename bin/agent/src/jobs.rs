@@ -1,7 +1,7 @@
 //! Accesses that wait for a filler, and those that wait for another one of the same file.
 //!
-//! A file is read for one access at a time: whoever comes meanwhile waits, and is queued again once that one is answered.
-//! Then the file is known, most likely; if not, the next of them is read for.
+//! A file is read for one access at a time: whoever comes meanwhile waits. Once that one is answered it is the turn of who
+//! came next, and so on: most find the file known then, and are through at once.
 
 use crate::driver::{Job, Subject};
 use crate::event::HeldEvent;
@@ -20,14 +20,14 @@ pub struct Jobs {
     queue: Mutex<VecDeque<Job>>,
     added: Condvar,
     /// Files that are read for an access, and who waits for that.
-    waiting: Mutex<HashMap<Key, Vec<Arc<HeldEvent>>>>,
+    waiting: Mutex<HashMap<Key, VecDeque<Job>>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The right to read a file for an access. Whoever waited for it is queued when it goes.
+/// The right to read a file for an access. Whoever waited for it first has it next.
 #[derive(Debug)]
 pub struct Turn {
     jobs: Arc<Jobs>,
@@ -36,10 +36,19 @@ pub struct Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        let waiting = lock(&self.jobs.waiting).remove(&self.key);
-        for event in waiting.into_iter().flatten() {
-            self.jobs.push(Job::new(Subject::Access(event)));
+        let mut waiting = lock(&self.jobs.waiting);
+        let next = waiting.get_mut(&self.key).and_then(VecDeque::pop_front);
+        let Some(job) = next else {
+            waiting.remove(&self.key);
+            return;
+        };
+        if let Subject::Access(event) = &job.subject {
+            event.give_turn(Self { jobs: Arc::clone(&self.jobs), key: self.key });
         }
+        drop(waiting);
+        // It has waited already.
+        lock(&self.jobs.queue).push_front(job);
+        self.jobs.added.notify_one();
     }
 }
 
@@ -61,8 +70,8 @@ impl Jobs {
         }
     }
 
-    /// Whether the file may be read for this access now. Else it is queued again when that may be.
-    pub fn take_turn(self: &Arc<Self>, event: &Arc<HeldEvent>) -> bool {
+    /// Whether the file may be read for this access now. Else its job is queued again when that may be.
+    pub fn take_turn(self: &Arc<Self>, event: &HeldEvent, job: &Job) -> bool {
         let mut waiting = lock(&self.waiting);
         if event.has_turn() {
             return true;
@@ -71,11 +80,11 @@ impl Jobs {
         let key = (device, inode);
         match waiting.entry(key) {
             Entry::Occupied(mut others) => {
-                others.get_mut().push(Arc::clone(event));
+                others.get_mut().push_back(job.clone());
                 false
             }
             Entry::Vacant(none) => {
-                none.insert(Vec::new());
+                none.insert(VecDeque::new());
                 event.give_turn(Turn { jobs: Arc::clone(self), key });
                 true
             }
@@ -84,40 +93,33 @@ impl Jobs {
 
     /// What waits and is to be picked.
     pub fn events(&self, pick: impl Fn(&HeldEvent) -> bool) -> Vec<Arc<HeldEvent>> {
-        let mut found = Vec::new();
-        for job in &*lock(&self.queue) {
-            if let Subject::Access(event) = &job.subject {
-                found.extend(pick(event).then(|| Arc::clone(event)));
-            }
-        }
-        for others in lock(&self.waiting).values() {
-            found.extend(others.iter().filter(|event| pick(event)).map(Arc::clone));
-        }
+        let pick = |job: &Job| match &job.subject {
+            Subject::Access(event) => pick(event).then(|| Arc::clone(event)),
+            Subject::Background { .. } => None,
+        };
+        let mut found: Vec<_> = lock(&self.queue).iter().filter_map(pick).collect();
+        found.extend(lock(&self.waiting).values().flatten().filter_map(pick));
         found
     }
 
     /// Drops those whose access was answered meanwhile, so that their files do not stay open. Gives these accesses.
     pub fn purge(&self, ledger: &Ledger) -> Vec<Arc<HeldEvent>> {
-        let is_held = |event: &HeldEvent| ledger.is_held(event.claim);
-        // They are dropped after the locks: a turn that goes with one queues others.
-        let mut lost = Vec::new();
         let keep = |job: &Job| match &job.subject {
-            Subject::Access(event) => is_held(event),
+            Subject::Access(event) => ledger.is_held(event.claim),
             Subject::Background { .. } => true,
         };
-        let gone: Vec<Job> = {
-            let mut queue = lock(&self.queue);
-            let (kept, gone) = queue.drain(..).partition(keep);
-            *queue = kept;
-            Vec::from(gone)
+        let split = |all: &mut VecDeque<Job>| {
+            let (kept, gone): (_, VecDeque<Job>) = std::mem::take(all).into_iter().partition(keep);
+            *all = kept;
+            gone
         };
-        for others in lock(&self.waiting).values_mut() {
-            lost.extend(others.extract_if(.., |event| !is_held(event)));
-        }
-        lost.extend(gone.into_iter().filter_map(|job| match job.subject {
+        // They are dropped after the locks: a turn that goes with one queues another.
+        let mut gone = split(&mut lock(&self.queue));
+        gone.extend(lock(&self.waiting).values_mut().flat_map(split));
+        let event = |job: Job| match job.subject {
             Subject::Access(event) => Some(event),
             Subject::Background { .. } => None,
-        }));
-        lost
+        };
+        gone.into_iter().filter_map(event).collect()
     }
 }

@@ -44,6 +44,8 @@ const _: () = assert!(PIECE <= INLINE_MAX);
 /// Bytes that are read and hashed at a time where content is asked for by its hash: as much as BLAKE3 hashes at once. Each
 /// filler has a buffer of this.
 const HASHED: usize = 16 * 1024;
+/// After so many bytes it is looked whether the access still waits.
+const HELD_EVERY: u64 = 1 << 20;
 /// How long a scan for which nobody waits may take, in milliseconds, and how much longer for each MiB.
 const BACKGROUND_MS: u64 = 60_000;
 const BACKGROUND_MS_PER_MIB: u64 = 250;
@@ -87,7 +89,7 @@ pub fn scan(driver: &Driver, mut job: Job, buffer: &mut Vec<u8>) {
             return driver.give_up(event, ExposureReason::TooLarge);
         }
         // Once it is this one's turn another may have found out just before.
-        if !driver.jobs.take_turn(event) || answered_from_memory(driver, event) {
+        if !driver.jobs.take_turn(event, &job) || answered_from_memory(driver, event) {
             return;
         }
     }
@@ -151,7 +153,10 @@ fn way(
         return Ok((Some(Filled::Fingerprint), Some(fingerprint)));
     }
     let hash = match job.ask {
-        Ask::Hash => Some(Filled::Hash(hash_of(file, buffer)?)),
+        Ask::Hash => match hash_of(driver, job, file, look, buffer)? {
+            Some(hash) => Some(Filled::Hash(hash)),
+            None => return Ok((None, own)),
+        },
         Ask::Ring | Ask::Known | Ask::Content => None,
     };
     // Of what was read while somebody wrote it, it is nobody's.
@@ -159,12 +164,27 @@ fn way(
     Ok((hash, own))
 }
 
-fn hash_of(file: &File, buffer: &mut Vec<u8>) -> io::Result<ContentHash> {
+/// The hash of as much as the file had when it was looked at. `None` where it is another one now, or nobody waits any more.
+fn hash_of(
+    driver: &Driver,
+    job: &Job,
+    file: &File,
+    look: &Look,
+    buffer: &mut Vec<u8>,
+) -> io::Result<Option<ContentHash>> {
     buffer.resize(HASHED, 0);
-    let (mut hasher, mut offset) = (blake3::Hasher::new(), 0);
-    loop {
-        match file.read_at(buffer, offset) {
-            Ok(0) => return Ok(ContentHash(*hasher.finalize().as_bytes())),
+    let (mut hasher, mut offset, size) = (blake3::Hasher::new(), 0, look.identity.size);
+    while offset < size {
+        let is_time = offset.is_multiple_of(HELD_EVERY);
+        if is_time
+            && let Subject::Access(event) = &job.subject
+            && !driver.ledger.is_held(event.claim)
+        {
+            return Ok(None);
+        }
+        let most = usize::try_from(size - offset).unwrap_or(HASHED).min(HASHED);
+        match file.read_at(&mut buffer[..most], offset) {
+            Ok(0) => return Ok(None),
             Ok(read) => {
                 hasher.update(&buffer[..read]);
                 offset += read as u64;
@@ -173,6 +193,7 @@ fn hash_of(file: &File, buffer: &mut Vec<u8>) -> io::Result<ContentHash> {
             Err(error) => return Err(error),
         }
     }
+    Ok(Some(ContentHash(*hasher.finalize().as_bytes())))
 }
 
 /// Asks for the verdict on content that the host may know by its hash or its file's fingerprint.

@@ -16,8 +16,8 @@ use crate::session::{Pending, Session};
 use crate::truth::{self, Born, ShownPath};
 use seawall_fanotify::{Answer, FileHandle};
 use seawall_proto::{
-    Clean, Decision, ExposureReason, Notice, Operation, Outcome, Process, Remediation, Running,
-    ToHost, Verdict, VerdictKind,
+    Clean, Decision, ExposureReason, Mode, Notice, Operation, Outcome, Process, Remediation,
+    Running, ToHost, Verdict, VerdictKind,
 };
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -148,8 +148,16 @@ fn is_written(driver: &Driver, job: &Job, look: &Look, clean: Option<Clean>) -> 
 /// Lets it through as one that is written a moment after the read: to read it again would find the same, for ever.
 fn allow_written(driver: &Driver, job: &Job, now: &Look) {
     let Subject::Access(event) = &job.subject else { return };
-    driver.remember_exposed(event.file.as_fd(), now);
-    driver.answer(event.claim, Answer::Allow);
+    let mode = driver.policy().mode;
+    // In strict mode nobody is let through for what another's file was a moment ago.
+    if mode != Mode::Strict || !now.user_changeable {
+        driver.remember_exposed(event.file.as_fd(), now);
+    }
+    if driver.answer(event.claim, Answer::Allow) && !mode.scans_written() {
+        // Nobody scans it when it is closed.
+        let handle = FileHandle::of(event.file.as_fd(), now.identity.device).ok();
+        driver.ledger.expose(handle.as_ref(), ExposureReason::Changing.number());
+    }
     event.end_turn();
 }
 

@@ -136,3 +136,32 @@ fn a_file_that_grows_under_the_read_is_read_once_and_let_through_for_a_while() {
     let status = native.status();
     assert_eq!((&status["unscanned"], &status["denied"]), (&0.into(), &0.into()), "{status}");
 }
+
+/// Who makes a file longer while it is hashed keeps nobody busy with it.
+#[test]
+fn a_file_that_becomes_huge_under_the_read_is_read_as_far_as_it_went() {
+    let policy = Policy { open_deadline_ms: 3_000, most_deadline_ms: 3_000, ..Policy::default() };
+    let native = Native::start(policy, |_, _| Reply::Clean);
+    // Six at once: as many as there are fillers.
+    let paths: Vec<_> =
+        (0..6).map(|n| native.write(&format!("grows-{n}"), &vec![n; 40 << 20])).collect();
+    let readers: Vec<_> = paths
+        .iter()
+        .map(|path| {
+            let file = OpenOptions::new().write(true).open(path).unwrap();
+            let open = std::thread::spawn({
+                let path = path.clone();
+                move || std::fs::File::open(path).map(drop)
+            });
+            std::thread::sleep(Duration::from_millis(3));
+            file.set_len(1 << 42).unwrap();
+            open
+        })
+        .collect();
+    readers.into_iter().for_each(|reader| reader.join().unwrap().unwrap());
+    let other = native.write("other", &content(b"other"));
+    let begin = std::time::Instant::now();
+    assert_eq!(std::fs::read(other).unwrap().len(), 3 << 20);
+    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+    assert_eq!(native.number("outstanding"), 0);
+}

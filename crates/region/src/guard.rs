@@ -32,7 +32,6 @@ impl Guard {
     pub fn new(start: usize, len: usize) -> Option<Self> {
         assert!(start & EXPONENT == 0 && len.is_power_of_two() && len >= BLOCK, "a mapping");
         BEFORE.get_or_init(install);
-        // Nobody else can have a place that is not whole, and nobody looks before there is a range.
         let range = start | len.trailing_zeros() as usize;
         let take = |place: &&AtomicUsize| {
             place.compare_exchange(0, TAKEN, Ordering::AcqRel, Ordering::Relaxed).is_ok()
@@ -85,6 +84,10 @@ extern "C" fn on_sigbus(
     unsafe {
         let errno = *libc::__errno_location();
         let at = (*info).si_addr() as usize;
+        // Sent by somebody (sigaction(2)): there is no address.
+        if (*info).si_code <= 0 {
+            return;
+        }
         for (range, whole) in RANGES.iter().zip(&WHOLE) {
             let range = range.load(Ordering::Acquire);
             if range == 0 || range == TAKEN {
@@ -97,10 +100,13 @@ extern "C" fn on_sigbus(
                 let block = start + (at - start) / BLOCK * BLOCK;
                 let flags = libc::MAP_FIXED | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
                 let access = libc::PROT_READ | libc::PROT_WRITE;
-                let mapped = libc::mmap(block as *mut libc::c_void, BLOCK, access, flags, -1, 0);
-                if mapped != libc::MAP_FAILED {
-                    *libc::__errno_location() = errno;
-                    return;
+                // Of huge pages nothing less than all.
+                for (at, len) in [(block, BLOCK), (start, len)] {
+                    let mapped = libc::mmap(at as *mut libc::c_void, len, access, flags, -1, 0);
+                    if mapped != libc::MAP_FAILED {
+                        *libc::__errno_location() = errno;
+                        return;
+                    }
                 }
             }
         }

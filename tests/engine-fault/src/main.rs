@@ -161,6 +161,10 @@ impl Scanner for FaultScanner<'_> {
             }
             ("allow", name) => Ok(Outcome::Allowed { name: name.to_owned() }),
             ("crash", _) => std::process::abort(),
+            ("crash-after", millis) => {
+                thread::sleep(Duration::from_millis(millis.parse().unwrap_or(0)));
+                std::process::abort()
+            }
             ("panic", _) => panic!("asked to"),
             ("hang", _) => loop {
                 thread::sleep(Duration::from_secs(3600));

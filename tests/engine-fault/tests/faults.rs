@@ -161,6 +161,34 @@ fn one_that_is_tried_again_is_not_blamed_for_another_that_crashes() {
 }
 
 #[test]
+fn what_crashes_late_is_found_out_and_holds_nobody_up() {
+    let engine = start(EngineConfig { threads: 2, ..fault() }).ready();
+    let bad = engine.send(&order("crash-after=400"), LONG);
+    let beside: Vec<_> = (0..200).map(|_| engine.send(&order("sleep=10"), LONG)).collect();
+    for reply in beside {
+        assert_eq!(reply.recv_timeout(LONG).unwrap().result, Ok(Outcome::Clean));
+    }
+    assert_eq!(bad.recv_timeout(LONG).unwrap().result, Err(ScanError::KilledTwice));
+    assert!((2..=4).contains(&engine.handle.status().restarts));
+}
+
+#[test]
+fn a_long_scan_that_is_tried_again_does_not_hold_others_up() {
+    let engine = start(EngineConfig { threads: 2, ..fault() }).ready();
+    let slow: Vec<_> = (0..2).map(|_| engine.send(&order("sleep=4000"), LONG)).collect();
+    std::thread::sleep(Duration::from_millis(200));
+    kill(engine.pid(), "KILL");
+    // Both are suspects, and tried one after the other.
+    for _ in 0..60 {
+        let quick = engine.send(&order("sleep=50"), LONG);
+        assert_eq!(quick.recv_timeout(Duration::from_secs(3)).unwrap().result, Ok(Outcome::Clean));
+    }
+    for reply in slow {
+        assert_eq!(reply.recv_timeout(LONG).unwrap().result, Ok(Outcome::Clean));
+    }
+}
+
+#[test]
 fn a_hang_is_killed_at_its_limit_and_is_not_tried_again() {
     let engine = ready();
     let first = engine.pid();

@@ -12,8 +12,9 @@
 //!
 //! Which scan killed a process cannot be seen from outside when several are in work, so all of them
 //! are suspects. Suspects are fed again one at a time with nothing beside them: when the next process dies,
-//! too, it is the culprit, and the innocent have lost nothing but time. One that takes long gets company, and is not
-//! blamed for what happens then. A scan that was only waiting is never suspected.
+//! too, it is the culprit, and the innocent have lost nothing but time. Others wait no longer than a moment for that:
+//! a suspect that takes long gets company, counts less for what happens then, and is alone for longer the next time.
+//! A scan that was only waiting is never suspected.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -27,10 +28,17 @@ use super::{EngineConfig, Lane, Metadata, Reply, ScanError, ScanReport, SharedCo
 use crate::protocol::{Answer, Scan, ToEngine, encode_to_engine};
 use crate::report::Generation;
 
-/// How long a suspect is at a process alone. Others wait so long.
+/// How long a suspect is at a process alone the first time; then twice as long, and so on.
 const ALONE: Duration = Duration::from_millis(200);
-/// Crashes with a scan in work after which it is not fed to a process again.
-const MOST_DEATHS: u8 = 2;
+/// For so long others wait for suspects once there is another process, and no longer.
+const TRIAL: Duration = Duration::from_secs(1);
+/// What a crash counts for a scan in work, and for a suspect that had company; and from which sum on a scan is not fed to a
+/// process again.
+const BLAMED: u8 = 3;
+const IN_COMPANY: u8 = 1;
+const MOST_BLAME: u8 = 2 * BLAMED;
+/// More than this would be noticed late: others are sent so long after a suspect was alone.
+const LATER: Duration = Duration::from_millis(20);
 /// Processes that a scan is fed to at most, when it is not to blame for their ends.
 const MOST_SENDS: u8 = 8;
 /// A process with a free worker that does not take a waiting scan for this long has hung.
@@ -92,7 +100,10 @@ pub(super) struct Job {
     timeout: Duration,
     reply: Reply,
     submitted: Instant,
-    deaths: u8,
+    /// What the deaths of processes count that it was in work at.
+    blame: u8,
+    /// At how many of these it was a suspect that was not alone.
+    company: u8,
     sends: u8,
     cancelled: bool,
 }
@@ -126,7 +137,8 @@ impl Job {
             timeout,
             reply,
             submitted,
-            deaths: 0,
+            blame: 0,
+            company: 0,
             sends: 0,
             cancelled: false,
         }
@@ -228,6 +240,8 @@ pub(super) struct Flow {
     on_demand: Fair<Job>,
     /// Were in work when a process died; fed again one at a time, before the others.
     suspects: VecDeque<Job>,
+    /// Until when others wait for these.
+    trial_until: Option<Instant>,
     /// When a client last had an access, for those that had one lately.
     accesses: HashMap<u64, Instant>,
     flights: HashMap<u64, Flight>,
@@ -249,6 +263,7 @@ impl Flow {
             on_access: Fair::default(),
             on_demand: Fair::default(),
             suspects: VecDeque::new(),
+            trial_until: None,
             accesses: HashMap::new(),
             flights: HashMap::new(),
             current: None,
@@ -360,14 +375,16 @@ impl Flow {
         on_demand: bool,
         lately: &[u64],
     ) -> Option<(Job, bool)> {
+        let now = Instant::now();
+        let in_trial = self.trial_until.is_some_and(|until| until > now);
         match self.alone_until() {
-            Some(until) if until > Instant::now() => return None,
+            Some(until) if until > now => return None,
             Some(_) => (),
             None => {
                 let is_access = |job: &Job| job.lane == Lane::OnAccess;
                 let first = self.suspects.iter().position(is_access).or(on_demand.then_some(0));
                 let first = first.filter(|at| *at < self.suspects.len());
-                if first.is_some() && !idle {
+                if first.is_some() && !idle && in_trial {
                     return None;
                 }
                 if let Some(job) = first.and_then(|at| self.suspects.remove(at)) {
@@ -393,7 +410,9 @@ impl Flow {
 
     /// Until when the suspect that is at a process is to be alone.
     fn alone_until(&self) -> Option<Instant> {
-        self.flights.values().find(|flight| flight.suspect).map(|flight| flight.sent + ALONE)
+        let suspect = self.flights.values().find(|flight| flight.suspect)?;
+        let until = suspect.sent + ALONE * (1 << suspect.job.company.min(4));
+        self.trial_until.map(|most| until.min(most))
     }
 
     fn fly(&mut self, mut job: Job, process: ProcessId, link: Arc<Link>, suspect: bool) {
@@ -424,6 +443,7 @@ impl Flow {
     /// A ready process takes all new scans from now on.
     pub(super) fn open(&mut self, process: ProcessId, link: Arc<Link>, by_descriptor: bool) {
         self.current = Some(Current { process, link, by_descriptor });
+        self.trial_until = Some(Instant::now() + TRIAL);
         self.closed = None;
         self.blocked = false;
         self.send_again_at = None;
@@ -512,9 +532,11 @@ impl Flow {
                 return Some(flight.finish(Err(ScanError::TimedOut), None));
             }
             Blame::InWork if in_work => {
-                flight.job.deaths += u8::from(alone || !flight.suspect);
+                let had_company = flight.suspect && !alone;
+                flight.job.company += u8::from(had_company);
+                flight.job.blame += if had_company { IN_COMPANY } else { BLAMED };
                 suspect = true;
-                if flight.job.deaths >= MOST_DEATHS {
+                if flight.job.blame >= MOST_BLAME {
                     return Some(flight.finish(Err(ScanError::KilledTwice), None));
                 }
             }
@@ -554,7 +576,8 @@ impl Flow {
     /// The next moment at which a scan passes its limit, or is to be sent again.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         let send_again = self.current.as_ref().and(self.send_again_at);
-        let company = self.alone_until().filter(|until| *until > Instant::now());
+        let until = self.alone_until().or(self.trial_until.filter(|_| !self.suspects.is_empty()));
+        let company = until.map(|until| until + LATER).filter(|until| *until > Instant::now());
         self.flights.values().filter_map(deadline).chain(send_again).chain(company).min()
     }
 
