@@ -193,7 +193,9 @@ impl Trace {
             }
         }
         parts.retain(|part| !part.is_empty());
-        Ok(Self { name: name(), files, parts, lost, is_longer })
+        // Where it is on this machine is nobody's business.
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Self { name, files, parts, lost, is_longer })
     }
 }
 
