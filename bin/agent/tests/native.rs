@@ -741,3 +741,32 @@ fn an_exec_that_was_denied_does_not_let_a_later_open_pass() {
     let status = Command::new("python3").arg("-c").arg(script).arg(&program).status().unwrap();
     assert_eq!(status.code(), Some(0), "an infected file was opened");
 }
+
+#[test]
+fn a_file_into_which_another_is_cloned_is_looked_at_again() {
+    for make in ["mkfs.xfs", "mkfs.btrfs"] {
+        let folder = tempfile::tempdir().unwrap();
+        let image = folder.path().join("image");
+        File::create(&image).unwrap().set_len(512 << 20).unwrap();
+        assert!(Command::new(make).arg("-q").arg(&image).status().unwrap().success());
+        let native = Native::start_on(&image, Policy::default(), |_, content| {
+            if content.starts_with(b"evil") { Reply::Infected } else { Reply::Clean }
+        });
+        let bad = native.write("bad", &[b"evil", [7; 8188].as_slice()].concat());
+        let path = native.write("good", &[b"good", [7; 8188].as_slice()].concat());
+        native.settle();
+        for _ in 0..3 {
+            std::fs::read(&path).unwrap();
+        }
+        assert!(is_denied(&std::fs::read(&bad)), "{make}");
+        // Who clones it has made it himself.
+        let mut making = OpenOptions::new();
+        let making = making.read(true).write(true).create_new(true);
+        let mut source = making.open(native.path("source")).unwrap();
+        source.write_all(&[b"evil", [7; 8188].as_slice()].concat()).unwrap();
+        let target = OpenOptions::new().write(true).open(&path).unwrap();
+        rustix::fs::ioctl_ficlone(&target, &source).unwrap();
+        drop((source, target));
+        assert!(is_denied(&std::fs::read(&path)), "{make}: {}", native.status());
+    }
+}
