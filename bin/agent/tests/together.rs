@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Native, Reply, is_denied, read_in_thread};
+use common::{Native, Reply, eventually, is_denied, read_in_thread};
 use seawall_proto::{ContentHash, FailMode, Policy, ScanRequest};
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -15,6 +15,13 @@ use std::time::Duration;
 fn slow(_: &ScanRequest, content: &[u8]) -> Reply {
     std::thread::sleep(Duration::from_millis(300));
     if content.starts_with(b"evil") { Reply::Infected } else { Reply::Clean }
+}
+
+/// What was written has been scanned after its close, and is old enough to be remembered.
+fn scanned(native: &Native) {
+    assert!(eventually(|| native.host.requests() > 0), "{}", native.status());
+    // The host takes a third of that.
+    std::thread::sleep(Duration::from_secs(1));
 }
 
 /// Larger than what is asked for in the ring.
@@ -28,8 +35,7 @@ fn content(start: &[u8]) -> Vec<u8> {
 fn many_openers_have_a_file_read_once() {
     let native = Native::start(Policy::default(), slow);
     let path = native.write("large", &content(b"good"));
-    native.settle();
-    std::thread::sleep(Duration::from_millis(600));
+    scanned(&native);
     // Forgotten: nobody has looked at it since.
     native.host.renew();
     std::thread::sleep(Duration::from_millis(100));
@@ -49,8 +55,7 @@ fn a_large_content_that_the_host_knows_is_not_sent() {
     native.host.seen.known.lock().unwrap().push(hash);
     let path = native.write("known", &known);
     // Its scan after the close. Under another policy nothing of it is remembered.
-    native.settle();
-    std::thread::sleep(Duration::from_millis(600));
+    scanned(&native);
     native.host.set_policy(Policy { open_deadline_ms: 6_000, ..Policy::default() });
     std::thread::sleep(Duration::from_millis(100));
     let before = native.parts();
@@ -101,17 +106,15 @@ fn who_waits_for_another_is_answered_at_its_deadline() {
         assert!(read.is_ok() && took < Duration::from_secs(3), "{took:?}");
     }
     // Nothing of them is open any more.
-    std::thread::sleep(Duration::from_millis(1500));
-    let unmounted = nix::mount::umount2(&native.path(""), nix::mount::MntFlags::empty());
-    assert_eq!(unmounted, Ok(()));
+    let none = nix::mount::MntFlags::empty();
+    assert!(eventually(|| nix::mount::umount2(&native.path(""), none).is_ok()));
 }
 
 #[test]
 fn a_file_that_grows_under_the_read_is_read_once_and_let_through_for_a_while() {
     let native = Native::start(Policy::default(), slow);
     let path = native.write("grows", &content(b"good"));
-    native.settle();
-    std::thread::sleep(Duration::from_millis(600));
+    scanned(&native);
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let (stop, path) = (&stop, &path);
