@@ -15,14 +15,18 @@ const IDLE: Duration = Duration::from_secs(1);
 
 /// Keeps deadlines for ever.
 pub fn keep(driver: &Driver) {
+    let mut seen = 0;
     loop {
         let now_ms = process::now_ms();
         driver.ledger.beat(now_ms);
-        if driver.ledger.outstanding() == 0 {
+        let entered = driver.ledger.entered();
+        // Where events come all the time none of them has to wake it.
+        if driver.ledger.outstanding() == 0 && entered == seen {
             // A reader wakes it with the first event that it holds.
             std::thread::park_timeout(IDLE);
             continue;
         }
+        seen = entered;
         for claim in driver.ledger.overdue(now_ms) {
             driver.answer_unscanned(claim, ExposureReason::Deadline);
         }

@@ -64,6 +64,11 @@ impl HeldEvent {
         self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Enters the file's handle in the ledger.
+    pub fn name(&self) {
+        name(&self.file, &self.look);
+    }
+
     /// Whether the file is read for this access, and others of it wait.
     pub fn has_turn(&self) -> bool {
         self.turn().is_some()
@@ -88,6 +93,12 @@ impl HeldEvent {
     /// Whether it has waited for long and nobody has asked who waits.
     pub fn is_to_be_looked_up(&self, now_ms: u64) -> bool {
         self.process.get().is_none() && self.since_ms + LONG_MS <= now_ms
+    }
+}
+
+fn name(file: &HeldFile, look: &Look) {
+    if let Ok(handle) = FileHandle::of(file.as_fd(), look.identity.device) {
+        file.name(&handle);
     }
 }
 
@@ -230,8 +241,7 @@ fn hold(
     let deadline_ms = now_ms + deadline(&policy, operation, look.identity.size);
     let mode = if operation == Operation::Exec { policy.fail_exec } else { policy.fail_open };
     let fail = if fails_open(mode, &look) { Answer::Allow } else { Answer::Deny };
-    let handle = FileHandle::of(fd.as_fd(), look.identity.device).ok();
-    let file = match driver.ledger.hold(fd, &Held { deadline_ms, fail, handle }) {
+    let file = match driver.ledger.hold(fd, &Held { deadline_ms, fail }) {
         Ok(file) => file,
         Err(fd) => {
             count(&driver.counters.unscanned);
@@ -244,6 +254,7 @@ fn hold(
     }
     if LIVE.load(Ordering::Relaxed) >= LIVE_MAX {
         count(&driver.counters.overloaded);
+        name(&file, &look);
         driver.answer_unscanned(file.claim(), ExposureReason::Overload);
         return None;
     }

@@ -184,11 +184,16 @@ pub fn ask(driver: &Driver, event: Arc<HeldEvent>) -> Option<Asking> {
     } else {
         let session = driver.session();
         match session.map(|session| try_ask(driver, &session, &event, event.look, Reads::Now)) {
-            Some(Ok(asking)) => return Some(asking),
+            Some(Ok(asking)) => {
+                // While the host works.
+                event.name();
+                return Some(asking);
+            }
             Some(Err(NotAsked::Waits)) => Ask::Ring,
             Some(Err(NotAsked::Never)) | None => Ask::Known,
         }
     };
+    event.name();
     driver.push_job(Job { ask, ..Job::new(Subject::Access(event)) });
     None
 }
@@ -243,8 +248,9 @@ fn try_ask(
             return Err(NotAsked::Never);
         }
     }
-    // What is written through a mapping that exists already need not change the times.
-    if seawall_fanotify::is_open_for_writing(file.as_fd()).unwrap_or(true) {
+    // What is written through a mapping that exists already need not change the times. Nobody had one when the hash was
+    // remembered, and whoever made one since has changed them with the first write.
+    if hash.is_none() && seawall_fanotify::is_open_for_writing(file.as_fd()).unwrap_or(true) {
         return Err(NotAsked::Never);
     }
     let (since_ms, epoch) = (process::now_ms(), driver.epoch());

@@ -40,7 +40,8 @@ const CLAIMED: u64 = 2;
 const DENY: u64 = 4;
 const SEQUENCE_SHIFT: u32 = 3;
 
-/// The low bits of an exposure's state; the others count how often its entry was filled.
+/// The low bits of an exposure's state; the others count how often its entry was filled. A held event's handle has these
+/// states alone.
 const KIND: u64 = 3;
 const FREE: u64 = 0;
 const FILLING: u64 = 1;
@@ -56,7 +57,8 @@ struct Entry {
     /// What fail mode makes of it by more than was known when it was entered: the sequence, shifted by one, and whether that is
     /// a denial. Of another sequence, nothing.
     later: AtomicU64,
-    has_handle: AtomicU32,
+    /// [`FREE`], [`FILLING`] or [`FULL`].
+    handle_state: AtomicU64,
     handle: UnsafeCell<FileHandle>,
 }
 
@@ -91,8 +93,7 @@ pub struct Ledger {
 }
 
 // SAFETY: everything in Shared is atomic, but for the handles. A handle is written only by whoever
-// has the entry alone (hold: a number that the kernel has just given; expose: state FILLING) and
-// read only after the release store that follows.
+// has the entry alone (state FILLING) and read only after the release store that follows.
 unsafe impl Send for Ledger {}
 // SAFETY: as above.
 unsafe impl Sync for Ledger {}
@@ -104,8 +105,6 @@ pub struct Held {
     pub deadline_ms: u64,
     /// What fail mode makes of it.
     pub fail: Answer,
-    /// The file, where it has a handle.
-    pub handle: Option<FileHandle>,
 }
 
 /// The file of a held event. Dropping it closes the descriptor, and waits until the event has been
@@ -122,6 +121,19 @@ impl HeldFile {
     #[must_use]
     pub fn claim(&self) -> Claim {
         self.claim
+    }
+
+    /// Enters its handle, for whoever answers the event without having the file. Only the first one counts.
+    pub fn name(&self, handle: &FileHandle) {
+        let Some(entry) = self.ledger.entry(self.claim.number) else { return };
+        let order = (Ordering::Acquire, Ordering::Relaxed);
+        let free = entry.handle_state.compare_exchange(FREE, FILLING, order.0, order.1);
+        if free.is_ok() {
+            // SAFETY: as long as this file is open no other event has the entry, FILLING gives the handle to us alone, and
+            // nobody reads it before the release store below.
+            unsafe { *entry.handle.get() = *handle };
+            entry.handle_state.store(FULL, Ordering::Release);
+        }
     }
 }
 
@@ -250,12 +262,7 @@ impl Ledger {
         let deny = if held.fail == Answer::Deny { DENY } else { 0 };
         let word = (sequence << SEQUENCE_SHIFT) | HELD | deny;
         entry.deadline_ms.store(held.deadline_ms, Ordering::Relaxed);
-        entry.has_handle.store(u32::from(held.handle.is_some()), Ordering::Relaxed);
-        if let Some(handle) = held.handle {
-            // SAFETY: the kernel has just given this number, so no other event has the entry, and
-            // nobody reads the handle before the release store below.
-            unsafe { *entry.handle.get() = handle };
-        }
+        entry.handle_state.store(FREE, Ordering::Relaxed);
         entry.word.store(word, Ordering::Release);
         let above = u32::try_from(number).unwrap_or(0) + 1;
         shared.high.fetch_max(above, Ordering::Relaxed);
@@ -314,6 +321,12 @@ impl Ledger {
         self.shared().outstanding.load(Ordering::Relaxed)
     }
 
+    /// How many events were ever entered.
+    #[must_use]
+    pub fn entered(&self) -> u64 {
+        self.shared().sequence.load(Ordering::Relaxed)
+    }
+
     fn held(&self) -> impl Iterator<Item = (Claim, u64)> + '_ {
         let high = self.shared().high.load(Ordering::Relaxed) as usize;
         self.shared().entries[..high.min(NUMBERS)].iter().enumerate().filter_map(|(at, entry)| {
@@ -351,14 +364,14 @@ impl Ledger {
         is_its.then_some(if later & 1 == 1 { Answer::Deny } else { Answer::Allow })
     }
 
-    /// The file of a held event.
+    /// The file of a held event, once it has its name.
     #[must_use]
     pub fn handle(&self, claim: Claim) -> Option<FileHandle> {
         let entry = self.entry(claim.number)?;
-        if !self.is_held(claim) || entry.has_handle.load(Ordering::Relaxed) == 0 {
+        if !self.is_held(claim) || entry.handle_state.load(Ordering::Acquire) != FULL {
             return None;
         }
-        // SAFETY: the word was stored after the handle was written. Should the event be answered and
+        // SAFETY: the state was stored after the handle was written. Should the event be answered and
         // the number used again meanwhile, the check below throws the copy away.
         let handle = unsafe { std::ptr::read_volatile(entry.handle.get()) };
         self.is_held(claim).then_some(handle)
@@ -401,7 +414,7 @@ impl Ledger {
             let answer = answer_in(word);
             orphans.entered += u32::from(group.answer(number, answer).unwrap_or(false));
             let exposed = word & HELD != 0 && answer == Answer::Allow;
-            if exposed && entry.has_handle.load(Ordering::Relaxed) != 0 {
+            if exposed && entry.handle_state.load(Ordering::Acquire) == FULL {
                 // SAFETY: the worker that wrote it has ended.
                 self.expose(Some(unsafe { &*entry.handle.get() }), reason);
             } else if exposed {
@@ -548,7 +561,7 @@ mod tests {
 
     fn held(ledger: &Ledger) -> HeldFile {
         let fd = OwnedFd::from(tempfile::tempfile().unwrap());
-        let held = Held { deadline_ms: 0, fail: Answer::Allow, handle: None };
+        let held = Held { deadline_ms: 0, fail: Answer::Allow };
         ledger.hold(fd, &held).unwrap()
     }
 
