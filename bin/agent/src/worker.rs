@@ -13,15 +13,12 @@ use crate::{
     control, deadline, event, housekeeping, hunt, on_demand, record, remedy, scan, session,
 };
 use nix::sys::signal::{SigSet, Signal};
+use seawall_fanotify::ledger::READERS_MAX;
 use seawall_fanotify::{Group, process};
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
-/// Threads that take events. See [`event`] for why there are two.
-const READERS: usize = 2;
-/// Threads that read files. Each may wait for a disk.
-const FILLERS: usize = 6;
 /// Notices that wait for the link.
 const NOTICES: usize = 256;
 /// Log lines that wait for whoever reads them; each place takes 32 bytes from the start.
@@ -58,6 +55,17 @@ pub fn run(shared: &Shared, supervisor: u32) -> u8 {
             1
         }
     }
+}
+
+/// Threads that take events, and hash what is small: one for two CPUs, since whoever opens needs one, too. See [`event`] for
+/// why there are two at least.
+fn readers(cpus: usize) -> usize {
+    (cpus / 2).clamp(2, READERS_MAX)
+}
+
+/// Threads that read files. Each may wait for a disk.
+fn fillers(cpus: usize) -> usize {
+    cpus.clamp(6, 16)
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
@@ -102,11 +110,12 @@ fn start(shared: &Shared, supervisor: u32) -> Result<Arc<Driver>, StartError> {
         .stack_size(STACK)
         .spawn(move || deadline::keep(&keeper))?;
     driver.set_deadline_keeper(keeper.thread().clone());
-    for number in 0..READERS {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    for number in 0..readers(cpus) {
         let driver = Arc::clone(&driver);
         spawn("reader", move || event::read_events(&driver, number))?;
     }
-    for _ in 0..FILLERS {
+    for _ in 0..fillers(cpus) {
         spawn("filler", with(scan::fill))?;
     }
     spawn("closes", with(background::watch_closes))?;
@@ -186,4 +195,15 @@ pub fn end(driver: &Driver) -> ! {
     // What is queued in the group and was never read is allowed by the kernel when the supervisor
     // ends too and the group closes.
     std::process::exit(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_follow_the_cpus() {
+        let all = [1, 2, 5, 8, 16, 64].map(|cpus| (readers(cpus), fillers(cpus)));
+        assert_eq!(all, [(2, 6), (2, 6), (2, 6), (4, 8), (8, 16), (8, 16)]);
+    }
 }

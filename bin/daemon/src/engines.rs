@@ -74,7 +74,7 @@ impl Running {
             None => wanted.command.clone(),
         };
         let settings = Settings {
-            threads: wanted.threads,
+            threads: wanted.threads(),
             kept: KEPT,
             memory_mib: wanted.memory_mib,
             ready_timeout: wanted.load_timeout(),

@@ -19,7 +19,7 @@ impl Default for Engines {
             name: "yara".into(),
             command: ["seawall-engine-yara", "--rules", FOLDER].map(Into::into).into(),
             signatures: Takes::Kind(Kind::Yara),
-            threads: EngineConfig::threads(),
+            threads: 0,
             memory_mib: EngineConfig::memory_mib(),
             scan_timeout_ms: EngineConfig::scan_timeout_ms(),
             load_timeout_s: EngineConfig::load_timeout_s(),
@@ -70,7 +70,8 @@ pub struct EngineConfig {
     /// Which files of a signature set it gets.
     #[serde(default, skip_serializing_if = "Takes::is_nothing")]
     pub signatures: Takes,
-    #[serde(default = "EngineConfig::threads", deserialize_with = "within::<_, u32, 1, 256>")]
+    /// How many contents are scanned at the same time; 0: as fits the CPUs.
+    #[serde(default, deserialize_with = "within::<_, u32, 0, 256>")]
     pub threads: u32,
     #[serde(
         default = "EngineConfig::memory_mib",
@@ -96,9 +97,6 @@ pub struct EngineConfig {
 }
 
 impl EngineConfig {
-    fn threads() -> u32 {
-        2
-    }
     fn memory_mib() -> u64 {
         2048
     }
@@ -107,6 +105,15 @@ impl EngineConfig {
     }
     fn load_timeout_s() -> u32 {
         300
+    }
+
+    /// How many contents are scanned at the same time. The guests need most of the CPUs.
+    pub fn threads(&self) -> u32 {
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        match self.threads {
+            0 => (u32::try_from(cpus).unwrap_or(u32::MAX) / 4).clamp(2, 4),
+            threads => threads,
+        }
     }
 
     /// How long one scan may take.

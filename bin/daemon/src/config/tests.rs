@@ -36,6 +36,14 @@ fn each_commented_default_in_the_example_is_the_built_in_one() {
 }
 
 #[test]
+fn an_engine_has_threads_as_fits_the_cpus_or_as_it_is_told() {
+    let mut engine = Config::default().engines.0.remove(0);
+    assert!((2..=4).contains(&engine.threads()));
+    engine.threads = 9;
+    assert_eq!(engine.threads(), 9);
+}
+
+#[test]
 fn the_example_of_a_group_is_right() {
     let example = include_str!("../../../../packaging/policy.d/10-example.toml");
     let folder = tempfile::tempdir().expect("a folder");
