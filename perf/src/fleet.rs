@@ -172,6 +172,16 @@ impl Host {
         Ok((process(service)?, drivers.iter().map(process).collect::<anyhow::Result<_>>()?))
     }
 
+    /// The configuration that the engine has given its clamd.
+    pub fn clamd_settings(&self) -> anyhow::Result<String> {
+        for entry in fs::read_dir(self.folder.join("engine"))? {
+            if let Ok(text) = fs::read_to_string(entry?.path().join("clamd.conf")) {
+                return Ok(text);
+            }
+        }
+        anyhow::bail!("no clamd.conf of the engine")
+    }
+
     fn service(&self) -> u32 {
         self.children.first().map_or(0, Child::id)
     }

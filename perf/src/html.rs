@@ -97,6 +97,7 @@ struct Drawn {
 }
 
 struct Row {
+    scenario: String,
     name: String,
     value: String,
     unit: String,
@@ -152,6 +153,7 @@ impl Row {
         let goal: Option<Goal> = serde_json::from_value(row["goal"].clone())?;
         let spread = row["spread"].as_array().filter(|spread| spread[0] != spread[1]);
         Ok(Self {
+            scenario: text("scenario"),
             name: text("name"),
             value: number(float(&row["value"])),
             unit: text("unit"),

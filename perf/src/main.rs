@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: what an open costs, and what engines do.
+//! `cargo xtask bench`: what an access costs, what memory it takes, and what engines do.
 //!
 //! Within one run it times open(2) and close(2) under five setups, each on a file system of its own:
 //!
@@ -32,6 +32,7 @@ mod guests;
 mod html;
 mod listener;
 mod machine;
+mod memory;
 mod ours;
 mod outputs;
 mod plan;
@@ -45,23 +46,27 @@ mod storm;
 mod trace;
 mod watchdog;
 
+use std::collections::BTreeSet;
+use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use clap::{Parser, Subcommand};
 use seawall_lab::{Need, ensure_binaries, ensure_debian_image};
+use serde_json::Value;
 
 use crate::engines::Scenario;
 use crate::outputs::Outputs;
 use crate::plan::{Amounts, Case};
 use crate::replay::Replayed;
+use crate::report::Failure;
 
 #[derive(Parser)]
-#[command(name = "seawall-perf", about = "Measures what an open and what a scan costs")]
+#[command(name = "seawall-perf", about = "Measures what accesses and scans cost")]
 #[command(args_conflicts_with_subcommands = true)]
 struct Arguments {
-    /// What to measure; an open's cost when nothing is given
+    /// What to measure; open, files, guests, memory and replay when nothing is named
     #[arg(value_enum, value_name = "SCENARIO")]
     scenarios: Vec<Scenario>,
     #[command(flatten)]
@@ -141,6 +146,7 @@ fn main() -> ExitCode {
                 Scenario::Storm => storm::run(quick, outputs, debian.as_deref()),
                 Scenario::Guests => guests::run(quick, outputs),
                 Scenario::Files => single::run(quick, outputs),
+                Scenario::Memory => memory::run(quick, outputs),
                 Scenario::Replay => replay::run(quick, outputs, &options.replayed),
                 _ => run::run(
                     options.amounts(),
@@ -165,16 +171,69 @@ fn main() -> ExitCode {
 }
 
 fn measure(scenarios: &[Scenario], options: &Options) -> anyhow::Result<ExitCode> {
-    let alone = scenarios.iter().copied().find(|scenario| scenario.is_alone());
-    let alone = if scenarios.is_empty() { Some(Scenario::Open) } else { alone };
-    let Some(alone) = alone else {
-        return engines::run(scenarios, options.rounds, options.quick, &options.outputs);
-    };
+    let scenarios = if scenarios.is_empty() { &Scenario::ACCESS } else { scenarios };
+    match scenarios {
+        [one] if one.is_alone() => outside(options, *one),
+        all if all.iter().any(|one| one.is_alone()) => each_alone(options, all),
+        all => engines::run(all, options.rounds, options.quick, &options.outputs),
+    }
+}
+
+/// Runs this program again for each scenario that needs the machine for itself, and once for the others.
+fn each_alone(options: &Options, scenarios: &[Scenario]) -> anyhow::Result<ExitCode> {
+    options.outputs.arguments()?;
+    ensure!(rustix::process::geteuid().is_root(), "fanotify and mounts need root");
     ensure!(
-        scenarios.len() < 2,
-        "open, files, guests, replay and storm are measured alone: they need the machine for themselves"
+        options.only.is_none() && options.replayed.arguments()?.is_empty(),
+        "--only, --trace and --guests are for one scenario: name it"
     );
-    outside(options, alone)
+    let scenarios: BTreeSet<_> = scenarios.iter().copied().collect();
+    let (alone, others): (Vec<_>, Vec<_>) =
+        scenarios.into_iter().partition(|scenario| scenario.is_alone());
+    let mut runs: Vec<Vec<Scenario>> = alone.into_iter().map(|scenario| vec![scenario]).collect();
+    runs.extend((!others.is_empty()).then_some(others));
+    let (mut all, mut failed) = (Vec::new(), Vec::new());
+    for scenarios in runs {
+        let names: Vec<String> = scenarios.iter().map(|scenario| scenario.word()).collect();
+        let name = names.join(" ");
+        println!("# {name}\n");
+        match run_alone(options, &names) {
+            Ok((results, succeeded)) => {
+                all.push(results);
+                failed.extend((!succeeded).then_some(name));
+            }
+            Err(error) => {
+                eprintln!("error: {name}: {error:#}");
+                let reason = format!("{error:#}");
+                all.push(serde_json::json!({ "failed": [Failure { name: name.clone(), reason }] }));
+                failed.push(name);
+            }
+        }
+    }
+    // One that could not be measured has nothing to tell but that.
+    all.sort_by_key(|run| run["machine"].is_null());
+    let together = report::together(all).context("nothing was measured")?;
+    options.outputs.write(&report::lines(together)?)?;
+    Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs this program for these scenarios. Its results, and whether all of them could be measured.
+fn run_alone(options: &Options, names: &[String]) -> anyhow::Result<(Value, bool)> {
+    let folder = tempfile::tempdir()?;
+    let json = folder.path().join("results.json");
+    // Also where it was built anew meanwhile.
+    let mut run = Command::new("/proc/self/exe");
+    run.args(names);
+    if let Some(rounds) = options.rounds {
+        run.args(["--rounds", &rounds.to_string()]);
+    }
+    if options.quick {
+        run.arg("--quick");
+    }
+    let status = run.arg("--json").arg(&json).status()?;
+    let text = fs::read_to_string(&json).ok().filter(|text| !text.is_empty());
+    let text = text.with_context(|| format!("it was not measured ({status})"))?;
+    Ok((serde_json::from_str(&text)?, status.success()))
 }
 
 /// Builds what is measured, then starts this program again inside new namespaces.
@@ -186,9 +245,12 @@ fn outside(options: &Options, scenario: Scenario) -> anyhow::Result<ExitCode> {
         "--trace and --guests are for replay"
     );
     let without_ours = ensure_binaries(Need::ALL).err().map(|error| format!("{error:#}"));
+    if let Some(why) = without_ours.as_ref().filter(|_| scenario != Scenario::Open) {
+        bail!("{why}");
+    }
 
     let mut inside = Command::new(std::env::current_exe()?);
-    inside.args(["inside", "--scenario", scenario.name()]);
+    inside.args(["inside", "--scenario", &scenario.word()]);
     if scenario == Scenario::Storm && !options.quick {
         inside.arg("--debian").arg(ensure_debian_image()?);
     }

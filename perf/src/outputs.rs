@@ -29,6 +29,9 @@ impl Outputs {
             let path = std::path::absolute(path)?;
             // It lays a file system of its own over this folder.
             ensure!(!path.starts_with(SHARED_MEMORY), "{name} cannot lead into {SHARED_MEMORY}");
+            // Now, and not after all was measured.
+            let opened = fs::OpenOptions::new().create(true).append(true).open(&path);
+            opened.with_context(|| format!("{name} {}", path.display()))?;
             arguments.extend([name.into(), path]);
         }
         Ok(arguments)
@@ -43,6 +46,11 @@ impl Outputs {
             write(&path, text)?;
             println!("Raw results: {}", path.display());
         }
+        self.write(text)
+    }
+
+    /// Writes them where somebody wants them.
+    pub fn write(&self, text: &str) -> anyhow::Result<()> {
         if let Some(path) = &self.json {
             write(path, text)?;
         }

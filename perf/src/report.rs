@@ -52,6 +52,7 @@ pub struct Failure {
 /// A figure that has a goal: the most that it may be.
 #[derive(Debug, Clone, Serialize)]
 pub struct Figure {
+    pub scenario: &'static str,
     pub name: String,
     pub value: f64,
     pub unit: &'static str,
@@ -64,7 +65,8 @@ pub struct Figure {
 impl Figure {
     fn new(name: String, value: Median, unit: &'static str, most: f64) -> Self {
         let (Median { median, spread }, goal) = (value, Goal::AtMost(most));
-        Self { name, value: median, unit, goal, met: goal.is_met(median), spread }
+        let met = goal.is_met(median);
+        Self { scenario: "open", name, value: median, unit, goal, met, spread }
     }
 
     /// What the goals of a case came to.
@@ -185,20 +187,8 @@ impl Results {
         format!("{}.json", self.date.replace(':', ""))
     }
 
-    /// With one line for each row, so that two runs can be compared by eye.
     pub fn to_json(&self) -> anyhow::Result<String> {
-        let mut value = serde_json::to_value(self)?;
-        let lists = ["rows", "cases"].map(|name| {
-            let list = value.get_mut(name).map(Value::take).unwrap_or_default();
-            let lines = list.as_array().into_iter().flatten().map(Value::to_string);
-            let lines: Vec<String> = lines.collect();
-            (name, format!("\"{name}\": [\n    {}\n  ]", lines.join(",\n    ")))
-        });
-        let mut text = serde_json::to_string_pretty(&value)?;
-        for (name, list) in lists {
-            text = text.replacen(&format!("\"{name}\": null"), &list, 1);
-        }
-        Ok(text + "\n")
+        lines(serde_json::to_value(self)?)
     }
 
     /// For people.
@@ -300,6 +290,43 @@ fn goals(figures: &[Figure]) -> Table {
     table
 }
 
+/// What several runs found out, as one. What is told of one scenario alone is that of the first that tells it.
+pub fn together(runs: Vec<Value>) -> Option<Value> {
+    let mut runs = runs.into_iter();
+    let mut all = runs.next()?;
+    for run in runs {
+        if run["revision"] != all["revision"] {
+            all["revision"] = Value::Null;
+        }
+        let fields = run.as_object().cloned().unwrap_or_default();
+        for (name, value) in fields {
+            match (name.as_str(), &mut all[&name], value) {
+                (_, Value::Array(list), Value::Array(more)) if name != "load" => list.extend(more),
+                ("date", date, value) => *date = value,
+                ("load", load, value) => load[1] = value[1].clone(),
+                (_, field @ Value::Null, value) if name != "revision" => *field = value,
+                _ => (),
+            }
+        }
+    }
+    Some(all)
+}
+
+/// Writes results with one line for each row, so that two runs can be compared by eye.
+pub fn lines(mut value: Value) -> anyhow::Result<String> {
+    let lists = ["rows", "cases"].map(|name| {
+        let list = value.get_mut(name).map(Value::take);
+        let lines = list.iter().flat_map(|list| list.as_array()).flatten().map(Value::to_string);
+        let lines: Vec<String> = lines.collect();
+        (name, format!("\"{name}\": [\n    {}\n  ]", lines.join(",\n    ")))
+    });
+    let mut text = serde_json::to_string_pretty(&value)?;
+    for (name, list) in lists {
+        text = text.replacen(&format!("\"{name}\": null"), &list, 1);
+    }
+    Ok(text + "\n")
+}
+
 /// With three digits that mean something.
 pub fn number(value: f64) -> String {
     match value {
@@ -324,6 +351,26 @@ mod tests {
             percentiles: [p50; 13],
         };
         Round { times, cpu_us: BTreeMap::from([("driver", p50)]) }
+    }
+
+    #[test]
+    fn what_several_runs_found_out_is_one_result() {
+        let files = serde_json::json!({"date": "1", "revision": "a", "load": [1, 2], "rows": [1], "failed": []});
+        let open = serde_json::json!({
+            "date": "2", "revision": "a", "load": [3, 4], "rows": [2], "cases": [5], "file_system": "ext4",
+            "failed": [6]
+        });
+        let all = together(vec![files, open.clone()]).unwrap_or_default();
+        let expected = serde_json::json!({
+            "date": "2", "revision": "a", "load": [1, 4], "rows": [1, 2], "cases": [5], "file_system": "ext4",
+            "failed": [6]
+        });
+        assert_eq!(all, expected);
+        let mut other = open;
+        other["revision"] = "b".into();
+        let all = together(vec![all, other]).unwrap_or_default();
+        assert!(all["revision"].is_null() && all["rows"] == serde_json::json!([1, 2, 2]));
+        assert_eq!(together(Vec::new()), None);
     }
 
     #[test]

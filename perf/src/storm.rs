@@ -68,7 +68,7 @@ pub fn run(quick: bool, outputs: &Outputs, debian: Option<&Path>) -> anyhow::Res
     for count in &counts {
         let folders: Vec<_> = roots[..*count].iter().map(|root| root.folder.as_path()).collect();
         let host = start(&base.join(format!("host-{count}")), &database, &folders)?;
-        settings = self::settings(&host)?;
+        settings = host.clamd_settings()?;
         step(format!("{count} guests"));
         let cost = measured(|| scan(&host, &["--all"]))?;
         rows.extend(cost.rows(&format!("ours, {count} guests")));
@@ -324,16 +324,6 @@ fn measured(work: impl FnOnce() -> anyhow::Result<Came>) -> anyhow::Result<Cost>
     let time = since.elapsed();
     let cpu = cpu_of_all().saturating_sub(cpu);
     Ok(Cost { time, cpu, memory_kib: memory_of_all(), files, infected, took_ms })
-}
-
-/// The configuration that the engine has given its clamd.
-fn settings(host: &Host) -> anyhow::Result<String> {
-    for entry in fs::read_dir(host.folder.join("engine"))? {
-        if let Ok(text) = fs::read_to_string(entry?.path().join("clamd.conf")) {
-            return Ok(text);
-        }
-    }
-    anyhow::bail!("no clamd.conf of the engine")
 }
 
 /// Scans.

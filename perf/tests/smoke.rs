@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::sync::OnceLock;
 
 use seawall_lab::{Need, ensure_binaries};
 use serde_json::Value;
@@ -15,6 +16,8 @@ const BARE: [(&str, usize); 4] =
 const OURS: [(&str, usize); 2] = [("ours", 17), ("unmarked", 7)];
 /// Figures that have a goal, memory among them.
 const FIGURES: usize = 28;
+/// Of all scenarios that are measured when nothing is named.
+const PLOTS: usize = 5;
 
 fn cases_by_setup(results: &Value) -> BTreeMap<String, usize> {
     let mut counts = BTreeMap::new();
@@ -28,14 +31,30 @@ fn expected(setups: &[(&str, usize)]) -> BTreeMap<String, usize> {
     setups.iter().map(|(setup, count)| ((*setup).to_owned(), *count)).collect()
 }
 
-/// Runs the benchmark quickly; what it says, its results, and their page.
-fn quick(binaries: Option<&Path>) -> (Output, Value, String) {
+/// What a run says, its results, and their page.
+type Run = (Output, Value, String);
+
+/// All that is measured when nothing is named, once for all tests.
+fn all() -> &'static Run {
+    static ALL: OnceLock<Run> = OnceLock::new();
+    let run = ALL.get_or_init(|| {
+        ensure_binaries(Need::ALL).unwrap();
+        quick(&[], None)
+    });
+    let said = String::from_utf8_lossy(&run.0.stdout);
+    assert!(run.0.status.success(), "{said}\n{}", String::from_utf8_lossy(&run.0.stderr));
+    run
+}
+
+/// Runs these scenarios of the benchmark quickly.
+fn quick(scenarios: &[&str], binaries: Option<&Path>) -> Run {
     let folder = tempfile::tempdir().unwrap();
     let json = folder.path().join("results.json");
     let mut command = Command::new("timeout");
     command
-        .arg("180")
+        .arg("600")
         .arg(env!("CARGO_BIN_EXE_seawall-perf"))
+        .args(scenarios)
         .args(["--quick", "--json"])
         .arg(&json)
         .arg("--html")
@@ -57,12 +76,10 @@ fn list<'a>(results: &'a Value, name: &str) -> Vec<&'a Value> {
 
 #[test]
 fn every_row_is_there_and_positive() {
-    ensure_binaries(Need::ALL).unwrap();
-    let (output, results, page) = quick(None);
-    let text = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
-    assert_eq!(cases_by_setup(&results), expected(&[BARE.as_slice(), &OURS].concat()));
-    for case in list(&results, "cases") {
+    let (output, results, page) = all();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(cases_by_setup(results), expected(&[BARE.as_slice(), &OURS].concat()));
+    for case in list(results, "cases") {
         for key in ["value", "p50", "p95", "p99"] {
             assert!(case[key].as_f64().unwrap() > 0.0, "{key} of {case}");
         }
@@ -76,7 +93,7 @@ fn every_row_is_there_and_positive() {
             assert!(case["cpu_us"]["service"].as_f64().unwrap() > 0.0, "{case}");
         }
     }
-    let figures = list(&results, "rows");
+    let figures = rows_of("open");
     assert_eq!(figures.len(), FIGURES, "{figures:#?}");
     for figure in figures {
         let value = figure["value"].as_f64().unwrap();
@@ -87,14 +104,14 @@ fn every_row_is_there_and_positive() {
         assert!(results["memory"][part].as_u64().unwrap() > 0, "{part}");
     }
     assert!(text.contains("new file, known content"), "{text}");
-    assert_eq!(page.matches("<svg").count(), 2, "{page}");
+    assert_eq!(page.matches("<svg").count(), PLOTS, "{page}");
     assert!(page.contains("clamonacc, new content, scanned"), "{page}");
 }
 
 #[test]
 fn what_cannot_run_is_said_and_the_rest_is_measured() {
     let nothing = tempfile::tempdir().unwrap();
-    let (output, results, page) = quick(Some(nothing.path()));
+    let (output, results, page) = quick(&["open"], Some(nothing.path()));
     assert!(page.contains("Not measured") && !page.contains("NaN"), "{page}");
     assert!(!output.status.success());
     assert_eq!(cases_by_setup(&results), expected(&BARE));
@@ -178,7 +195,7 @@ fn a_storm_is_measured() {
     }
 }
 
-/// Replays; the value of each row by its name.
+/// Replays.
 fn replayed(options: &[&str]) -> BTreeMap<String, f64> {
     ensure_binaries(Need::ALL).unwrap();
     let folder = tempfile::tempdir().unwrap();
@@ -190,14 +207,18 @@ fn replayed(options: &[&str]) -> BTreeMap<String, f64> {
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{text}");
     let results: Value = serde_json::from_str(&std::fs::read_to_string(&json).unwrap()).unwrap();
+    values(list(&results, "rows"))
+}
+
+/// The value of each row by its name.
+fn values(rows: Vec<&Value>) -> BTreeMap<String, f64> {
     let name = |row: &Value| row["name"].as_str().unwrap().to_owned();
-    let rows = list(&results, "rows").into_iter();
-    rows.map(|row| (name(row), row["value"].as_f64().unwrap())).collect()
+    rows.into_iter().map(|row| (name(row), row["value"].as_f64().unwrap())).collect()
 }
 
 #[test]
 fn a_busy_host_is_replayed_under_each_setup() {
-    let rows = replayed(&[]);
+    let rows = values(rows_of("replay"));
     for setup in ["unprotected", "listener", "ours", "clamonacc"] {
         for what in ["opened again", "opened first", "opened beside a writer", "opened and written"]
         {
@@ -227,21 +248,53 @@ fn a_recorded_trace_is_replayed_in_several_guests() {
     assert!(!rows.keys().any(|name| name.contains("beside a writer")), "{rows:?}");
 }
 
+/// The rows of one scenario among those of all.
+fn rows_of(scenario: &str) -> Vec<&'static Value> {
+    let rows = list(&all().1, "rows").into_iter();
+    rows.filter(|row| row["scenario"] == scenario).collect()
+}
+
+fn with_goal(rows: &[&Value]) -> usize {
+    rows.iter().filter(|row| row["met"].is_boolean()).count()
+}
+
 #[test]
 fn single_files_are_measured() {
-    ensure_binaries(Need::ALL).unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let json = folder.path().join("results.json");
-    let mut command = Command::new("timeout");
-    command.arg("180").arg(env!("CARGO_BIN_EXE_seawall-perf"));
-    let output = command.args(["files", "--quick", "--json"]).arg(&json).output().unwrap();
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{text}");
-    let results: Value = serde_json::from_str(&std::fs::read_to_string(&json).unwrap()).unwrap();
-    let rows = list(&results, "rows");
-    let with_goal = rows.iter().filter(|row| row["met"].is_boolean()).count();
-    assert_eq!((rows.len(), with_goal), (16, 5), "{rows:#?}");
+    let rows = rows_of("files");
+    assert_eq!((rows.len(), with_goal(&rows)), (16, 5), "{rows:#?}");
     let mut measured =
         rows.iter().filter(|row| !row["name"].as_str().unwrap().contains("scans in"));
     assert!(measured.all(|row| row["value"].as_f64().unwrap() > 0.0), "{rows:#?}");
+}
+
+#[test]
+fn what_further_guests_cost_is_measured() {
+    let rows = rows_of("guests");
+    let value = |name: &str| {
+        let row = rows.iter().find(|row| row["name"].as_str().unwrap().contains(name));
+        row.unwrap_or_else(|| panic!("{name}: {rows:#?}"))["value"].as_f64().unwrap()
+    };
+    assert_eq!(value("ClamAV, 3 guests: scans"), 50.0);
+    assert_eq!(value("golden image, 2 clones: scans"), 0.0);
+    assert_eq!(value("bytes sent by the second"), 0.0);
+    for name in ["throughput of 4 guests", "p99 beside a greedy guest"] {
+        assert!(value(name) > 0.0, "{name}");
+    }
+}
+
+#[test]
+fn memory_is_measured() {
+    let rows = rows_of("memory");
+    assert_eq!((rows.len(), with_goal(&rows)), (8, 1), "{rows:#?}");
+    assert!(rows.iter().all(|row| row["value"].as_f64().unwrap() > 0.0), "{rows:#?}");
+}
+
+#[test]
+fn options_of_one_scenario_are_refused_for_several() {
+    for options in [["--only", "known"], ["--guests", "2"]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_seawall-perf"));
+        let output = command.args(["files", "replay", "--quick"]).args(options).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains("for one scenario"), "{said}");
+    }
 }

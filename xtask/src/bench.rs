@@ -7,11 +7,11 @@ use crate::tools::cargo;
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// open (when nothing is given), files, guests, replay, storm, engines-yara, engines-clamav, engines-cost, engines-rules,
-    /// engines-signatures, engines-hash, exclusions
+    /// open, files, guests, memory, replay (these when nothing is named), storm, engines-yara, engines-clamav, engines-cost,
+    /// engines-rules, engines-signatures, engines-hash, exclusions
     #[arg(value_name = "SCENARIO")]
     scenarios: Vec<String>,
-    /// How often every case is measured; when not given 9 for open, 7 for others
+    /// How often every case is measured; when not given 9 for open and 7 for engines, the only ones that go by it
     #[arg(long)]
     rounds: Option<u32>,
     /// Few samples: shows that the benchmark works, tells nothing about time

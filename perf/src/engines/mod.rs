@@ -39,6 +39,8 @@ pub enum Scenario {
     Files,
     /// What a further guest costs, and whether guests leave each other their share
     Guests,
+    /// Memory beside a clamd of the official size in each guest, and of a service with a million verdicts
+    Memory,
     /// A trace of opens and writes, replayed under Seawall, a bare listener, clamonacc, and unprotected
     Replay,
     /// Full scans of many guests at once beside a clamd in each
@@ -60,20 +62,19 @@ pub enum Scenario {
 }
 
 impl Scenario {
+    /// What an access costs, and what memory it takes: all that is measured when nothing is named.
+    pub const ACCESS: [Self; 5] =
+        [Self::Open, Self::Files, Self::Guests, Self::Memory, Self::Replay];
+
     /// Whether it needs the machine for itself, in namespaces of its own.
     pub fn is_alone(self) -> bool {
-        matches!(self, Self::Open | Self::Files | Self::Guests | Self::Replay | Self::Storm)
+        Self::ACCESS.contains(&self) || self == Self::Storm
     }
 
-    /// As on the command line, of those that are alone.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Files => "files",
-            Self::Guests => "guests",
-            Self::Replay => "replay",
-            Self::Storm => "storm",
-            _ => "open",
-        }
+    /// As on the command line.
+    pub fn word(self) -> String {
+        let word = clap::ValueEnum::to_possible_value(&self);
+        word.map_or_else(String::new, |word| word.get_name().to_owned())
     }
 }
 
@@ -139,6 +140,7 @@ pub fn run(
             Scenario::Open
             | Scenario::Files
             | Scenario::Guests
+            | Scenario::Memory
             | Scenario::Replay
             | Scenario::Storm => continue,
             Scenario::EnginesYara => ("engines-yara", yara::run(&mut bench)),
