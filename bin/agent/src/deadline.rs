@@ -22,7 +22,7 @@ pub fn keep(driver: &Driver) {
         let entered = driver.ledger.entered();
         // Where events come all the time none of them has to wake it.
         if driver.ledger.outstanding() == 0 && entered == seen {
-            // A reader wakes it with the first event that it holds.
+            // A reader wakes it with the first event that it holds after a pause.
             std::thread::park_timeout(IDLE);
             continue;
         }

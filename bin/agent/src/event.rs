@@ -2,8 +2,8 @@
 //!
 //! A reader does nothing but read, answer what needs no scan, enter the rest in the ledger, and ask for it in
 //! the ring or queue it. It opens no file, resolves no path, writes no log, waits for no disk and takes no lock
-//! under which anything slow happens. There are two, because reading an event of an overlay can raise another one that only
-//! the other reader can take.
+//! under which anything slow happens. There are two or more, because reading an event of an overlay can raise another one that only
+//! another reader can take.
 
 use crate::driver::{Driver, OUTSTANDING_MAX, count};
 use crate::file::{Look, fails_open};
@@ -12,7 +12,7 @@ use crate::memory::Known;
 use crate::ring;
 use crate::truth;
 use rustix::event::{PollFd, PollFlags, epoll};
-use seawall_fanotify::ledger::{Claim, Held, HeldFile};
+use seawall_fanotify::ledger::{Claim, Held, HeldFile, READERS_MAX};
 use seawall_fanotify::{Answer, Event, EventKind, FileHandle, Group, process};
 use seawall_proto::{ExposureReason, Operation, Policy, Process};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-/// Events read at once. What waits in a reader's hand is not seen by the other one.
+/// Events read at once. What waits in a reader's hand is not seen by the others.
 const BATCH: usize = 8;
 /// No more event files than this are open at once; beyond it the answer comes at once, by fail mode.
 const LIVE_MAX: u32 = 3 * OUTSTANDING_MAX;
@@ -64,7 +64,7 @@ impl HeldEvent {
         self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Enters the file's handle in the ledger.
+    /// Enters the file's handle in the ledger, for whoever lets it through unscanned. The first time alone counts.
     pub fn name(&self) {
         name(&self.file, &self.look);
     }
@@ -97,7 +97,9 @@ impl HeldEvent {
 }
 
 fn name(file: &HeldFile, look: &Look) {
-    if let Ok(handle) = FileHandle::of(file.as_fd(), look.identity.device) {
+    if !file.is_named()
+        && let Ok(handle) = FileHandle::of(file.as_fd(), look.identity.device)
+    {
         file.name(&handle);
     }
 }
@@ -142,7 +144,7 @@ pub fn read_events(driver: &Driver, number: usize) {
     let group = &driver.groups.permission;
     let queue = Queue::of(group).ok();
     let (mut held, mut asking) = (Vec::with_capacity(BATCH), Vec::with_capacity(BATCH));
-    let mut is_alone = true;
+    let (mut is_alone, mut buffer) = (true, Vec::new());
     loop {
         driver.ledger.beat_reader(number, process::now_ms());
         match group.read(BATCH, |event| held.extend(take(driver, event))) {
@@ -153,8 +155,12 @@ pub fn read_events(driver: &Driver, number: usize) {
             // should it happen all the same, a pause lets others close theirs.
             Err(_) => std::thread::sleep(Duration::from_millis(1)),
         }
+        // One alone is named while the host works; the last of many would wait for its name.
+        if held.len() > 1 {
+            held.iter().for_each(|event| event.name());
+        }
         // All are asked for before the first reply is looked for.
-        asking.extend(held.drain(..).filter_map(|event| ring::ask(driver, event)));
+        asking.extend(held.drain(..).filter_map(|event| ring::ask(driver, event, &mut buffer)));
         asking.drain(..).for_each(|asking| ring::look(driver, asking));
         if is_alone {
             match &queue {
@@ -248,8 +254,8 @@ fn hold(
             return answer_now(driver, &fd, fail);
         }
     };
-    // Two readers may enter their first events at once.
-    if driver.ledger.outstanding() <= 2 {
+    // All readers may enter their first events at once.
+    if driver.ledger.outstanding() as usize <= READERS_MAX {
         driver.wake_deadline_keeper();
     }
     if LIVE.load(Ordering::Relaxed) >= LIVE_MAX {
@@ -258,7 +264,7 @@ fn hold(
         driver.answer_unscanned(file.claim(), ExposureReason::Overload);
         return None;
     }
-    // Both readers may pick the same one: then one of them looks again.
+    // Several readers may pick the same one: then they look again.
     while driver.ledger.outstanding() > OUTSTANDING_MAX
         && let Some(oldest) = driver.ledger.oldest()
     {

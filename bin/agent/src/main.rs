@@ -7,6 +7,7 @@
 //! the deadlines ([`deadline`]). The driver never scans.
 
 mod background;
+mod content;
 mod control;
 mod coverage;
 mod deadline;

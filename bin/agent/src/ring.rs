@@ -1,11 +1,15 @@
 //! The short way: whether the host knows a content to be clean, asked and answered in the region.
 //!
 //! ```text
-//!   reader: held ──► content is in the page cache? ──► slots, query ──► host looks? else its doorbell rings
-//!                        │ no, or it does not fit          │
-//!                        ▼                                 ▼ looks for the reply, for a moment
-//!                    the long way ◄── unknown, late ── clean ──► marked, remembered, answered
+//!   reader: held ──► in the page cache, no writer? ──► host looks? else its doorbell rings ──► hash or slots, query
+//!                        │ no, or it does not fit                                                   │
+//!                        ▼                                        looks for the reply, for a moment ▼
+//!                    the long way ◄── unknown, late ───────────────────────────────────────────── clean ──► marked,
+//!                                                                                       remembered, answered
 //! ```
+//!
+//! What is small is hashed here: that takes no longer than to hand it over does, and the host's doorbell rings before. What
+//! is larger the host hashes piece by piece while the next one is read, where it is in memory.
 //!
 //! A reader asks itself, and hands nothing to anybody: that is what makes it short. So it does nothing here that may
 //! wait: content comes from the page cache or not at all. RWF_NOWAIT (preadv2(2)) alone does not say so: it begins
@@ -18,6 +22,7 @@
 //! Slots of a query that was given up are free at once. The host may still read them, and hash what another request has in
 //! them by then; but nobody listens to what it says of that query any more.
 
+use crate::content::{Reads, hash_of};
 use crate::driver::{Ask, Driver, Job, Subject, count};
 use crate::event::HeldEvent;
 use crate::file::Look;
@@ -29,16 +34,18 @@ use seawall_fanotify::process;
 use seawall_proto::{Clean, Fingerprint, Operation, RingKey};
 use seawall_region::layout::SLOT_LEN;
 use seawall_region::ring::{PIECE_LEN, PLACES, QUERY_SLOTS};
-use seawall_region::{Filled, GuestRegion, GuestRing, Query, Reply, Slot};
+use seawall_region::{Filled, GuestRegion, GuestRing, HostLooks, Query, Reply, Slot};
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The largest content that is asked for so.
 pub const LEN_MAX: u64 = QUERY_SLOTS as u64 * SLOT_LEN as u64;
+/// The largest content that a reader hashes itself.
+const HASHED_MAX: u64 = 64 * 1024;
 /// How long a reader looks for its reply; one that comes later comes on the link.
 const LOOK: Duration = Duration::from_micros(150);
 /// How long a reply may take, in milliseconds. It is looked for now and then.
@@ -53,7 +60,7 @@ pub struct InVain(AtomicU32);
 impl InVain {
     /// After so many times in a row it is tried now and then only.
     const MOST: u32 = 4;
-    const TRY_EVERY: u32 = 8;
+    const TRY_EVERY: u32 = 4;
 
     /// Whether it is to be tried.
     pub fn is_worth_it(&self) -> bool {
@@ -63,6 +70,13 @@ impl InVain {
         }
         self.0.store(times.wrapping_add(1).max(Self::MOST), Ordering::Relaxed);
         times.is_multiple_of(Self::TRY_EVERY)
+    }
+
+    /// What came of it, where it was tried.
+    fn was_if(&self, tried: bool, in_vain: bool) {
+        if tried {
+            self.was(in_vain);
+        }
     }
 
     /// What came of it.
@@ -82,6 +96,8 @@ impl InVain {
 pub struct Patience {
     asked: InVain,
     looked: InVain,
+    /// Telling the host that it is about to be asked.
+    rung: InVain,
     /// Asking by a file's fingerprint.
     pub golden: InVain,
     /// Asking by the hash of what is too large for the ring.
@@ -93,12 +109,21 @@ pub struct Patience {
 struct Asked {
     event: Arc<HeldEvent>,
     look: Look,
-    /// By which it was asked.
-    fingerprint: Option<Fingerprint>,
+    by: By,
     when: When,
     /// Given back with the reply.
     slots: Vec<Slot>,
     since_ms: u64,
+}
+
+/// By what it was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum By {
+    /// The hash that is remembered of the file: costs next to nothing.
+    Memory,
+    Fingerprint(Fingerprint),
+    /// What was read.
+    Content,
 }
 
 /// What a reader looks for.
@@ -155,12 +180,15 @@ impl State {
 #[derive(Debug)]
 pub struct Ring {
     desk: GuestRing,
+    /// How often the host had begun and ended to look when its bell was rung last.
+    rung_at: AtomicU64,
     state: Mutex<State>,
 }
 
 impl Ring {
     pub fn new(region: GuestRegion, key: RingKey) -> Self {
-        Self { desk: GuestRing::new(region, key), state: Mutex::default() }
+        let (desk, rung_at) = (GuestRing::new(region, key), AtomicU64::new(u64::MAX));
+        Self { desk, rung_at, state: Mutex::default() }
     }
 
     /// Whether it is used no longer.
@@ -173,17 +201,23 @@ impl Ring {
     }
 }
 
+/// Whether an access is for a filler to ask for: a reader may not look at which file it is.
+fn is_for_filler(driver: &Driver, event: &HeldEvent) -> bool {
+    event.operation == Operation::Exec || driver.policy().asks_which_file()
+}
+
 /// Asks for an access, or queues it. Never waits: what would take a disk, or a look at which file it is, is left to a
 /// filler.
-pub fn ask(driver: &Driver, event: Arc<HeldEvent>) -> Option<Asking> {
+pub fn ask(driver: &Driver, event: Arc<HeldEvent>, buffer: &mut Vec<u8>) -> Option<Asking> {
     let size = event.look.identity.size;
-    let ask = if event.operation == Operation::Exec || driver.policy().asks_which_file() {
+    let ask = if is_for_filler(driver, &event) {
         Ask::Ring
     } else if size > driver.policy().whole_file_limit {
         Ask::Known
     } else {
         let session = driver.session();
-        match session.map(|session| try_ask(driver, &session, &event, event.look, Reads::Now)) {
+        let ask = |session| try_ask(driver, &session, &event, event.look, Reads::Now, buffer);
+        match session.map(ask) {
             Some(Ok(asking)) => {
                 // While the host works.
                 event.name();
@@ -204,22 +238,15 @@ pub fn ask_and_look(
     session: &Arc<Session>,
     event: &Arc<HeldEvent>,
     look: Look,
+    buffer: &mut Vec<u8>,
 ) -> bool {
-    let asking = try_ask(driver, session, event, look, Reads::Waiting);
+    let asking = try_ask(driver, session, event, look, Reads::Waiting, buffer);
     asking.map(|asking| self::look(driver, asking)).is_ok()
-}
-
-/// How a content is read.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Reads {
-    /// From the page cache or not at all.
-    Now,
-    Waiting,
 }
 
 /// Why nothing was asked.
 enum NotAsked {
-    /// The content is on a disk, as far as the kernel tells.
+    /// The content is not in memory, as far as the kernel tells.
     Waits,
     Never,
 }
@@ -230,47 +257,102 @@ fn try_ask(
     event: &Arc<HeldEvent>,
     look: Look,
     reads: Reads,
+    buffer: &mut Vec<u8>,
 ) -> Result<Asking, NotAsked> {
     let (file, size) = (&event.file, look.identity.size);
     let ring = session.ring().filter(|_| size <= LEN_MAX).ok_or(NotAsked::Never)?;
-    let hash = driver.memory.hash_of(&look.identity);
-    let by_fingerprint =
-        hash.is_none() && session.golden().is_asked() && driver.patience.golden.is_worth_it();
-    let fingerprint =
-        by_fingerprint.then(|| golden::fingerprint(driver, file.as_fd(), &look)).flatten();
-    let short = hash.map(Query::Hash).or(fingerprint.map(Query::Fingerprint));
-    if short.is_none() {
-        if reads == Reads::Now && !seawall_fanotify::is_cached(file.as_fd(), size).unwrap_or(false)
-        {
-            return Err(NotAsked::Waits);
-        }
-        if !driver.patience.asked.is_worth_it() {
+    let epoch = driver.epoch();
+    let (by, query) = match short(driver, session, file, &look) {
+        Some((by, query)) => (by, Some(query)),
+        None => (By::Content, None),
+    };
+    if by == By::Content {
+        // Where a reader left it to a filler it has asked this already.
+        let is_tried = reads == Reads::Now || is_for_filler(driver, event);
+        if is_tried && !driver.patience.asked.is_worth_it() {
             return Err(NotAsked::Never);
         }
+        let is_cached = |file| seawall_fanotify::is_cached(file, size).unwrap_or(false);
+        if reads == Reads::Now && !is_cached(file.as_fd()) {
+            return Err(NotAsked::Waits);
+        }
     }
-    // What is written through a mapping that exists already need not change the times. Nobody had one when the hash was
-    // remembered, and whoever made one since has changed them with the first write.
-    if hash.is_none() && seawall_fanotify::is_open_for_writing(file.as_fd()).unwrap_or(true) {
+    // What is written through a mapping that exists already need not change the times. Where nothing is read it is asked
+    // while the host works.
+    let is_written = || seawall_fanotify::is_open_for_writing(file.as_fd()).unwrap_or(true);
+    if by != By::Memory && is_written() {
         return Err(NotAsked::Never);
     }
-    let (since_ms, epoch) = (process::now_ms(), driver.epoch());
-    let asked = match (short, reads) {
-        (Some(query), _) => {
-            ring.put(session, &query, Filled::Pieces(0)).map(|number| (number, Vec::new()))
+    let (number, slots) = match query {
+        Some(query) => (ring.put(session, &query, Filled::Pieces(0))?, Vec::new()),
+        None if size <= HASHED_MAX || reads == Reads::Waiting => {
+            // It wakes while the content is read; from a disk that may take long.
+            let early = reads == Reads::Now && ring.ring_early(driver, session);
+            let is_held = || driver.ledger.is_held(event.claim);
+            let hash = hash_of(file, size, reads, buffer, is_held).ok().flatten();
+            driver.patience.rung.was_if(early, hash.is_none() || ring.host_is_away());
+            let not = if reads == Reads::Now { NotAsked::Waits } else { NotAsked::Never };
+            let query = Query::Hash(hash.ok_or(not)?);
+            (ring.put(session, &query, Filled::Pieces(0))?, Vec::new())
         }
-        (None, Reads::Now) => ring.put_content(session, file, size),
-        (None, Reads::Waiting) => ring.put_read(session, file, size),
+        None => {
+            event.name();
+            let early = ring.ring_early(driver, session);
+            let put = ring.put_content(session, file, size);
+            driver.patience.rung.was_if(early, put.is_err());
+            put?
+        }
     };
-    let (number, slots) = asked.ok_or(NotAsked::Never)?;
-    let event = Arc::clone(event);
+    if by == By::Memory && is_written() {
+        ring.give_up(number);
+        return Err(NotAsked::Never);
+    }
+    let (event, since_ms) = (Arc::clone(event), process::now_ms());
     let when = When { epoch, unwritten: !look.written };
-    let asked = Asked { event, look, fingerprint, when, slots, since_ms };
+    let asked = Asked { event, look, by, when, slots, since_ms };
     Ok(Asking { session: Arc::clone(session), number, asked, since: Instant::now() })
 }
 
+/// What can be asked without reading the content.
+fn short(driver: &Driver, session: &Session, file: &File, look: &Look) -> Option<(By, Query)> {
+    if let Some(hash) = driver.memory.hash_of(&look.identity) {
+        return Some((By::Memory, Query::Hash(hash)));
+    }
+    if !session.golden().is_asked() || !driver.patience.golden.is_worth_it() {
+        return None;
+    }
+    let fingerprint = golden::fingerprint(driver, file.as_fd(), look)?;
+    Some((By::Fingerprint(fingerprint), Query::Fingerprint(fingerprint)))
+}
+
 impl Ring {
+    /// Tells a host that does not look that there will be a query. Whether it did.
+    fn ring_early(&self, driver: &Driver, session: &Session) -> bool {
+        self.host_is_away() && driver.patience.rung.is_worth_it() && self.ring_bell(session)
+    }
+
+    /// Whether the host will see no query that is asked now: it does not look, and no bell is still to be heard.
+    fn host_is_away(&self) -> bool {
+        match self.desk.host_looks() {
+            HostLooks::Now => false,
+            HostLooks::Away(times) => self.rung_at.load(Ordering::SeqCst) != u64::from(times),
+        }
+    }
+
+    /// Rings unless the host looks, or is away as often as it was when its bell was rung last: then it has still to hear
+    /// that, and looks. Whether it will look.
+    fn ring_bell(&self, session: &Session) -> bool {
+        let HostLooks::Away(times) = self.desk.host_looks() else { return true };
+        let is_rung = self.rung_at.load(Ordering::SeqCst) == u64::from(times);
+        is_rung
+            || session.ring_doorbell() && {
+                self.rung_at.store(times.into(), Ordering::SeqCst);
+                true
+            }
+    }
+
     /// Asks, and has the host look.
-    fn put(&self, session: &Session, query: &Query, filled: Filled) -> Option<u64> {
+    fn put(&self, session: &Session, query: &Query, filled: Filled) -> Result<u64, NotAsked> {
         let number = {
             let mut state = self.state();
             let number = state.take_number(|before| self.desk.reply(before).is_some());
@@ -278,53 +360,42 @@ impl Ring {
             number.iter().for_each(|number| self.desk.ask(*number, query, filled));
             number
         };
-        let is_seen = self.desk.host_looks() || session.ring_doorbell();
         // Also where there is no place: the host has to come by what was given up.
-        let number = number?;
+        let is_seen = self.ring_bell(session);
+        let number = number.ok_or(NotAsked::Never)?;
         if is_seen {
-            return Some(number);
+            return Ok(number);
         }
         self.give_up(number);
-        None
+        Err(NotAsked::Never)
     }
 
-    fn put_content(&self, session: &Session, file: &File, size: u64) -> Option<(u64, Vec<Slot>)> {
-        let len = u32::try_from(size).ok()?;
-        let take = |_| self.desk.region().take_slot();
-        let mut slots = (0..len.div_ceil(SLOT_LEN)).map(take).collect::<Option<Vec<_>>>()?;
+    fn put_content(
+        &self,
+        session: &Session,
+        file: &File,
+        size: u64,
+    ) -> Result<(u64, Vec<Slot>), NotAsked> {
+        let len = u32::try_from(size).map_err(|_| NotAsked::Never)?;
+        let take = |_| self.desk.region().take_slot().ok_or(NotAsked::Never);
+        let mut slots = (0..len.div_ceil(SLOT_LEN)).map(take).collect::<Result<Vec<_>, _>>()?;
         let query = Query::Content { len, slots: slots.iter().map(Slot::index).collect() };
         let mut fill = |start: u32| {
             let (slot, at) = (&mut slots[(start / SLOT_LEN) as usize], start % SLOT_LEN);
             slot.fill_now(at, file, start.into(), (len - start).min(PIECE_LEN)).unwrap_or(false)
         };
         if !fill(0) {
-            return None;
+            return Err(NotAsked::Waits);
         }
         let number = self.put(session, &query, Filled::Pieces(1))?;
         for (before, start) in (1..).zip((PIECE_LEN..len).step_by(PIECE_LEN as usize)) {
             if !fill(start) {
                 self.give_up(number);
-                return None;
+                return Err(NotAsked::Waits);
             }
             self.desk.fill(number, Filled::Pieces(before + 1));
         }
-        Some((number, slots))
-    }
-
-    /// The same for a content that is read from wherever it is, before it is asked for: the host waits for no disk.
-    fn put_read(&self, session: &Session, file: &File, size: u64) -> Option<(u64, Vec<Slot>)> {
-        let len = u32::try_from(size).ok()?;
-        let take = |_| self.desk.region().take_slot();
-        let mut slots = (0..len.div_ceil(SLOT_LEN)).map(take).collect::<Option<Vec<_>>>()?;
-        for (slot, start) in slots.iter_mut().zip((0..len).step_by(SLOT_LEN as usize)) {
-            let filled = slot.fill(file, start.into()).ok()?;
-            if filled < (len - start).min(SLOT_LEN) {
-                return None;
-            }
-        }
-        let query = Query::Content { len, slots: slots.iter().map(Slot::index).collect() };
-        let pieces = u8::try_from(len.div_ceil(PIECE_LEN)).ok()?;
-        Some((self.put(session, &query, Filled::Pieces(pieces))?, slots))
+        Ok((number, slots))
     }
 
     fn look_until(&self, number: u64, until: Instant) -> Option<Reply> {
@@ -429,15 +500,18 @@ fn lost(driver: &Driver, asked: Asked) {
 }
 
 fn settle(driver: &Driver, asked: Asked, reply: Reply) {
-    let Asked { event, look, fingerprint, when, slots, .. } = asked;
-    let by_content = !slots.is_empty();
+    let Asked { event, look, by, when, slots, .. } = asked;
     drop(slots);
+    let fingerprint = match by {
+        By::Fingerprint(fingerprint) => Some(fingerprint),
+        By::Memory | By::Content => None,
+    };
     let job = Job { fingerprint, ..Job::new(Subject::Access(event)) };
     let patience = &driver.patience;
-    // To ask by a hash costs next to nothing.
-    let tried = match fingerprint {
-        Some(_) => Some(&patience.golden),
-        None => by_content.then_some(&patience.asked),
+    let tried = match by {
+        By::Memory => None,
+        By::Fingerprint(_) => Some(&patience.golden),
+        By::Content => Some(&patience.asked),
     };
     tried.into_iter().for_each(|tried| tried.was(reply == Reply::Unknown));
     match reply {
@@ -468,7 +542,7 @@ mod tests {
                 asked.was(true);
             }
         }
-        assert_eq!(tried, 10);
+        assert_eq!(tried, 20);
         asked.was(false);
         assert!((0..80).all(|_| asked.is_worth_it()));
     }

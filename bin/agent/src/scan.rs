@@ -13,6 +13,7 @@
 //! filler finds the claim taken. A file is read to the size that it had at the start; whether it is
 //! still the same is looked at before an allow ([`crate::verdict`]).
 
+use crate::content::{Reads, hash_of};
 use crate::coverage;
 use crate::driver::{Ask, Driver, Job, Purpose, Subject, count};
 use crate::event::HeldEvent;
@@ -25,8 +26,8 @@ use crate::session::{Filled, Opening, Session};
 use crate::truth::{self, ShownPath};
 use seawall_fanotify::{Answer, process};
 use seawall_proto::{
-    ContentHash, Ended, ExposureReason, Facts, Fingerprint, Golden, INLINE_MAX, Mode, Operation,
-    RequestId, Rules,
+    Ended, ExposureReason, Facts, Fingerprint, Golden, INLINE_MAX, Mode, Operation, RequestId,
+    Rules,
 };
 use seawall_region::{FillError, GuestRegion, layout::SLOT_LEN};
 use std::fs::File;
@@ -41,11 +42,6 @@ const PART: usize = 16;
 /// the link, twice where it encrypts.
 const PIECE: usize = 8 * 1024;
 const _: () = assert!(PIECE <= INLINE_MAX);
-/// Bytes that are read and hashed at a time where content is asked for by its hash: as much as BLAKE3 hashes at once. Each
-/// filler has a buffer of this.
-const HASHED: usize = 16 * 1024;
-/// After so many bytes it is looked whether the access still waits.
-const HELD_EVERY: u64 = 1 << 20;
 /// How long a scan for which nobody waits may take, in milliseconds, and how much longer for each MiB.
 const BACKGROUND_MS: u64 = 60_000;
 const BACKGROUND_MS_PER_MIB: u64 = 250;
@@ -58,7 +54,7 @@ pub fn fill(driver: &Driver) {
     }
 }
 
-/// Brings one job as far as it goes without a verdict. `buffer` is for content that goes inline.
+/// Brings one job as far as it goes without a verdict. `buffer` is for content that is hashed or goes inline.
 pub fn scan(driver: &Driver, mut job: Job, buffer: &mut Vec<u8>) {
     let Some(file) = job.subject.file() else { return };
     let Ok(mut look) = Look::at(file) else {
@@ -98,7 +94,7 @@ pub fn scan(driver: &Driver, mut job: Job, buffer: &mut Vec<u8>) {
     };
     if job.ask == Ask::Ring
         && let Subject::Access(event) = &job.subject
-        && ring::ask_and_look(driver, &session, event, look)
+        && ring::ask_and_look(driver, &session, event, look, buffer)
     {
         return;
     }
@@ -152,8 +148,12 @@ fn way(
     {
         return Ok((Some(Filled::Fingerprint), Some(fingerprint)));
     }
+    let goes_on = || match &job.subject {
+        Subject::Access(event) => driver.ledger.is_held(event.claim),
+        Subject::Background { .. } => true,
+    };
     let hash = match job.ask {
-        Ask::Hash => match hash_of(driver, job, file, look, buffer)? {
+        Ask::Hash => match hash_of(file, look.identity.size, Reads::Waiting, buffer, goes_on)? {
             Some(hash) => Some(Filled::Hash(hash)),
             None => return Ok((None, own)),
         },
@@ -162,38 +162,6 @@ fn way(
     // Of what was read while somebody wrote it, it is nobody's.
     let own = own.filter(|_| hash.is_none() || look.again(file).steady);
     Ok((hash, own))
-}
-
-/// The hash of as much as the file had when it was looked at. `None` where it is another one now, or nobody waits any more.
-fn hash_of(
-    driver: &Driver,
-    job: &Job,
-    file: &File,
-    look: &Look,
-    buffer: &mut Vec<u8>,
-) -> io::Result<Option<ContentHash>> {
-    buffer.resize(HASHED, 0);
-    let (mut hasher, mut offset, size) = (blake3::Hasher::new(), 0, look.identity.size);
-    while offset < size {
-        let is_time = offset.is_multiple_of(HELD_EVERY);
-        if is_time
-            && let Subject::Access(event) = &job.subject
-            && !driver.ledger.is_held(event.claim)
-        {
-            return Ok(None);
-        }
-        let most = usize::try_from(size - offset).unwrap_or(HASHED).min(HASHED);
-        match file.read_at(&mut buffer[..most], offset) {
-            Ok(0) => return Ok(None),
-            Ok(read) => {
-                hasher.update(&buffer[..read]);
-                offset += read as u64;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(Some(ContentHash(*hasher.finalize().as_bytes())))
 }
 
 /// Asks for the verdict on content that the host may know by its hash or its file's fingerprint.

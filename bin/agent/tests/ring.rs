@@ -12,6 +12,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
@@ -38,8 +39,16 @@ fn asked(native: &Native) -> Vec<Query> {
     native.host.seen.asked.lock().unwrap().clone()
 }
 
-fn is_content(query: &Query, content: &[u8]) -> bool {
-    matches!(query, Query::Content { len, .. } if *len as usize == content.len())
+fn by_hash(content: &[u8]) -> Query {
+    Query::Hash(ContentHash(*blake3::hash(content).as_bytes()))
+}
+
+/// By its hash, or piece by piece where it is longer than a reader hashes.
+fn is_about(query: &Query, content: &[u8]) -> bool {
+    match query {
+        Query::Content { len, .. } => content.len() > 65_536 && *len as usize == content.len(),
+        _ => content.len() <= 65_536 && *query == by_hash(content),
+    }
 }
 
 #[test]
@@ -47,7 +56,7 @@ fn known_content_is_let_through_marked_and_remembered() {
     for mode in [RingMode::Looks, RingMode::Sleeps, RingMode::Late(Duration::from_millis(20))] {
         let native = start(mode);
         let contents: Vec<Vec<u8>> =
-            [1, 4096, 16_384, 65_537, 900_000].map(|len| vec![len as u8; len]).to_vec();
+            [1, 4096, 16_384, 65_536, 65_537, 900_000].map(|len| vec![len as u8; len]).to_vec();
         for content in &contents {
             native.write(&content.len().to_string(), content);
             knows(&native, &[content]);
@@ -61,7 +70,7 @@ fn known_content_is_let_through_marked_and_remembered() {
         all_are_read();
         let seen = asked(&native);
         assert_eq!(seen.len(), contents.len(), "{mode:?}");
-        assert!(seen.iter().zip(&contents).all(|(query, content)| is_content(query, content)));
+        assert!(seen.iter().zip(&contents).all(|(query, content)| is_about(query, content)));
         assert_eq!(native.host.requests(), 0, "{mode:?}");
         assert_eq!(native.number("requests"), contents.len() as u64);
         assert_eq!(native.number("in_ring"), contents.len() as u64);
@@ -76,8 +85,8 @@ fn known_content_is_let_through_marked_and_remembered() {
         native.settle();
         all_are_read();
         let again: Vec<_> = asked(&native).split_off(contents.len());
-        let hash = |content: &Vec<u8>| Query::Hash(ContentHash(*blake3::hash(content).as_bytes()));
-        assert_eq!(again, contents.iter().map(hash).collect::<Vec<_>>(), "{mode:?}");
+        let hashes = contents.iter().map(|content| by_hash(content));
+        assert_eq!(again, hashes.collect::<Vec<_>>(), "{mode:?}");
         assert_eq!(native.host.requests(), 0);
     }
 }
@@ -143,6 +152,7 @@ fn what_a_reader_may_not_ask_for_a_filler_does() {
     assert_eq!((asked(&native).len(), native.host.requests()), (1, 2), "unknown");
     assert_eq!(fs::read(native.path("known on disk")).unwrap(), vec![9; 150_000]);
     assert_eq!((asked(&native).len(), native.host.requests()), (2, 2));
+    assert_eq!(asked(&native), [8, 9].map(|byte| by_hash(&vec![byte; 150_000])));
     assert_eq!(native.number("in_ring"), 1);
     // To open it for writing is an access, too.
     let writer = OpenOptions::new().append(true).open(native.path("written")).unwrap();
@@ -151,11 +161,11 @@ fn what_a_reader_may_not_ask_for_a_filler_does() {
     drop(writer);
     assert_eq!(asked(&native).len(), before);
     let requests = native.host.requests();
-    let status = std::process::Command::new(native.path("program")).status().unwrap();
+    let status = Command::new(native.path("program")).status().unwrap();
     assert!(status.success());
     assert_eq!((asked(&native).len(), native.host.requests()), (before + 1, requests));
     let events = native.number("remembered");
-    assert!(std::process::Command::new(native.path("program")).status().unwrap().success());
+    assert!(Command::new(native.path("program")).status().unwrap().success());
     assert_eq!(native.number("remembered"), events + 1);
 
     native.write("excluded", b"evil, but excluded");
@@ -291,6 +301,28 @@ fn a_file_that_changes_after_the_reply_is_not_remembered() {
         }
         assert!(is_denied(&fs::read(&path)), "{sets_time}");
     }
+}
+
+/// It may be written through a mapping without a change of its times: the query is given up.
+#[test]
+fn what_is_remembered_and_open_for_writing_goes_the_long_way() {
+    let native = start(RingMode::Looks);
+    knows(&native, &[b"good"]);
+    let path = native.write("file", b"good");
+    native.settle();
+    fs::read(&path).unwrap();
+    let writer = OpenOptions::new().append(true).open(&path).unwrap();
+    native.host.renew();
+    native.settle();
+    let (in_ring, hashes) = (native.number("in_ring"), &native.host.seen.hashes);
+    assert_eq!(fs::read(&path).unwrap(), b"good");
+    assert_eq!(native.number("in_ring"), in_ring);
+    assert_eq!(hashes.lock().unwrap().len(), 1, "it is asked for by its hash on the link");
+    // It is let through for a while and not marked: each open is heard of.
+    let remembered = native.number("remembered");
+    fs::read(&path).unwrap();
+    assert_eq!(native.number("remembered"), remembered + 1);
+    drop(writer);
 }
 
 #[test]

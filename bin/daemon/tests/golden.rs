@@ -12,7 +12,7 @@ use seawall_proto::walk::WalkProgress;
 use seawall_proto::{
     ContentHash, Ended, Fingerprint, Golden, Operation, Part, ToGuest, ToHost, VerdictKind,
 };
-use seawall_region::{Filled, Query, Reply};
+use seawall_region::{Filled, HostLooks, Query, Reply};
 use std::fs;
 
 const NOTHING: Golden = Golden { knows: false, learns: false };
@@ -196,7 +196,7 @@ fn what_is_clean_in_a_template_is_learned_and_known_in_its_clones() {
     let ring = clone.ring();
     let ask_in_ring = |clone: &mut Driver, number, own| {
         ring.ask(number, &Query::Fingerprint(own), Filled::Pieces(0));
-        if !ring.host_looks() {
+        if ring.host_looks() != HostLooks::Now {
             clone.say(ToHost::Doorbell);
         }
         wait_for("the reply", || ring.reply(number))

@@ -6,7 +6,7 @@ mod common;
 use common::{Driver, Engine, Service, Setup, block_on, eicar, wait_for};
 use seawall_proto::{Clean, ContentHash, ToGuest, ToHost, VerdictKind};
 use seawall_region::ring::PIECE_LEN;
-use seawall_region::{Filled, GuestRing, Query, Reply, Slot};
+use seawall_region::{Filled, GuestRing, HostLooks, Query, Reply, Slot};
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,14 +39,23 @@ impl Asker {
         let number = self.next;
         self.next += 1;
         self.ring.ask(number, query, filled);
-        self.ring_bell();
+        self.ring_bell(None);
         number
     }
 
-    fn ring_bell(&mut self) {
-        if !self.ring.host_looks() {
-            self.driver.say(ToHost::Doorbell);
+    /// Rings unless the service looks, or has still to hear what it was told when it was away so often.
+    fn ring_bell(&mut self, rung: Option<u32>) -> Option<u32> {
+        match self.ring.host_looks() {
+            HostLooks::Away(times) if rung != Some(times) => {
+                self.driver.say(ToHost::Doorbell);
+                Some(times)
+            }
+            _ => rung,
         }
+    }
+
+    fn service_looks(&self) -> bool {
+        self.ring.host_looks() == HostLooks::Now
     }
 
     /// Asks, and looks until there is a reply.
@@ -127,7 +136,7 @@ fn who_looks_away_is_told_on_the_link() {
     for round in 0..20 {
         let content: &[u8] = if round % 2 == 0 { b"known" } else { b"unknown" };
         let (_slots, query, filled) = one.content(content);
-        wait_for("the service to sleep", || (!one.ring.host_looks()).then_some(()));
+        wait_for("the service to sleep", || (!one.service_looks()).then_some(()));
         one.ring.ask(round, &query, filled);
         one.ring.look_away(round);
         one.driver.say(ToHost::Doorbell);
@@ -377,11 +386,22 @@ fn each_query_has_its_answer_at_whatever_moment() {
     let service = Service::start(Setup::default());
     let mut one = Asker::new(&service, "g1");
     one.driver.scan(b"known");
-    let (mut looked, mut told, mut rung) = (0, 0, 0);
+    let (mut looked, mut told, mut rung, mut early_used) = (0, 0, 0, 0);
     for n in 0..5_000_u64 {
         let query = Query::Hash(hash(if n % 3 == 0 { b"unknown" } else { b"known" }));
-        rung += u32::from(!one.ring.host_looks());
-        let number = one.put(&query, Filled::Pieces(0));
+        rung += u32::from(!one.service_looks());
+        let early = (n % 7 == 0).then(|| one.ring_bell(None)).flatten();
+        if early.is_some() {
+            // It has come and gone by then, or not.
+            std::thread::sleep(Duration::from_micros(n * 31 % 400));
+        }
+        let number = one.next;
+        one.next += 1;
+        one.ring.ask(number, &query, Filled::Pieces(0));
+        early_used += u32::from(early.is_some() && one.ring_bell(early) == early);
+        if early.is_none() {
+            one.ring_bell(None);
+        }
         let until = Instant::now() + Duration::from_micros(n * 7919 % 60);
         let mut reply = None;
         while reply.is_none() && Instant::now() < until {
@@ -402,4 +422,5 @@ fn each_query_has_its_answer_at_whatever_moment() {
         }
     }
     assert!(looked > 0 && told > 0 && rung > 0, "{looked} {told} {rung}");
+    assert!(early_used > 0, "the service looks for what it is told of");
 }

@@ -123,6 +123,13 @@ impl HeldFile {
         self.claim
     }
 
+    /// Whether it has a handle, or is given one.
+    #[must_use]
+    pub fn is_named(&self) -> bool {
+        let entry = self.ledger.entry(self.claim.number);
+        entry.is_some_and(|entry| entry.handle_state.load(Ordering::Acquire) != FREE)
+    }
+
     /// Enters its handle, for whoever answers the event without having the file. Only the first one counts.
     pub fn name(&self, handle: &FileHandle) {
         let Some(entry) = self.ledger.entry(self.claim.number) else { return };
@@ -263,10 +270,11 @@ impl Ledger {
         let word = (sequence << SEQUENCE_SHIFT) | HELD | deny;
         entry.deadline_ms.store(held.deadline_ms, Ordering::Relaxed);
         entry.handle_state.store(FREE, Ordering::Relaxed);
-        entry.word.store(word, Ordering::Release);
         let above = u32::try_from(number).unwrap_or(0) + 1;
         shared.high.fetch_max(above, Ordering::Relaxed);
+        // Before it can be answered.
         shared.outstanding.fetch_add(1, Ordering::Relaxed);
+        entry.word.store(word, Ordering::Release);
         let (file, claim) = (ManuallyDrop::new(File::from(fd)), Claim { number, word });
         Ok(HeldFile { file, claim, ledger: self.again() })
     }
@@ -374,6 +382,7 @@ impl Ledger {
         // SAFETY: the state was stored after the handle was written. Should the event be answered and
         // the number used again meanwhile, the check below throws the copy away.
         let handle = unsafe { std::ptr::read_volatile(entry.handle.get()) };
+        fence(Ordering::Acquire);
         self.is_held(claim).then_some(handle)
     }
 
@@ -602,6 +611,31 @@ mod tests {
         assert!(!ledger.expose(None, 1));
         let lost = Lost { without_room: 0, without_handle: 1 };
         assert_eq!(ledger.take_exposures_lost(), lost, "without a handle it is at least counted");
+    }
+
+    #[test]
+    fn a_held_event_has_the_first_name_that_it_is_given() {
+        let ledger = Ledger::new().unwrap();
+        let file = held(&ledger);
+        let claim = file.claim();
+        let name = |device| FileHandle::of(std::os::fd::AsFd::as_fd(&*file), device).unwrap();
+        assert_eq!(ledger.handle(claim), None, "it has none yet");
+        assert!(!file.is_named());
+        file.name(&name(1));
+        assert!(file.is_named());
+        file.name(&name(2));
+        assert_eq!(ledger.handle(claim), Some(name(1)));
+        let number = file.as_raw_fd();
+        ledger.put_down(ledger.take(claim, Answer::Allow).unwrap());
+        assert_eq!(ledger.handle(claim), None);
+        drop(file);
+        let next = std::iter::repeat_with(|| held(&ledger)).take(64);
+        let next = next.collect::<Vec<_>>();
+        let same = next.iter().find(|file| file.as_raw_fd() == number).unwrap();
+        assert_eq!(ledger.handle(same.claim()), None, "its number's last event had another");
+        next.iter().for_each(|file| {
+            ledger.put_down(ledger.take(file.claim(), Answer::Allow).unwrap());
+        });
     }
 
     #[test]

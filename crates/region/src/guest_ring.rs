@@ -1,7 +1,7 @@
 //! The driver's side of the ring.
 
 use crate::guest::GuestRegion;
-use crate::ring::{self, Filled, Query, Reply};
+use crate::ring::{self, Filled, HostLooks, Query, Reply};
 use seawall_proto::RingKey;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -55,10 +55,11 @@ impl GuestRing {
         self.region.publish();
     }
 
-    /// Whether the host will see a query that was asked before this; else it is to be told on the link.
+    /// Whether the host will see what was asked before this. If it is away with the count that it had when it was told, it
+    /// has not heard that yet, and will look.
     #[must_use]
-    pub fn host_looks(&self) -> bool {
-        self.word(ring::HOST_LOOKS_AT).load(Ordering::Relaxed) == ring::looks(&self.key)
+    pub fn host_looks(&self) -> HostLooks {
+        ring::host_looks(&self.key, self.word(ring::HOST_LOOKS_AT).load(Ordering::Relaxed))
     }
 
     /// The reply, if it is there.

@@ -18,6 +18,8 @@ pub struct HostRing {
     mapping: Mapping,
     geometry: Geometry,
     key: RingKey,
+    /// How often it began and ended to look.
+    looked: u32,
 }
 
 impl HostRing {
@@ -28,7 +30,7 @@ impl HostRing {
     pub fn new(region: &HostRegion, key: RingKey) -> Result<Self, HostRegionError> {
         // So that there is memory behind all of it.
         region.clear_ring()?;
-        Ok(Self { mapping: region.map()?, geometry: region.geometry(), key })
+        Ok(Self { mapping: region.map()?, geometry: region.geometry(), key, looked: 0 })
     }
 
     /// Query `number`, if it was asked.
@@ -80,8 +82,10 @@ impl HostRing {
     }
 
     /// Says whether the host looks for queries from now on. Whoever stops has to look once more afterwards.
-    pub fn look(&self, looks: bool) {
-        let word = if looks { ring::looks(&self.key) } else { 0 };
+    pub fn look(&mut self, looks: bool) {
+        let is_new = (self.looked % 2 == 1) != looks;
+        self.looked = self.looked.wrapping_add(is_new.into());
+        let word = ring::looks(&self.key, self.looked);
         self.mapping.word(ring::HOST_LOOKS_AT).store(word, Ordering::Relaxed);
         fence(Ordering::SeqCst);
     }
@@ -91,7 +95,7 @@ impl HostRing {
 mod tests {
     use super::*;
     use crate::layout::{LEN_MIN, SLOT_LEN};
-    use crate::ring::PIECE_LEN;
+    use crate::ring::{HostLooks, PIECE_LEN};
     use crate::{GuestRegion, GuestRing};
     use proptest::prelude::*;
     use seawall_proto::{Clean, ContentHash, Generation};
@@ -113,7 +117,7 @@ mod tests {
     /// The same ring for another session.
     fn other(file: &tempfile::NamedTempFile, key: RingKey) -> HostRing {
         let region = HostRegion::open(file.path()).unwrap();
-        HostRing { mapping: region.map().unwrap(), geometry: region.geometry(), key }
+        HostRing { mapping: region.map().unwrap(), geometry: region.geometry(), key, looked: 0 }
     }
 
     fn hash(n: u64) -> ContentHash {
@@ -128,8 +132,8 @@ mod tests {
 
     #[test]
     fn a_query_is_there_once_it_was_asked_and_so_is_its_reply() {
-        let (file, host, guest) = both(KEY);
-        let others = other(&file, RingKey([8; 32]));
+        let (file, mut host, guest) = both(KEY);
+        let mut others = other(&file, RingKey([8; 32]));
         for number in [0, 1, 63, 64, 1 << 40] {
             assert_eq!(host.query(number), None);
             let query = Query::Content { len: 70_000, slots: vec![2, 1] };
@@ -148,24 +152,28 @@ mod tests {
             assert!(!host.reply(number, Reply::Unknown));
             assert_eq!(guest.reply(number), Some(Reply::Unknown));
         }
-        assert!(!guest.host_looks());
-        host.look(true);
-        assert!(guest.host_looks());
-        host.look(false);
-        assert!(!guest.host_looks());
+        assert_eq!(guest.host_looks(), HostLooks::Away(0));
+        for times in [2, 4] {
+            host.look(true);
+            assert_eq!(guest.host_looks(), HostLooks::Now);
+            host.look(true);
+            assert_eq!(guest.host_looks(), HostLooks::Now);
+            host.look(false);
+            assert_eq!(guest.host_looks(), HostLooks::Away(times));
+        }
         others.look(true);
-        assert!(!guest.host_looks(), "it looks for another session");
+        assert_eq!(guest.host_looks(), HostLooks::Away(0), "it looks for another session");
     }
 
     #[test]
     fn where_the_region_is_gone_nobody_answers_and_nobody_dies() {
-        let (file, host, guest) = both(KEY);
+        let (file, mut host, guest) = both(KEY);
         host.look(true);
         guest.ask(0, &Query::Hash(hash(1)), Filled::Pieces(0));
         assert!(host.reply(0, clean(1)));
-        assert!(guest.host_looks() && guest.reply(0).is_some());
+        assert!(guest.host_looks() == HostLooks::Now && guest.reply(0).is_some());
         file.as_file().set_len(0).unwrap();
-        assert!(!guest.host_looks());
+        assert_ne!(guest.host_looks(), HostLooks::Now);
         assert_eq!(guest.reply(0), None);
         guest.ask(1, &Query::Hash(hash(1)), Filled::Pieces(0));
         guest.look_away(1);
@@ -202,7 +210,7 @@ mod tests {
     #[test]
     fn no_wake_is_lost() {
         const QUERIES: u64 = 20_000;
-        let (_file, host, guest) = both(KEY);
+        let (_file, mut host, guest) = both(KEY);
         let (mut to_host, mut from_guest) = UnixStream::pair().unwrap();
         let (mut to_guest, mut from_host) = UnixStream::pair().unwrap();
         for stream in [&from_guest, &from_host] {
@@ -219,10 +227,14 @@ mod tests {
                 }
                 if !asked {
                     host.look(false);
-                    while host.query(number).is_none() {
-                        from_guest.read_exact(&mut bell).expect("the doorbell rings");
-                    }
+                }
+                // It looks once each time the bell rings, which may be before anything is asked.
+                while host.query(number).is_none() {
+                    from_guest.read_exact(&mut bell).expect("the doorbell rings");
                     host.look(true);
+                    if host.query(number).is_none() {
+                        host.look(false);
+                    }
                 }
                 if !host.reply(number, clean(number)) {
                     to_guest.write_all(&number.to_le_bytes()).unwrap();
@@ -232,8 +244,18 @@ mod tests {
         });
         let mut told = None;
         for number in 0..QUERIES {
+            let mut rung = None;
+            if number % 3 == 0
+                && let HostLooks::Away(times) = guest.host_looks()
+            {
+                to_host.write_all(&[1]).unwrap();
+                rung = Some(times);
+                (0..number % 128).for_each(|_| std::hint::spin_loop());
+            }
             guest.ask(number, &Query::Hash(hash(number)), Filled::Pieces(0));
-            if !guest.host_looks() {
+            if let HostLooks::Away(times) = guest.host_looks()
+                && rung != Some(times)
+            {
                 to_host.write_all(&[1]).unwrap();
             }
             let until = Instant::now() + Duration::from_nanos(number * 104_729 % 4000);

@@ -44,4 +44,4 @@ pub use guest_ring::GuestRing;
 pub use host::{HostRegion, HostRegionError};
 pub use host_ring::HostRing;
 pub use layout::{Geometry, Header, LayoutError};
-pub use ring::{Filled, Query, Reply};
+pub use ring::{Filled, HostLooks, Query, Reply};

@@ -4,7 +4,7 @@
 //! |---|---|---|---|
 //! | 8,192 | 64 places of 128 | a [`Query`] of 64 bytes; a word that says how much of its content is there; a word that says whether the driver looks for the reply | driver |
 //! | 16,384 | 64 places of 64 | a [`Reply`] | host |
-//! | 24,576 | 8 | whether the host looks for queries | host |
+//! | 24,576 | 8 | whether the host looks for queries, and how often it has begun and ended that | host |
 //!
 //! Queries are numbered from 0 in each session, and number N stands in place N mod 64: neither side tells the other where
 //! to look. Query and reply end with a digest that is keyed by the session's [`RingKey`], so what is torn, is of another
@@ -78,10 +78,28 @@ pub(crate) fn says(key: &RingKey, word: u64, number: u64) -> Option<u8> {
     (word >> 8 == about(key, number)).then_some(word as u8)
 }
 
-/// The word of a host that looks.
-pub(crate) fn looks(key: &RingKey) -> u64 {
-    // Never that of a host that does not.
-    entry_number(&key.0) | 1
+/// Whether the host looks for queries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostLooks {
+    /// It will see what was asked before this was read.
+    Now,
+    /// It is to be told on the link; so often has it begun and ended to look.
+    Away(u32),
+}
+
+/// The word of a host that has begun and ended to look so often: it looks where that is odd.
+pub(crate) fn looks(key: &RingKey, times: u32) -> u64 {
+    entry_number(&key.0[16..]) << 32 | u64::from(times)
+}
+
+/// What such a word says. One of another session is that of a host that has never looked.
+pub(crate) fn host_looks(key: &RingKey, word: u64) -> HostLooks {
+    let times = word as u32;
+    match looks(key, times) == word {
+        true if times % 2 == 1 => HostLooks::Now,
+        true => HostLooks::Away(times),
+        false => HostLooks::Away(0),
+    }
 }
 
 /// How much of a content is there.

@@ -237,9 +237,9 @@ fn serve(
                 if ring != RingMode::Off {
                     send(&ToGuest::Ring(RING_KEY));
                     let looks = ring != RingMode::Sleeps;
-                    let desk = HostRing::new(region, RING_KEY).unwrap();
+                    let mut desk = HostRing::new(region, RING_KEY).unwrap();
                     desk.look(looks);
-                    let ring = InRing {
+                    let mut ring = InRing {
                         mode: ring,
                         seen: Arc::clone(seen),
                         region: Arc::clone(region),
@@ -337,7 +337,7 @@ struct InRing {
 }
 
 impl InRing {
-    fn answer(&self) {
+    fn answer(&mut self) {
         let (mut number, mut rung) = (0, 0);
         while !self.ended.load(Ordering::Relaxed) {
             let rings = self.seen.doorbells.load(Ordering::Relaxed);
@@ -346,26 +346,35 @@ impl InRing {
                 std::thread::sleep(Duration::from_micros(100));
                 continue;
             }
-            // The region may be unplugged for a while.
-            let mut is_filling = false;
-            while let Some(query) = self.desk.query(number) {
-                let Some(hash) = self.hash(number, &query) else {
-                    is_filling = true;
-                    break;
-                };
-                self.seen.asked.lock().unwrap().push(query);
-                let known = match self.seen.asked.lock().unwrap().last() {
-                    Some(Query::Fingerprint(_)) => hash != ContentHash([0; 32]),
-                    _ => self.seen.known.lock().unwrap().contains(&hash),
-                };
-                let generation = Generation(self.generation.load(Ordering::Relaxed));
-                let clean = known.then_some(Clean { unopened: false, generation, hash });
-                self.reply(number, clean);
-                number += 1;
+            let sleeps = self.mode == RingMode::Sleeps;
+            if sleeps {
+                self.desk.look(true);
+            }
+            let mut is_filling = self.answer_all(&mut number);
+            if sleeps {
+                self.desk.look(false);
+                is_filling |= self.answer_all(&mut number);
             }
             rung = if is_filling { rung } else { rings };
             std::thread::sleep(Duration::from_micros(50));
         }
+    }
+
+    /// Whether the content of one is not there yet. The region may be unplugged for a while.
+    fn answer_all(&self, number: &mut u64) -> bool {
+        while let Some(query) = self.desk.query(*number) {
+            let Some(hash) = self.hash(*number, &query) else { return true };
+            self.seen.asked.lock().unwrap().push(query);
+            let known = match self.seen.asked.lock().unwrap().last() {
+                Some(Query::Fingerprint(_)) => hash != ContentHash([0; 32]),
+                _ => self.seen.known.lock().unwrap().contains(&hash),
+            };
+            let generation = Generation(self.generation.load(Ordering::Relaxed));
+            let clean = known.then_some(Clean { unopened: false, generation, hash });
+            self.reply(*number, clean);
+            *number += 1;
+        }
+        false
     }
 
     /// Its content's, once that is there.

@@ -2,8 +2,8 @@
 //!
 //! The session's own thread answers. It copies a query's content piece by piece into one buffer, hashes it there while the
 //! driver fills in the next, and keeps nothing. Only that a content is clean is ever said; all else the driver asks again as
-//! a request. After an answer the thread looks for the next query for a moment, if a CPU is free for that; then it says
-//! that it looks no longer, and waits for the link.
+//! a request. After an answer, and when it was told that there will be a query, the thread looks for the next one for a
+//! moment, if a CPU is free for that; then it says that it looks no longer, and waits for the link.
 
 use super::Session;
 use crate::link::{LinkReader, ReadError};
@@ -20,7 +20,7 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-/// How long is looked for the next query after an answer.
+/// How long is looked for the next query.
 const LOOK: Duration = Duration::from_micros(100);
 /// The link is looked at after so many looks at the ring, and after so many turns.
 const LINK_EVERY: u32 = 8;
@@ -77,6 +77,8 @@ pub struct Ring {
     next: u64,
     /// As the driver knows it.
     looks: bool,
+    /// There will be a query, says the driver.
+    is_expected: bool,
     turns: u32,
     faults: u32,
     scratch: Vec<u8>,
@@ -96,13 +98,14 @@ impl Ring {
         };
         session.outbox.push(&ToGuest::Ring(key));
         let session = Arc::clone(session);
-        let (next, looks, turns, faults, scratch) = Default::default();
-        Some(Self { session, desk, next, looks, turns, faults, scratch })
+        let (next, looks, is_expected, turns, faults, scratch) = Default::default();
+        Some(Self { session, desk, next, looks, is_expected, turns, faults, scratch })
     }
 
-    /// The driver has asked something, and saw that nobody looks.
+    /// The driver has asked something or is about to, and saw that nobody looks.
     pub fn rung(&mut self) {
         if self.faults < FAULTS_MAX {
+            self.is_expected = true;
             self.set_looks(true);
         }
     }
@@ -125,7 +128,8 @@ impl Ring {
         if self.turns.is_multiple_of(LINK_EVERY) && link.read_now(|bytes| decoder.extend(bytes))? {
             return Ok(true);
         }
-        if self.serve() > 0
+        let is_expected = std::mem::take(&mut self.is_expected);
+        if (self.serve() > 0 || is_expected)
             && let Some(_looker) = Looker::new()
         {
             let until = Instant::now() + LOOK;
@@ -178,7 +182,7 @@ impl Ring {
             self.faults = FAULTS_MAX;
         }
         if self.faults == FAULTS_MAX {
-            self.looks = false;
+            self.set_looks(false);
             self.session.guest.complain(&format!("its ring is looked at no longer: {fault}"));
         }
     }
