@@ -177,7 +177,7 @@ fn verdicts(base: &Path, count: u64) -> anyhow::Result<Row> {
     Ok(Row::single(NAME, name, "MiB", mib(resident)).aim(Goal::AtMost(170.0)))
 }
 
-/// Has contents of eight bytes scanned, a number each (clamd(8), INSTREAM in a session).
+/// Has contents of eight bytes scanned, a number in digits each (clamd(8), INSTREAM in a session).
 fn scan_numbers(socket: &Path, numbers: std::ops::Range<u64>) -> anyhow::Result<()> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(Duration::from_secs(60)))?;
@@ -188,8 +188,9 @@ fn scan_numbers(socket: &Path, numbers: std::ops::Range<u64>) -> anyhow::Result<
         let until = numbers.end.min(next + AT_ONCE);
         commands.clear();
         for number in next..until {
+            // Text: a number as it is may begin like an archive.
             commands.extend_from_slice(b"zINSTREAM\0\0\0\0\x08");
-            commands.extend_from_slice(&number.to_le_bytes());
+            commands.extend_from_slice(format!("{number:08x}").as_bytes());
             commands.extend_from_slice(&[0; 4]);
         }
         stream.write_all(&commands)?;
@@ -198,7 +199,9 @@ fn scan_numbers(socket: &Path, numbers: std::ops::Range<u64>) -> anyhow::Result<
             let read = stream.read(&mut answers)?;
             ensure!(read > 0, "the session was ended");
             let answers = &answers[..read];
-            ensure!(!answers.windows(5).any(|word| word == b"ERROR"), "a scan failed");
+            let text = String::from_utf8_lossy(answers);
+            let failed = text.split('\0').find(|answer| answer.ends_with("ERROR"));
+            ensure!(failed.is_none(), "a scan failed: {}", failed.unwrap_or_default());
             left -= answers.iter().filter(|byte| **byte == 0).count() as u64;
         }
         next = until;
