@@ -295,7 +295,8 @@ pub fn together(runs: Vec<Value>) -> Option<Value> {
     let mut runs = runs.into_iter();
     let mut all = runs.next()?;
     for run in runs {
-        if run["revision"] != all["revision"] {
+        // One that could not be measured names none.
+        if !run["revision"].is_null() && run["revision"] != all["revision"] {
             all["revision"] = Value::Null;
         }
         let fields = run.as_object().cloned().unwrap_or_default();
@@ -366,6 +367,9 @@ mod tests {
             "failed": [6]
         });
         assert_eq!(all, expected);
+        let failed = serde_json::json!({ "failed": [7] });
+        let all = together(vec![all, failed]).unwrap_or_default();
+        assert!(all["revision"] == "a" && all["failed"] == serde_json::json!([6, 7]), "{all}");
         let mut other = open;
         other["revision"] = "b".into();
         let all = together(vec![all, other]).unwrap_or_default();
