@@ -43,11 +43,10 @@ pub struct Counts {
     scans: u64,
 }
 
-/// What they take, in KiB.
+/// What the host's side takes, in KiB. A driver shares its program's pages with others here, so that is measured where
+/// there is one alone.
 #[derive(Debug, Serialize)]
 pub struct Memory {
-    /// Worker and supervisor, without the region.
-    pub driver_kib: u64,
     /// Without its engine, region and private copies.
     pub service_kib: u64,
     pub engine_kib: u64,
@@ -169,7 +168,6 @@ impl Ours {
     pub fn memory(&self) -> anyhow::Result<Memory> {
         let parts = self.parts()?;
         Ok(Memory {
-            driver_kib: cpu::memory_kib(&parts.driver),
             service_kib: cpu::memory_kib(&parts.service),
             engine_kib: cpu::memory_kib(&parts.engine),
         })

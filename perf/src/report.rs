@@ -86,12 +86,6 @@ impl Figure {
         };
         case.rivals().into_iter().filter_map(figure).collect()
     }
-
-    /// Of memory, at most so many MiB.
-    pub fn of_memory(name: &str, kib: u64, goal_mib: f64) -> Self {
-        let mib = (kib as f64 / 1024.0 * 1e3).round() / 1e3;
-        Self::new(name.into(), Median { median: mib, spread: [mib, mib] }, "MiB", goal_mib)
-    }
 }
 
 /// p50 of one case over that of another, round by round; none where one of them failed in a round.
@@ -215,12 +209,8 @@ impl Results {
             writeln!(out, "quick     shows that the benchmark works; no figures to go by")?;
         }
         writeln!(out, "\n{}\n\n{}", table(&self.cases), goals(&self.rows))?;
-        if let Some(Memory { driver_kib, service_kib, engine_kib }) = &self.memory {
-            writeln!(
-                out,
-                "memory    driver and supervisor {driver_kib} KiB without the region, service \
-                 {service_kib} KiB, engine {engine_kib} KiB"
-            )?;
+        if let Some(Memory { service_kib, engine_kib }) = &self.memory {
+            writeln!(out, "memory    service {service_kib} KiB, engine {engine_kib} KiB")?;
         }
         for note in &self.notes {
             writeln!(out, "note      {note}")?;

@@ -17,7 +17,7 @@ use crate::files::Files;
 use crate::html::Plot;
 use crate::listener::Listener;
 use crate::machine::{self, Machine};
-use crate::ours::{Memory, Ours, astray};
+use crate::ours::{Ours, astray};
 use crate::outputs::Outputs;
 use crate::plan::{Amounts, Case, Pace, Random, SIZES, Setup, What};
 use crate::report::{Failure, Figure, Results, Row, distribution};
@@ -168,9 +168,6 @@ impl Bench {
         let row = |case: &Case| Some((*case, Row::of(case, &self.rounds)?));
         let cases: Vec<(Case, Row)> = Case::all().iter().filter_map(row).collect();
         let mut rows: Vec<Figure> = cases.iter().flat_map(|(c, row)| Figure::of(c, row)).collect();
-        rows.extend(memory.as_ref().map(|memory: &Memory| {
-            Figure::of_memory("memory of driver and supervisor", memory.driver_kib, 2.0)
-        }));
         rows.extend(cases.iter().flat_map(|(case, _)| Figure::of_rivals(case, &self.rounds)));
         let cases: Vec<Row> = cases.into_iter().map(|(_, row)| row).collect();
         let failed = self.failed.into_iter().map(|(name, reason)| Failure { name, reason });

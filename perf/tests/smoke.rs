@@ -100,7 +100,7 @@ fn every_row_is_there_and_positive() {
         assert!(value > 0.0 && figure["spread"][1].as_f64().unwrap() >= value, "{figure}");
         assert!(figure["met"].is_boolean() && figure["goal"]["at_most"].is_number(), "{figure}");
     }
-    for part in ["driver_kib", "service_kib", "engine_kib"] {
+    for part in ["service_kib", "engine_kib"] {
         assert!(results["memory"][part].as_u64().unwrap() > 0, "{part}");
     }
     assert!(text.contains("new file, known content"), "{text}");

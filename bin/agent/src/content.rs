@@ -6,8 +6,9 @@ use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::os::unix::fs::FileExt;
 
-/// Bytes that are read and hashed at a time: as much as BLAKE3 hashes at once. Each thread that does has a buffer of this.
-const PIECE: usize = 16 * 1024;
+/// Bytes that are read and hashed at a time: BLAKE3 hashes 16 KiB at once, but in pieces of that it takes a quarter longer (with
+/// AVX-512). Each thread that hashes something so large has a buffer of this.
+const PIECE: usize = 64 * 1024;
 /// After so many bytes it is asked whether to go on.
 const ASK_EVERY: u64 = 1 << 20;
 
@@ -28,7 +29,8 @@ pub fn hash_of(
     buffer: &mut Vec<u8>,
     go_on: impl Fn() -> bool,
 ) -> io::Result<Option<ContentHash>> {
-    buffer.resize(PIECE, 0);
+    let piece = usize::try_from(size).unwrap_or(PIECE).min(PIECE);
+    buffer.resize(piece.max(buffer.len()), 0);
     let (mut hasher, mut offset, mut asked_at) = (blake3::Hasher::new(), 0, 0);
     while offset < size {
         if offset >= asked_at {
@@ -37,7 +39,7 @@ pub fn hash_of(
             }
             asked_at = offset + ASK_EVERY;
         }
-        let most = usize::try_from(size - offset).unwrap_or(PIECE).min(PIECE);
+        let most = usize::try_from(size - offset).unwrap_or(PIECE).min(piece);
         let piece = &mut buffer[..most];
         let read = match reads {
             Reads::Waiting => file.read_at(piece, offset),

@@ -8,7 +8,7 @@ use seawall_proto::noise::{self, Initiator, Opener, Sealer};
 use seawall_proto::serial::{self, Record, Token};
 use seawall_proto::{Hello, Key, Preface, RegionId, ToGuest, ToHost, frame};
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpStream, ToSocketAddrs};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -25,8 +25,10 @@ pub enum Address {
     Vsock {
         port: u32,
     },
+    /// A number, since nobody should tell the driver which host it trusts; and a name's resolver would load the guest's own
+    /// libraries into a static program.
     Tcp {
-        host_port: String,
+        address: SocketAddr,
     },
     /// Without a path, the port with the channel's name.
     Serial {
@@ -38,7 +40,7 @@ pub enum Address {
 }
 
 impl Address {
-    /// Reads `vsock[:PORT]`, `tcp:HOST:PORT`, `serial[:PATH]` or `unix:PATH`.
+    /// Reads `vsock[:PORT]`, `tcp:ADDRESS:PORT`, `serial[:PATH]` or `unix:PATH`.
     pub fn parse(text: &str) -> Result<Self, String> {
         let (kind, rest) = text.split_once(':').unwrap_or((text, ""));
         match (kind, rest) {
@@ -47,14 +49,19 @@ impl Address {
                 Ok(port) => Ok(Self::Vsock { port }),
                 Err(_) => Err(format!("`{port}` is not a port number")),
             },
-            ("tcp", host_port) if host_port.contains(':') => {
-                Ok(Self::Tcp { host_port: host_port.into() })
-            }
+            ("tcp", address) => match address.parse() {
+                Ok(address) => Ok(Self::Tcp { address }),
+                Err(_) => Err(format!(
+                    "`{address}` is not a numeric address with a port, as 10.77.0.1:7325"
+                )),
+            },
             ("serial", "") => Ok(Self::Serial { path: None }),
             ("serial", path) => Ok(Self::Serial { path: Some(path.into()) }),
             ("unix", path) if !path.is_empty() => Ok(Self::Unix { path: path.into() }),
-            _ => Err("expected vsock, vsock:PORT, tcp:HOST:PORT, serial, serial:PATH or unix:PATH"
-                .into()),
+            _ => Err(
+                "expected vsock, vsock:PORT, tcp:ADDRESS:PORT, serial, serial:PATH or unix:PATH"
+                    .into(),
+            ),
         }
     }
 }
@@ -63,7 +70,7 @@ impl std::fmt::Display for Address {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Vsock { port } => write!(f, "vsock:{port}"),
-            Self::Tcp { host_port } => write!(f, "tcp:{host_port}"),
+            Self::Tcp { address } => write!(f, "tcp:{address}"),
             Self::Serial { path: None } => f.write_str("serial"),
             Self::Serial { path: Some(path) } => write!(f, "serial:{}", path.display()),
             Self::Unix { path } => write!(f, "unix:{}", path.display()),
@@ -119,7 +126,7 @@ impl Stream {
             Address::Vsock { port } => {
                 VsockStream::connect(&VsockAddr::new(VMADDR_CID_HOST, *port)).map(Self::Vsock)
             }
-            Address::Tcp { host_port } => connect_tcp(host_port).map(Self::Tcp),
+            Address::Tcp { address } => connect_tcp(address).map(Self::Tcp),
             Address::Serial { path } => SerialPort::open(path.as_deref()).map(Self::Serial),
             Address::Unix { path } => UnixStream::connect(path).map(Self::Unix),
         }
@@ -146,18 +153,10 @@ impl Stream {
     }
 }
 
-fn connect_tcp(host_port: &str) -> io::Result<TcpStream> {
-    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
-    for address in host_port.to_socket_addrs()? {
-        match TcpStream::connect_timeout(&address, STEP) {
-            Ok(stream) => {
-                stream.set_nodelay(true)?;
-                return Ok(stream);
-            }
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
+fn connect_tcp(address: &SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(address, STEP)?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
 }
 
 /// How bytes go out.
@@ -407,6 +406,7 @@ mod tests {
             "vsock:7325",
             "vsock:9",
             "tcp:10.77.0.1:7325",
+            "tcp:[fd00::1]:7325",
             "serial",
             "serial:/dev/vport1p1",
             "unix:/run/x.sock",
@@ -414,7 +414,9 @@ mod tests {
             assert_eq!(Address::parse(text).unwrap().to_string(), text);
         }
         assert_eq!(Address::parse("vsock").unwrap().to_string(), "vsock:7325");
-        for text in ["", "tcp", "tcp:host", "unix:", "vsock:x", "udp:1:2"] {
+        for text in
+            ["", "tcp", "tcp:host", "tcp:host:7325", "tcp:10.77.0.1", "unix:", "vsock:x", "udp:1:2"]
+        {
             assert!(Address::parse(text).is_err(), "{text}");
         }
     }

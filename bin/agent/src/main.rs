@@ -88,7 +88,7 @@ struct ControlArgs {
 /// What `run` was told.
 #[derive(Debug, Clone, Args)]
 pub struct RunArgs {
-    /// How to reach the host: vsock[:PORT], tcp:HOST:PORT, serial[:PATH] or unix:PATH.
+    /// How to reach the host: vsock[:PORT], tcp:ADDRESS:PORT, serial[:PATH] or unix:PATH.
     #[arg(long, default_value = "vsock", value_parser = link::Address::parse)]
     link: link::Address,
     /// The shared memory: `auto` (ivshmem on the PCI bus) or an ordinary file. Without it content
