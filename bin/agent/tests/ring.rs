@@ -92,6 +92,41 @@ fn known_content_is_let_through_marked_and_remembered() {
 }
 
 #[test]
+fn the_doorbell_rings_before_the_content_is_read() {
+    const FILES: usize = 50;
+    let native = start(RingMode::Sleeps);
+    let content = |n: usize| vec![n as u8; 65_536];
+    for n in 0..FILES {
+        native.write(&n.to_string(), &content(n));
+        knows(&native, &[&content(n)]);
+    }
+    native.settle();
+    // On one CPU, where whoever is rung for runs at once.
+    let cpus = rustix::thread::sched_getaffinity(None).unwrap();
+    let cpu = (0..1024).find(|cpu| cpus.is_set(*cpu)).unwrap().to_string();
+    let host = native.host.seen.thread.load(Ordering::Relaxed).to_string();
+    let driver = native.number("worker").to_string();
+    for (program, arguments) in [
+        ("taskset", ["--cpu-list", "--pid", &cpu, &host].as_slice()),
+        ("taskset", &["--all-tasks", "--cpu-list", "--pid", &cpu, &driver]),
+        ("chrt", &["--idle", "--all-tasks", "--pid", "0", &driver]),
+    ] {
+        let output = Command::new(program).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{program}: {output:?}");
+    }
+    // Another's turn may come first; were it rung later, the query would always be there.
+    let is_early = |n: usize| {
+        let before = asked(&native).len();
+        assert_eq!(fs::read(native.path(&n.to_string())).unwrap(), content(n));
+        assert!(eventually(|| asked(&native).len() > before), "it is asked in the ring");
+        // The host does not look any more.
+        std::thread::sleep(Duration::from_millis(5));
+        native.host.seen.rung_at.lock().unwrap().contains(&(before, false))
+    };
+    assert!((0..FILES).any(is_early), "{:?}", native.host.seen.rung_at.lock().unwrap());
+}
+
+#[test]
 fn what_the_host_does_not_know_to_be_clean_goes_the_long_way() {
     let native = start(RingMode::Looks);
     for n in 0..40 {

@@ -103,7 +103,8 @@ fn long(n: u8) -> Vec<u8> {
 fn known_content_is_answered_and_unknown_is_not() {
     let service = Service::start(Setup::default());
     let (mut one, mut two) = (Asker::new(&service, "g1"), Asker::new(&service, "g2"));
-    for content in [b"short".to_vec(), long(0), vec![1; 65_536], vec![2; 16_385]] {
+    let sizes = [65_536, 16_385, 65_537, 131_072].map(|len| vec![len as u8; len]);
+    for content in [b"short".to_vec(), long(0)].into_iter().chain(sizes) {
         assert_eq!(one.ask(&content), Reply::Unknown);
         assert_eq!(one.ask_by_hash(&content), Reply::Unknown);
         let verdict = one.driver.scan(&content);
@@ -120,11 +121,11 @@ fn known_content_is_answered_and_unknown_is_not() {
     assert_eq!(two.ask(b"SEAWALL-FAULT found=X"), Reply::Unknown);
     assert_eq!(two.ask_by_hash(b"SEAWALL-FAULT found=X"), Reply::Unknown);
     let counters = service.status().counters;
-    assert_eq!(counters.scans, 5, "the ring has nothing scanned");
+    assert_eq!(counters.scans, 7, "the ring has nothing scanned");
     // Only what was answered counts: as requests, and as verdicts.
-    assert_eq!(counters.requests, 5 + 16);
-    assert_eq!(counters.verdicts.clean, 4 + 16);
-    assert_eq!(service.guest("g2").verdicts.clean, 8);
+    assert_eq!(counters.requests, 7 + 24);
+    assert_eq!(counters.verdicts.clean, 6 + 24);
+    assert_eq!(service.guest("g2").verdicts.clean, 12);
     service.wait_no_copies();
 }
 

@@ -15,7 +15,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -76,6 +76,10 @@ pub struct Seen {
     /// What was asked in the ring.
     pub asked: Mutex<Vec<Query>>,
     pub doorbells: AtomicU64,
+    /// How many queries it had answered when one rang, and whether the next was there.
+    pub rung_at: Mutex<Vec<(usize, bool)>>,
+    /// The thread that hears it.
+    pub thread: AtomicI32,
     /// It hears no doorbell.
     pub deaf: AtomicBool,
 }
@@ -210,7 +214,8 @@ fn serve(
     };
     let ended = Arc::new(AtomicBool::new(false));
     let _ends = Ends(Arc::clone(&ended));
-    let mut decoder = frame::Decoder::new();
+    let (mut decoder, mut at_bell) = (frame::Decoder::new(), None::<HostRing>);
+    seen.thread.store(rustix::thread::gettid().as_raw_nonzero().get(), Ordering::Relaxed);
     let mut partial: HashMap<RequestId, Partial> = HashMap::new();
     let mut buffer = [0; 65536];
     loop {
@@ -235,6 +240,7 @@ fn serve(
                 let policy = policy.lock().unwrap().clone();
                 policy.to_parts().into_iter().for_each(|part| send(&ToGuest::Policy(part)));
                 if ring != RingMode::Off {
+                    at_bell = HostRing::new(region, RING_KEY).ok();
                     send(&ToGuest::Ring(RING_KEY));
                     let looks = ring != RingMode::Sleeps;
                     let mut desk = HostRing::new(region, RING_KEY).unwrap();
@@ -251,7 +257,12 @@ fn serve(
                     std::thread::spawn(move || ring.answer());
                 }
             }
-            ToHost::Doorbell => drop(seen.doorbells.fetch_add(1, Ordering::Relaxed)),
+            ToHost::Doorbell => {
+                let asked = seen.asked.lock().unwrap().len();
+                let is_there = at_bell.as_ref()?.query(asked as u64).is_some();
+                seen.rung_at.lock().unwrap().push((asked, is_there));
+                seen.doorbells.fetch_add(1, Ordering::Relaxed);
+            }
             ToHost::Fingerprinted(fingerprint, request) => {
                 let known = match request.part {
                     Part::Hash(hash) => {
