@@ -90,6 +90,8 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
     let signals = SignalFd::with_flags(&signals, flags).context("signalfd")?;
     let shared = Shared { args: args.clone(), groups, ledger, recording };
+    // What the worker has not, too, is not copied for it.
+    process::let_go_of_the_start();
     supervise(&shared, &signals)
 }
 
@@ -115,6 +117,8 @@ fn supervise(shared: &Shared, signals: &SignalFd) -> anyhow::Result<ExitCode> {
             }
         };
         say(&format!("worker {pid} started"));
+        // From here on it waits.
+        process::let_go_of_the_start();
         let ended = look_after(shared, signals, pid)?;
         if ended.exit_status() == Some(0) {
             say("ended");

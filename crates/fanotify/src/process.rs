@@ -33,6 +33,9 @@ pub fn fork(child: impl FnOnce() -> u8) -> io::Result<u32> {
     }
 }
 
+/// Bytes of an allocation that has a mapping of its own.
+const LARGE: libc::c_int = 32 * 1024;
+
 /// Limits and privileges of both processes: no core dumps (the kernel would hold the dump's writer at
 /// our own marks), as many descriptors as the ledger has numbers, never chosen by the OOM killer,
 /// memory that stays in memory once touched, SIGIO ignored (a lease that breaks sends it).
@@ -56,8 +59,14 @@ pub fn harden() -> Vec<String> {
     check("oom_score_adj", std::fs::write("/proc/self/oom_score_adj", "-1000"));
     // SAFETY: SIG_IGN is a valid disposition and runs no code of ours.
     unsafe { libc::signal(libc::SIGIO, libc::SIG_IGN) };
-    // SAFETY: mallopt takes two integers. One arena: many threads with one each cost megabytes.
-    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+    // One arena: many threads with one each cost megabytes. What is larger than this is given back when it is freed: a table
+    // that has grown leaves no hole.
+    for (option, value) in
+        [(libc::M_ARENA_MAX, 1), (libc::M_MMAP_THRESHOLD, LARGE), (libc::M_TRIM_THRESHOLD, LARGE)]
+    {
+        // SAFETY: mallopt takes two integers.
+        unsafe { libc::mallopt(option, value) };
+    }
     missing
 }
 
@@ -68,4 +77,44 @@ pub fn harden() -> Vec<String> {
 pub fn lock_memory() -> io::Result<()> {
     use rustix::mm::MlockAllFlags as Flags;
     Ok(rustix::mm::mlockall(Flags::CURRENT | Flags::FUTURE | Flags::ONFAULT)?)
+}
+
+/// Takes out of this process's memory what its start had of it: the allocator's free pages, and the program's own pages, of
+/// which those come back that are needed (madvise(2), MADV_DONTNEED on a private mapping of a file). For a process that
+/// mostly waits and is not locked in memory.
+pub fn let_go_of_the_start() {
+    // SAFETY: takes an integer. Not all C libraries have it.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
+    }
+    // SAFETY: the callback has the type that is wanted, and takes no data.
+    unsafe { libc::dl_iterate_phdr(Some(let_go_of_program), std::ptr::null_mut()) };
+}
+
+/// The first is the program itself (dl_iterate_phdr(3)).
+unsafe extern "C" fn let_go_of_program(
+    info: *mut libc::dl_phdr_info,
+    _size: libc::size_t,
+    _data: *mut libc::c_void,
+) -> libc::c_int {
+    // SAFETY: the caller gives what dl_iterate_phdr(3) says: headers of what is mapped for as long as we run.
+    let (base, headers) = unsafe {
+        let info = &*info;
+        (info.dlpi_addr, std::slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into()))
+    };
+    let page = rustix::param::page_size();
+    for header in headers {
+        if header.p_type != libc::PT_LOAD || header.p_flags & libc::PF_W != 0 {
+            continue;
+        }
+        let start = (base + header.p_vaddr) as usize;
+        let end = (start + header.p_memsz as usize).next_multiple_of(page);
+        let start = start - start % page;
+        let advice = rustix::mm::Advice::LinuxDontNeed;
+        // SAFETY: a segment that nobody can write and nothing is relocated in: each of its pages comes back as it is in the
+        // file.
+        let _or_not = unsafe { rustix::mm::madvise(start as *mut _, end - start, advice) };
+    }
+    1
 }

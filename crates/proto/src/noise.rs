@@ -81,7 +81,7 @@ pub fn respond(
 fn split(state: HandshakeState) -> Result<(Sealer, Opener), NoiseError> {
     let state = Arc::new(state.into_stateless_transport_mode().map_err(NoiseError::Local)?);
     let sealer = Sealer { state: Arc::clone(&state), nonce: 0 };
-    Ok((sealer, Opener { state, nonce: 0, pending: Vec::new() }))
+    Ok((sealer, Opener { state, nonce: 0, pending: Vec::new(), plain: Vec::new() }))
 }
 
 /// Encrypts what is sent.
@@ -116,6 +116,8 @@ pub struct Opener {
     state: Arc<StatelessTransportState>,
     nonce: u64,
     pending: Vec<u8>,
+    /// As large as the largest record so far.
+    plain: Vec<u8>,
 }
 
 impl Opener {
@@ -125,18 +127,18 @@ impl Opener {
     /// [`NoiseError::Peer`] when a record is not the peer's; the channel is of no use then.
     pub fn open(&mut self, bytes: &[u8], mut deliver: impl FnMut(&[u8])) -> Result<(), NoiseError> {
         self.pending.extend_from_slice(bytes);
-        let mut plain = [0; PLAIN_MAX];
         let mut at = 0;
         while let Some(length) = self.pending[at..].first_chunk::<LENGTH_LEN>() {
             let len = usize::from(u16::from_le_bytes(*length));
             let start = at + LENGTH_LEN;
             let Some(record) = self.pending.get(start..start + len) else { break };
+            self.plain.resize(self.plain.len().max(len), 0);
             let read = self
                 .state
-                .read_message(self.nonce, record, &mut plain)
+                .read_message(self.nonce, record, &mut self.plain)
                 .map_err(NoiseError::Peer)?;
             self.nonce += 1;
-            deliver(&plain[..read]);
+            deliver(&self.plain[..read]);
             at = start + len;
         }
         self.pending.drain(..at);

@@ -11,6 +11,7 @@
 //! off leaves at most the hidden file, which the next try with the same ticket replaces.
 
 use super::Place;
+use crate::content::{Reads, hash_of};
 use rustix::fs::{AtFlags, Mode, OFlags, Timespec, Timestamps, XattrFlags};
 use rustix::io::Errno;
 use seawall_proto::remedy::{
@@ -122,9 +123,9 @@ impl Restoring {
 
     fn finish(&mut self) -> Result<(), Obstacle> {
         self.file.set_len(self.restore.size).map_err(io_obstacle)?;
-        let mut hasher = blake3::Hasher::new();
-        hasher.update_reader(&self.file).map_err(io_obstacle)?;
-        if *hasher.finalize().as_bytes() != self.restore.hash.0 {
+        let Restore { size, hash, .. } = self.restore;
+        let found = hash_of(&self.file, size, Reads::Waiting, &mut Vec::new(), || true);
+        if found.map_err(io_obstacle)? != Some(hash) {
             return Err(Obstacle::Content);
         }
         set_attributes(&self.file, &self.restore.attributes)?;

@@ -270,7 +270,7 @@ impl Ring {
             if start == 0 {
                 is_archive = archive::kind(&copy[..copy.len().min(archive::HEAD)]).is_some();
             }
-            if end == len || end % HASHED_LEN == 0 {
+            if end == len || end.is_multiple_of(HASHED_LEN) {
                 hasher.update(&scratch[..at + (end - start) as usize]);
             }
         }
