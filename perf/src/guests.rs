@@ -278,7 +278,10 @@ fn crowds(base: &Path, engine: &Engine, amounts: &Amounts) -> anyhow::Result<Vec
             guests[..count].iter().map(|(stage, _)| stage.folder.as_path()).collect();
         let host = Host::start(&base.join("crowd"), engine, "", &folders)?;
         // A driver takes two of the 128 groups that a user may have (fanotify(7)): none is left for one more.
-        for path in &paths {
+        for (number, path) in paths[..each(count) as usize].iter().enumerate() {
+            if number % 100 == 0 {
+                step(format!("{count} guests at once: the host learns {number}"));
+            }
             host.ask(&["scan", path.to_str()?])?;
         }
         step(format!("{count} guests at once, opening"));
@@ -354,6 +357,7 @@ fn remembered(base: &Path, amounts: &Amounts) -> anyhow::Result<Vec<Row>> {
     open_all(&one)?;
     let [drivers, _] = host.processes()?;
     let memory = cpu::memory_kib(&drivers) as f64 / 1024.0;
+    ensure!(memory > 0.0, "the driver's memory cannot be read");
     drop(host);
     fs::remove_dir_all(base.join("remembered"))?;
     step("two guests remember them");

@@ -53,6 +53,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, bail, ensure};
 use clap::{Parser, Subcommand};
+use rustix::process::Signal;
 use seawall_lab::{Need, ensure_binaries, ensure_debian_image};
 use serde_json::Value;
 
@@ -86,6 +87,9 @@ struct Options {
     /// Two rounds of few samples: shows that the benchmark works, tells nothing about time
     #[arg(long)]
     quick: bool,
+    /// End with the process that started this one
+    #[arg(long, hide = true)]
+    with_parent: bool,
     #[command(flatten)]
     replayed: Replayed,
     #[command(flatten)]
@@ -171,6 +175,9 @@ fn main() -> ExitCode {
 }
 
 fn measure(scenarios: &[Scenario], options: &Options) -> anyhow::Result<ExitCode> {
+    if options.with_parent {
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    }
     let scenarios = if scenarios.is_empty() { &Scenario::ACCESS } else { scenarios };
     match scenarios {
         [one] if one.is_alone() => outside(options, *one),
@@ -230,7 +237,7 @@ fn run_alone(options: &Options, names: &[String]) -> anyhow::Result<(Value, bool
     if options.quick {
         run.arg("--quick");
     }
-    let status = run.arg("--json").arg(&json).status()?;
+    let status = run.args(["--with-parent", "--json"]).arg(&json).status()?;
     let text = fs::read_to_string(&json).ok().filter(|text| !text.is_empty());
     let text = text.with_context(|| format!("it was not measured ({status})"))?;
     Ok((serde_json::from_str(&text)?, status.success()))

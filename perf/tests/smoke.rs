@@ -4,8 +4,9 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use seawall_lab::{Need, ensure_binaries};
 use serde_json::Value;
@@ -14,8 +15,8 @@ use serde_json::Value;
 const BARE: [(&str, usize); 4] =
     [("unprotected", 4), ("listener", 8), ("marks_only", 4), ("clamonacc", 2)];
 const OURS: [(&str, usize); 2] = [("ours", 17), ("unmarked", 7)];
-/// Figures that have a goal, memory among them.
-const FIGURES: usize = 28;
+/// Figures that have a goal.
+const FIGURES: usize = 27;
 /// Of all scenarios that are measured when nothing is named.
 const PLOTS: usize = 5;
 
@@ -79,6 +80,7 @@ fn every_row_is_there_and_positive() {
     let (output, results, page) = all();
     let text = String::from_utf8_lossy(&output.stdout);
     assert_eq!(cases_by_setup(results), expected(&[BARE.as_slice(), &OURS].concat()));
+    let mut service_us = 0.0;
     for case in list(results, "cases") {
         for key in ["value", "p50", "p95", "p99"] {
             assert!(case[key].as_f64().unwrap() > 0.0, "{key} of {case}");
@@ -90,9 +92,11 @@ fn every_row_is_there_and_positive() {
         if ours && !repeat {
             assert!(case["ratios"]["listener"]["median"].as_f64().unwrap() > 0.0, "{case}");
             assert!(case["cpu_us"]["driver"].as_f64().unwrap() > 0.0, "{case}");
-            assert!(case["cpu_us"]["service"].as_f64().unwrap() > 0.0, "{case}");
+            // The kernel counts what runs on without a pause at its ticks alone: few opens may fall between.
+            service_us += case["cpu_us"]["service"].as_f64().unwrap();
         }
     }
+    assert!(service_us > 0.0, "{results:#}");
     let figures = rows_of("open");
     assert_eq!(figures.len(), FIGURES, "{figures:#?}");
     for figure in figures {
@@ -285,8 +289,43 @@ fn what_further_guests_cost_is_measured() {
 #[test]
 fn memory_is_measured() {
     let rows = rows_of("memory");
-    assert_eq!((rows.len(), with_goal(&rows)), (8, 1), "{rows:#?}");
+    assert_eq!((rows.len(), with_goal(&rows)), (9, 2), "{rows:#?}");
     assert!(rows.iter().all(|row| row["value"].as_f64().unwrap() > 0.0), "{rows:#?}");
+}
+
+#[test]
+fn what_one_run_has_started_ends_with_it() {
+    ensure_binaries(Need::ALL).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_seawall-perf"));
+    let command = command.args(["files", "replay", "--quick"]).stdout(Stdio::null());
+    let mut run = command.spawn().unwrap();
+    // This program for one scenario, and that in a namespace of its own.
+    let children = |pid: u32| {
+        let path = format!("/proc/{pid}/task/{pid}/children");
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        text.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<u32>>()
+    };
+    let until = Instant::now() + Duration::from_secs(60);
+    let [one, inside] = loop {
+        let one = children(run.id());
+        let inside: Vec<u32> = one.iter().flat_map(|pid| children(*pid)).collect();
+        if let ([one], [inside]) = (one.as_slice(), inside.as_slice()) {
+            break [*one, *inside];
+        }
+        assert!(Instant::now() < until, "{one:?} {inside:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    run.kill().unwrap();
+    run.wait().unwrap();
+    let runs = |pid: u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // Nobody may have waited for it.
+        stat.contains("(seawall-perf)") && !stat.contains("(seawall-perf) Z")
+    };
+    while runs(one) || runs(inside) {
+        assert!(Instant::now() < until, "{one} or {inside} goes on");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 #[test]

@@ -38,7 +38,7 @@ const LARGE: libc::c_int = 32 * 1024;
 
 /// Limits and privileges of both processes: no core dumps (the kernel would hold the dump's writer at
 /// our own marks), as many descriptors as the ledger has numbers, never chosen by the OOM killer,
-/// memory that stays in memory once touched, SIGIO ignored (a lease that breaks sends it).
+/// SIGIO ignored (a lease that breaks sends it), and an allocator that keeps little.
 ///
 /// What cannot be set is returned, for the log; protection works without it.
 #[must_use]
@@ -61,9 +61,7 @@ pub fn harden() -> Vec<String> {
     unsafe { libc::signal(libc::SIGIO, libc::SIG_IGN) };
     // One arena: many threads with one each cost megabytes. What is larger than this is given back when it is freed: a table
     // that has grown leaves no hole.
-    for (option, value) in
-        [(libc::M_ARENA_MAX, 1), (libc::M_MMAP_THRESHOLD, LARGE), (libc::M_TRIM_THRESHOLD, LARGE)]
-    {
+    for (option, value) in [(libc::M_ARENA_MAX, 1), (libc::M_MMAP_THRESHOLD, LARGE)] {
         // SAFETY: mallopt takes two integers.
         unsafe { libc::mallopt(option, value) };
     }
@@ -83,11 +81,8 @@ pub fn lock_memory() -> io::Result<()> {
 /// which those come back that are needed (madvise(2), MADV_DONTNEED on a private mapping of a file). For a process that
 /// mostly waits and is not locked in memory.
 pub fn let_go_of_the_start() {
-    // SAFETY: takes an integer. Not all C libraries have it.
-    #[cfg(target_env = "gnu")]
-    unsafe {
-        libc::malloc_trim(0);
-    }
+    // SAFETY: takes an integer.
+    unsafe { libc::malloc_trim(0) };
     // SAFETY: the callback has the type that is wanted, and takes no data.
     unsafe { libc::dl_iterate_phdr(Some(let_go_of_program), std::ptr::null_mut()) };
 }
