@@ -29,8 +29,8 @@ pub fn hash_of(
     buffer: &mut Vec<u8>,
     go_on: impl Fn() -> bool,
 ) -> io::Result<Option<ContentHash>> {
-    let piece = usize::try_from(size).unwrap_or(PIECE).min(PIECE);
-    buffer.resize(piece.max(buffer.len()), 0);
+    let len = usize::try_from(size).unwrap_or(PIECE).min(PIECE);
+    buffer.resize(len.max(buffer.len()), 0);
     let (mut hasher, mut offset, mut asked_at) = (blake3::Hasher::new(), 0, 0);
     while offset < size {
         if offset >= asked_at {
@@ -39,7 +39,7 @@ pub fn hash_of(
             }
             asked_at = offset + ASK_EVERY;
         }
-        let most = usize::try_from(size - offset).unwrap_or(PIECE).min(piece);
+        let most = usize::try_from(size - offset).unwrap_or(PIECE).min(len);
         let piece = &mut buffer[..most];
         let read = match reads {
             Reads::Waiting => file.read_at(piece, offset),

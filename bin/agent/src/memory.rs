@@ -346,6 +346,6 @@ mod tests {
         // Each time there is room for thousands.
         assert!((1..60).contains(&notes.rounds), "{}", notes.rounds);
         let bytes = notes.places.allocation_size() + notes.clean.capacity() * size_of::<Note>();
-        assert!(bytes < 6 << 20, "{bytes}");
+        assert!(bytes < 5 << 20, "{bytes}");
     }
 }
