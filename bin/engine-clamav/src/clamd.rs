@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Child;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use seawall_engine::runtime::{HelperFolders, start_helper};
 
@@ -24,6 +24,10 @@ const LOCK: &str = "in-use";
 pub const CONTENT_MAX_MIB: u64 = 2047;
 /// Seconds for which clamd waits for the next command of a session: for ever, as far as it goes.
 const FOR_EVER: u32 = 2_000_000;
+/// How long to wait between two looks at a clamd that loads.
+const LOOK: Duration = Duration::from_millis(100);
+/// How long a clamd that closed its socket may take to end.
+const ENDING: Duration = Duration::from_secs(5);
 
 /// A running clamd. It dies with the thread that started it, and so with this process.
 pub struct Clamd {
@@ -74,6 +78,19 @@ impl Clamd {
                 let words: Vec<_> = log.lines().rev().take(3).collect();
                 let words: Vec<_> = words.into_iter().rev().collect();
                 Err(io::Error::other(format!("clamd ended ({status}): {}", words.join("; "))))
+            }
+        }
+    }
+
+    /// Why it is of no use: refused connections and ended sessions are often the first that is seen of its end, and
+    /// then it says more than the error does.
+    pub fn last_words(&mut self, error: io::Error) -> io::Error {
+        let until = Instant::now() + ENDING;
+        loop {
+            match self.check() {
+                Err(words) => return words,
+                Ok(()) if Instant::now() >= until => return error,
+                Ok(()) => std::thread::sleep(LOOK),
             }
         }
     }
@@ -199,6 +216,3 @@ pub fn digest(database: &Path, more: &[&str]) -> io::Result<[u8; 32]> {
     }
     Ok(*hasher.finalize().as_bytes())
 }
-
-/// How long to wait between two looks at a clamd that loads.
-pub const LOOK: Duration = Duration::from_millis(100);

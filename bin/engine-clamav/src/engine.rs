@@ -67,18 +67,11 @@ impl Clamav {
         let mut sessions = Vec::new();
         let mut version = String::new();
         for _ in 0..start.threads.max(1) + AHEAD {
-            let mut session = clamd.session()?;
-            let told = session.version(|| clamd.check());
-            // The end of the session is the end of clamd, which says more.
-            version = match told {
-                Ok(version) => version,
-                Err(error) => {
-                    std::thread::sleep(crate::clamd::LOOK);
-                    clamd.check()?;
-                    return Err(error);
-                }
-            };
-            sessions.push(session);
+            let session = clamd.session().and_then(|mut session| {
+                version = session.version(|| clamd.check())?;
+                Ok(session)
+            });
+            sessions.push(session.map_err(|error| clamd.last_words(error))?);
         }
         if digest(&arguments.database, &[])? != before {
             return Err(io::Error::other("the signatures changed while they were loaded"));

@@ -9,6 +9,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::{Engine, LONG, WORD, daily, database, gzip, noise, start_command};
+use seawall_engine::Diagnostic;
 use seawall_engine::host::{EngineState, Outcome, ScanError};
 
 struct Own {
@@ -54,6 +55,19 @@ impl Own {
         let engine = self.handle.status().pid.unwrap();
         let children = format!("/proc/{engine}/task/{engine}/children");
         fs::read_to_string(children).unwrap().trim().parse().unwrap()
+    }
+
+    /// Why it could not start.
+    fn refusal(&self) -> Diagnostic {
+        let until = Instant::now() + LONG;
+        loop {
+            match self.handle.state() {
+                EngineState::Failed { diagnostics } => return diagnostics[0].clone(),
+                EngineState::Ready { description } => panic!("ready: {description:?}"),
+                state => assert!(Instant::now() < until, "{state:?}"),
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 }
 
@@ -270,15 +284,30 @@ fn what_stands_in_for_clamd_cannot_reach_out() {
     fs::write(&stand_in, script).unwrap();
     fs::set_permissions(&stand_in, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let engine = start_with(database.path(), &["--clamd", stand_in.to_str().unwrap()]);
-    let until = Instant::now() + LONG;
-    let reason = loop {
-        if let EngineState::Failed { diagnostics } = engine.handle.state() {
-            break diagnostics[0].reason.clone();
-        }
-        assert!(Instant::now() < until);
-        std::thread::sleep(Duration::from_millis(20));
-    };
+    let reason = engine.refusal().reason;
     assert!(reason.ends_with("clamd ended (exit status: 3): PERL; OWN-FOLDER"), "{reason}");
+}
+
+/// Its socket is closed well before it ends: connecting may be refused, or a session end.
+#[test]
+fn a_clamd_that_closes_its_socket_is_heard_out() {
+    let database = database();
+    let stand_in = database.path().join("stand-in");
+    let script = r#"#!/usr/bin/perl
+        use POSIX;
+        POSIX::close(3);
+        sleep(1);
+        my ($folder) = $ARGV[0] =~ m{--config-file=(.*)/clamd.conf$};
+        open(my $log, ">", "$folder/log");
+        print $log "no room for words\n";
+        close($log);
+        POSIX::_exit(3);
+"#;
+    fs::write(&stand_in, script).unwrap();
+    fs::set_permissions(&stand_in, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let engine = start_with(database.path(), &["--clamd", stand_in.to_str().unwrap()]);
+    let reason = engine.refusal().reason;
+    assert!(reason.ends_with("clamd ended (exit status: 3): no room for words"), "{reason}");
 }
 
 #[test]
@@ -301,22 +330,8 @@ fn a_broken_database_is_told_in_clamd_s_words() {
         }
         fs::write(folder.path().join(name), text).unwrap();
         let engine = start_with(folder.path(), &[]);
-        let until = Instant::now() + LONG;
-        loop {
-            match engine.handle.state() {
-                EngineState::Failed { diagnostics } => {
-                    let told = diagnostics[0].to_string();
-                    assert!(
-                        told.contains("clamav-start") && told.contains("clamd ended"),
-                        "{told}"
-                    );
-                    break;
-                }
-                EngineState::Ready { description } => panic!("ready with {name}: {description:?}"),
-                _ => assert!(Instant::now() < until, "{:?}", engine.handle.state()),
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        let told = engine.refusal().to_string();
+        assert!(told.contains("clamav-start") && told.contains("clamd ended"), "{name}: {told}");
     }
     let gone = start_with(Path::new("/nonexistent/clamav"), &[]);
     assert!(!gone.handle.wait_ready(Duration::from_secs(3)));
