@@ -150,7 +150,7 @@ pub struct Request {
 /// Who would wait for a scan that is under way.
 pub struct Asker {
     pub tenant: Tenant,
-    pub lane: Lane,
+    pub turn: Turn,
     pub until: Instant,
     pub reply: Box<dyn Reply>,
 }
@@ -216,9 +216,11 @@ struct Flight {
     /// Tells this flight from a later one of the same content.
     id: u64,
     waiters: Vec<Waiter>,
-    lane: Lane,
-    /// There once the copy is sealed; two where one was hurried.
-    scans: Vec<Arc<Scan>>,
+    /// When those who wait would have it by themselves, each once. In the first it is queued; it comes in whichever is
+    /// sooner.
+    turns: Vec<Turn>,
+    /// There once the copy is sealed.
+    scan: Option<Arc<Scan>>,
 }
 
 struct Waiter {
@@ -230,16 +232,32 @@ struct Waiter {
 struct Scan {
     key: Key,
     flight: u64,
-    lane: Lane,
-    given: Arc<Given>,
+    turn: Turn,
+    content: Arc<Content>,
+    named: Named,
+    engines: InUse,
     progress: Mutex<Progress>,
+}
+
+impl Drop for Scan {
+    fn drop(&mut self) {
+        self.content.charge.share().scans.fetch_sub(1, Relaxed);
+    }
 }
 
 impl Scan {
     /// These need not look any more.
     fn cancel(&self, scans: Vec<(usize, ScanId)>) {
         for (number, id) in scans {
-            self.given.engines[number].handle.cancel(id);
+            self.engines[number].handle.cancel(id);
+        }
+    }
+
+    /// Somebody waits for it, too, who would have it in this turn.
+    fn hasten(&self, turn: Turn) {
+        let asked = self.progress().asked_now();
+        for (number, id) in asked {
+            self.engines[number].handle.hasten(id, turn);
         }
     }
 
@@ -248,25 +266,12 @@ impl Scan {
     }
 }
 
-/// What is scanned, however often it is begun.
-struct Given {
-    content: Arc<Content>,
-    named: Named,
-    engines: InUse,
-}
-
 /// What the engines are told of the file, and whether the verdict is for that name alone.
 struct Named {
     meta: Metadata,
     by_name: bool,
     /// Where the verdict on an archive is kept into which nobody looked, when this one is looked into.
     closed: Option<ContentHash>,
-}
-
-impl Drop for Given {
-    fn drop(&mut self) {
-        self.content.charge.share().scans.fetch_sub(1, Relaxed);
-    }
 }
 
 fn cache_of(entries: u64) -> Cache<Key, Known> {
@@ -409,19 +414,18 @@ impl Pipeline {
         let key = Place::of(&self.generations, hash, archive, meta, &asker.tenant).key;
         let mut flights = self.flights();
         let Some(flight) = flights.by_content.get_mut(&key) else { return Err(asker) };
-        let Asker { lane, until, reply, .. } = asker;
-        let hurry = self.wait_with(flight, lane, Waiter { until, reply });
+        let Asker { turn, until, reply, .. } = asker;
+        let scan = flight.wait_with(turn, Waiter { until, reply });
         drop(flights);
-        if let Some(scan) = hurry {
-            self.go_on(&scan);
-        }
+        self.joined(scan, turn);
         Ok(())
     }
 
-    fn wait_with(&self, flight: &mut Flight, lane: Lane, waiter: Waiter) -> Option<Arc<Scan>> {
+    fn joined(&self, hasten: Option<Arc<Scan>>, turn: Turn) {
         self.metrics.joined.fetch_add(1, Relaxed);
-        flight.waiters.push(waiter);
-        flight.hurry(lane, self.engines().len())
+        if let Some(scan) = hasten {
+            scan.hasten(turn);
+        }
     }
 
     /// Has a content scanned, or joins a scan of it that is under way. Replies exactly once, unless whoever
@@ -439,17 +443,15 @@ impl Pipeline {
             meta.path = Vec::new();
             meta.guest = String::new();
         }
+        let turn = Turn { lane, client: copy.share().client };
         let id = {
             let mut flights = self.flights();
             let id = flights.next_id;
             match flights.by_content.entry(key) {
                 Entry::Occupied(mut entry) => {
-                    let hurry = self.wait_with(entry.get_mut(), lane, Waiter { until, reply });
+                    let scan = entry.get_mut().wait_with(turn, Waiter { until, reply });
                     drop(flights);
-                    if let Some(scan) = hurry {
-                        self.go_on(&scan);
-                    }
-                    return;
+                    return self.joined(scan, turn);
                 }
                 Entry::Vacant(entry) => {
                     // It may have landed since the lookup.
@@ -466,33 +468,40 @@ impl Pipeline {
                         return;
                     }
                     let waiters = vec![Waiter { until, reply }];
-                    entry.insert(Flight { id, waiters, lane, scans: Vec::new() });
+                    entry.insert(Flight { id, waiters, turns: vec![turn], scan: None });
                     flights.next_id += 1;
                     id
                 }
             }
         };
-        self.take_off(key, id, copy, Named { meta, by_name, closed });
+        self.take_off((key, id), turn, copy, Named { meta, by_name, closed });
     }
 
-    fn take_off(self: &Arc<Self>, key: Key, id: u64, copy: PrivateCopy, named: Named) {
+    fn take_off(
+        self: &Arc<Self>,
+        (key, flight): (Key, u64),
+        turn: Turn,
+        copy: PrivateCopy,
+        named: Named,
+    ) {
         let content = match Content::seal(copy) {
             Ok(sealed) => sealed,
             Err(error) => {
                 let why = format!("the private copy cannot be sealed: {error}");
-                self.land(key, id, Answer::new(Finding::Error(why), key.1));
+                self.land(key, flight, Answer::new(Finding::Error(why), key.1));
                 return;
             }
         };
         content.charge.share().scans.fetch_add(1, Relaxed);
-        let given = Arc::new(Given { content, named, engines: self.in_use() });
-        let scan = {
+        let progress = Mutex::new(Progress::new(self.engines().len()));
+        let engines = self.in_use();
+        let scan = Arc::new(Scan { key, flight, turn, content, named, engines, progress });
+        {
             let mut flights = self.flights();
             // It may have been given up meanwhile.
-            let flight = flights.by_content.get_mut(&key).filter(|flight| flight.id == id);
-            let Some(flight) = flight else { return };
-            flight.begin(key, given, self.engines().len())
-        };
+            let Some(flight) = flights.of(&scan) else { return };
+            flight.scan = Some(Arc::clone(&scan));
+        }
         self.metrics.scans.fetch_add(1, Relaxed);
         self.go_on(&scan);
     }
@@ -535,19 +544,22 @@ impl Pipeline {
         engine.scans.fetch_add(1, Relaxed);
         let (pipeline, scan_again) = (Arc::clone(self), Arc::clone(scan));
         let reply = move |report: ScanReport| pipeline.reported(number, &scan_again, report);
-        let given = &scan.given;
-        let id = given.engines[number].handle.scan(
-            given.content.bytes.clone(),
-            given.named.meta.clone(),
-            Turn { lane: scan.lane, client: given.content.charge.share().client },
+        let handle = &scan.engines[number].handle;
+        let id = handle.scan(
+            scan.content.bytes.clone(),
+            scan.named.meta.clone(),
+            scan.turn,
             engine.scan_timeout,
             reply,
         );
         let Some(id) = id else { return };
         let is_late = scan.progress().asked(number, id);
         if is_late {
-            given.engines[number].handle.cancel(id);
+            return handle.cancel(id);
         }
+        // Whoever joins from here on finds that it is asked.
+        let turns = self.flights().of(scan).map(|flight| flight.turns[1..].to_vec());
+        turns.into_iter().flatten().for_each(|turn| handle.hasten(id, turn));
     }
 
     fn reported(self: &Arc<Self>, number: usize, scan: &Arc<Scan>, report: ScanReport) {
@@ -574,31 +586,13 @@ impl Pipeline {
         scan.cancel(cancel);
     }
 
-    /// Whether another scan of the same flight goes on, to which this one, which failed, leaves it.
-    fn leaves_it_to_another(&self, scan: &Arc<Scan>) -> bool {
-        let mut flights = self.flights();
-        let flight = flights.by_content.get_mut(&scan.key).filter(|one| one.id == scan.flight);
-        let Some(flight) = flight else { return false };
-        let goes_on =
-            |other: &Arc<Scan>| !Arc::ptr_eq(other, scan) && !other.progress().is_stopped();
-        if !flight.scans.iter().any(goes_on) {
-            return false;
-        }
-        flight.scans.retain(|other| !Arc::ptr_eq(other, scan));
-        true
-    }
-
     /// Remembers what the engines found, under the generation that really looked, and answers.
     fn conclude(&self, scan: &Arc<Scan>, end: Ended) {
         let Ended { finding, cancel, reports, used } = end;
         scan.cancel(cancel);
-        let failed = matches!(finding, Finding::Error(_) | Finding::TimedOut(_));
-        if failed && self.leaves_it_to_another(scan) {
-            return;
-        }
         let generation = self.generations.of(&used);
         // Between the question and the report another set may have come, which looks at names or does not.
-        let by_name = scan.given.named.by_name;
+        let by_name = scan.named.by_name;
         let generation = generation.filter(|one| self.generations.is_by_name(*one) == by_name);
         let known = match &finding {
             Finding::Clean => Some(None),
@@ -617,7 +611,7 @@ impl Pipeline {
         // Generation 0 is older than every other: a driver remembers nothing of it.
         let generation = generation.unwrap_or_default();
         let content = match &finding {
-            Finding::Infected(_) => Some(Arc::clone(&scan.given.content)),
+            Finding::Infected(_) => Some(Arc::clone(&scan.content)),
             _ => None,
         };
         let answer =
@@ -625,7 +619,7 @@ impl Pipeline {
         self.land(scan.key, scan.flight, answer);
         let Some((known, generation)) = found else { return };
         // What lies in an archive is known from then on, also where nobody would look into it.
-        let closed = scan.given.named.closed.filter(|_| known.is_some());
+        let closed = scan.named.closed.filter(|_| known.is_some());
         if let Some(closed) = closed {
             self.cache.insert((closed, generation), known.clone());
         }
@@ -641,8 +635,6 @@ impl Pipeline {
             Entry::Occupied(entry) if entry.get().id == id => entry.remove(),
             _ => return,
         };
-        // Of two scans one was faster.
-        flight.scans.iter().for_each(|scan| Self::stop(scan));
         for waiter in flight.waiters {
             // Whoever cannot take it must not keep it from the others.
             let told = AssertUnwindSafe(|| waiter.reply.answer(answer.clone()));
@@ -664,7 +656,7 @@ impl Pipeline {
                 let gone = flight.waiters.extract_if(.., |waiter| waiter.reply.is_gone()).count();
                 let is_wanted = gone == 0 || !flight.waiters.is_empty();
                 if !is_wanted {
-                    unwanted.append(&mut flight.scans);
+                    unwanted.extend(flight.scan.take());
                 }
                 is_wanted
             });
@@ -679,24 +671,22 @@ impl Pipeline {
     }
 }
 
-impl Flight {
-    fn begin(&mut self, key: Key, given: Arc<Given>, engines: usize) -> Arc<Scan> {
-        let progress = Mutex::new(Progress::new(engines));
-        let scan = Arc::new(Scan { key, flight: self.id, lane: self.lane, given, progress });
-        self.scans.push(Arc::clone(&scan));
-        scan
+impl Flights {
+    /// The flight of a scan, unless it has landed.
+    fn of(&mut self, scan: &Scan) -> Option<&mut Flight> {
+        self.by_content.get_mut(&scan.key).filter(|flight| flight.id == scan.flight)
     }
+}
 
-    /// Someone who holds an access waits for a scan that was queued for nobody: it is queued once
-    /// more in front, and whichever ends first counts.
-    fn hurry(&mut self, lane: Lane, engines: usize) -> Option<Arc<Scan>> {
-        if !matches!((self.lane, lane), (Lane::OnDemand, Lane::OnAccess)) {
+impl Flight {
+    /// One more waits. Gives what is to be hastened for it; a scan that has not begun will be.
+    fn wait_with(&mut self, turn: Turn, waiter: Waiter) -> Option<Arc<Scan>> {
+        self.waiters.push(waiter);
+        if self.turns.contains(&turn) {
             return None;
         }
-        self.lane = Lane::OnAccess;
-        let first = self.scans.first()?;
-        let (key, given) = (first.key, Arc::clone(&first.given));
-        Some(self.begin(key, given, engines))
+        self.turns.push(turn);
+        self.scan.clone()
     }
 }
 

@@ -156,12 +156,8 @@ impl Progress {
         self.asked_now()
     }
 
-    /// Whether nothing more comes of it.
-    pub fn is_stopped(&self) -> bool {
-        self.stopped
-    }
-
-    fn asked_now(&self) -> Vec<(usize, ScanId)> {
+    /// Those that have it and have not reported.
+    pub fn asked_now(&self) -> Vec<(usize, ScanId)> {
         let asked = self.engines.iter().enumerate().filter_map(|(number, place)| match place {
             Place::Asked(Some(id)) => Some((number, *id)),
             _ => None,
@@ -202,6 +198,6 @@ mod tests {
         let Step::End(end) = progress.next(order, |_| false) else { panic!("it has not ended") };
         assert_eq!(end.used, [(0, Some(signatures)), (1, None)], "one that failed has not looked");
         assert!(matches!(progress.next(order, |_| false), Step::Wait), "nobody hears it twice");
-        assert!(progress.stop().is_empty() && progress.is_stopped());
+        assert!(progress.stop().is_empty());
     }
 }

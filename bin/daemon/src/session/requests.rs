@@ -7,7 +7,7 @@ use super::{Breach, Session};
 use crate::copy::{CopyError, HEAP_MAX, PrivateCopy};
 use crate::pipeline::{Answer, Archive, Asker, Content as Sealed, Finding, Request};
 use crate::region::OpenRegion;
-use seawall_engine::host::Lane;
+use seawall_engine::host::{Lane, Turn};
 use seawall_engine::{ArchiveLimits, Metadata};
 use seawall_proto::{
     Content, ContentHash, Ended, FileMetadata, Fingerprint, INLINE_MAX, Operation, Part, RequestId,
@@ -199,7 +199,8 @@ impl Requests {
         }
         // Another guest may just have sent it.
         let tenant = policy.tenant();
-        let asker = Asker { tenant, lane, until, reply: Box::new(reply) };
+        let turn = Turn { lane, client: self.session.guest.share.client };
+        let asker = Asker { tenant, turn, until, reply: Box::new(reply) };
         let joined = pipeline.join(hash, Archive::No, &meta, asker);
         let joined = joined.or_else(|asker| pipeline.join(hash, Archive::Opened, &meta, asker));
         if joined.is_err() {

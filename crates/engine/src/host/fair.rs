@@ -16,6 +16,9 @@ pub(super) trait Costs {
     /// Whose it is.
     fn client(&self) -> u64;
 
+    /// It is this client's from now on.
+    fn give_to(&mut self, client: u64);
+
     /// How many bytes it is about.
     fn bytes(&self) -> u64;
 }
@@ -96,11 +99,32 @@ impl<T: Costs> Fair<T> {
         }
     }
 
+    /// The first one that `is_it`: whose, and how many of that client's are before it.
+    fn find(&self, is_it: impl Fn(&T) -> bool) -> Option<(u64, usize)> {
+        let find = |waiting: &Waiting<T>| waiting.queue.iter().position(&is_it);
+        self.clients.iter().find_map(|(client, waiting)| Some((*client, find(waiting)?)))
+    }
+
+    /// Another client waits for the first one that `is_it`, too: it becomes that one's where less is before it then.
+    pub(super) fn share(&mut self, client: u64, is_it: impl Fn(&T) -> bool) {
+        let Some((owner, at)) = self.find(&is_it).filter(|(owner, _)| *owner != client) else {
+            return;
+        };
+        let before = |client: u64, most: usize| {
+            let queue = self.clients.get(&client).map(|waiting| waiting.queue.iter().take(most));
+            queue.into_iter().flatten().map(cost).sum::<u64>()
+        };
+        if before(client, usize::MAX) < before(owner, at)
+            && let Some(mut item) = self.remove(is_it)
+        {
+            item.give_to(client);
+            self.push_back(item);
+        }
+    }
+
     /// Takes out the first one that `is_it`.
     pub(super) fn remove(&mut self, is_it: impl Fn(&T) -> bool) -> Option<T> {
-        let find = |waiting: &Waiting<T>| waiting.queue.iter().position(&is_it);
-        let (client, at) =
-            self.clients.iter().find_map(|(client, waiting)| Some((*client, find(waiting)?)))?;
+        let (client, at) = self.find(is_it)?;
         let item = self.clients.get_mut(&client)?.queue.remove(at);
         self.leave(client);
         item
@@ -132,6 +156,10 @@ mod tests {
     impl Costs for Item {
         fn client(&self) -> u64 {
             self.0
+        }
+
+        fn give_to(&mut self, client: u64) {
+            self.0 = client;
         }
 
         fn bytes(&self) -> u64 {
@@ -188,6 +216,35 @@ mod tests {
         let len = fair.len();
         assert_eq!(fair.take_all().count(), len);
         assert_eq!((fair.len(), fair.pop(any)), (0, None));
+    }
+
+    #[test]
+    fn what_another_waits_for_comes_in_whichever_turn_is_sooner() {
+        let mut fair = Fair::default();
+        (0..100).for_each(|n| fair.push_back(Item(1, 10, n)));
+        (0..3).for_each(|n| fair.push_back(Item(2, 10, 200 + n)));
+        // Behind three of the second's own, and so behind six; and one that comes before those.
+        fair.share(2, |item| item.2 == 50);
+        fair.share(2, |item| item.2 == 1);
+        // Of a third that has nothing; and of one that it has already, or nobody.
+        fair.share(3, |item| item.2 == 99);
+        fair.share(3, |item| item.2 == 99);
+        fair.share(3, |item| item.2 == 1000);
+        assert_eq!(fair.len(), 103);
+        let next: Vec<_> = std::iter::from_fn(|| fair.pop(any)).collect();
+        let place = |n| next.iter().position(|item| item.2 == n).unwrap();
+        assert!(place(99) < 4 && (6..12).contains(&place(50)) && place(1) < 6, "{next:?}");
+        assert_eq!((next[place(99)].0, next[place(50)].0, next[place(1)].0), (3, 2, 1));
+        assert_eq!(next.len(), 103);
+    }
+
+    #[test]
+    fn bytes_count_for_what_is_sooner() {
+        let mut fair = Fair::default();
+        (0..4).for_each(|n| fair.push_back(Item(1, 10, n)));
+        fair.push_back(Item(2, 8 * QUANTUM, 5));
+        fair.share(2, |item| item.2 == 3);
+        assert_eq!(fair.remove(|item| item.2 == 3), Some(Item(1, 10, 3)));
     }
 
     proptest! {

@@ -113,6 +113,10 @@ impl Costs for Job {
         self.client
     }
 
+    fn give_to(&mut self, client: u64) {
+        self.client = client;
+    }
+
     fn bytes(&self) -> u64 {
         self.content.len()
     }
@@ -291,13 +295,33 @@ impl Flow {
         job.id = id;
         self.next_id += 1;
         if job.lane == Lane::OnAccess {
-            let now = job.submitted;
-            if self.accesses.insert(job.client, now).is_none() {
-                self.accesses.retain(|_, at| *at + BUSY > now);
-            }
+            self.has_access(job.client, job.submitted);
         }
         self.lane(job.lane).push_back(job);
         Ok(id)
+    }
+
+    fn has_access(&mut self, client: u64, now: Instant) {
+        if self.accesses.insert(client, now).is_none() {
+            self.accesses.retain(|_, at| *at + BUSY > now);
+        }
+    }
+
+    /// Somebody else waits for this scan, too, who would have had it at this turn: while it waits, it takes that one where
+    /// it comes sooner.
+    pub(super) fn hasten(&mut self, id: u64, turn: Turn) {
+        let is_it = |job: &Job| job.id == id;
+        let Turn { lane, client } = turn;
+        if lane == Lane::OnAccess {
+            self.has_access(client, Instant::now());
+            if let Some(job) = self.suspects.iter_mut().find(|job| is_it(job)) {
+                job.lane = lane;
+            } else if let Some(job) = self.on_demand.remove(is_it) {
+                self.on_access.push_back(Job { lane, client, ..job });
+                return;
+            }
+        }
+        self.lane(lane).share(client, is_it);
     }
 
     /// Nobody wants this scan any more. One that waits here ends at once; one at a process when the

@@ -309,6 +309,18 @@ impl EngineHandle {
         submitted.map(ScanId).map_err(|refused| refused.deliver()).ok()
     }
 
+    /// Somebody else waits for this scan, too, and would have had it at `turn`: while it waits, it takes that turn where it
+    /// comes sooner. Never blocks. One that an engine has, or that has ended, is left alone.
+    pub fn hasten(&self, scan: ScanId, turn: Turn) {
+        let mut flow = lock(&self.shared.flow);
+        flow.hasten(scan.0, turn);
+        let wake = flow.pump();
+        drop(flow);
+        if wake {
+            self.shared.wake();
+        }
+    }
+
     /// Nobody wants this report any more. A scan that waits ends at once, on the caller's thread; one that
     /// an engine has in work as soon as that looks; one that has ended is left alone.
     pub fn cancel(&self, scan: ScanId) {
