@@ -560,6 +560,8 @@ impl Connection {
                 Ok(0) => return None,
                 Ok(len) => self.decoder.extend(&bytes[..len]),
                 Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return None,
+                // With a limit no read is begun again after a signal (signal(7)).
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(error) => panic!("the service neither speaks nor ends: {error}"),
             }
         }
